@@ -1,0 +1,75 @@
+"""The command `t3`: one module for each verb, imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import tempertilt
+from tempertilt.errors import TemperTiltError
+
+VERBS = {
+    "unlearn": "make an adapter from records to forget and records to retain",
+    "generate": "answer prompts with an unlearned model",
+    "chat": "talk to an unlearned model",
+    "finetune": "make a model know a corpus (LoRA)",
+    "demo": "see a small model forget, offline, in a few minutes",
+    "list": "list methods, metrics, suites or models",
+    "env": "show versions and machine, for bug reports",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `t3`; return the exit status: 0, or 2 for a mistake that the user can mend (one message on stderr)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="t3",
+        description="Temper-Then-Tilt unlearning: make a language model stop saying what it must no longer say.",
+        epilog="The frozen weights still hold the knowledge: t3 unlearns what a served model says, not what its weights contain.",
+    )
+    parser.add_argument("--version", action="version", version=f"tempertilt {tempertilt.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    chosen = argv[0] if argv and argv[0] in VERBS else None
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        if name == chosen:
+            importlib.import_module(f"tempertilt.cli.{name}").add_arguments(verb)
+            _add_common(verb)
+    args = parser.parse_args(argv)
+    _quieten(args.verbose)
+    try:
+        return int(importlib.import_module(f"tempertilt.cli.{args.verb}").run(args) or 0)
+    except TemperTiltError as error:
+        if args.debug:
+            raise
+        print(f"t3 {args.verb}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"t3 {args.verb}: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("common")
+    group.add_argument("--debug", action="store_true", help="show a traceback where there is an error")
+    group.add_argument("--quiet", "-q", action="store_true", help="no progress bars")
+    group.add_argument("--verbose", "-v", action="store_true", help="more about what is being done, on stderr")
+
+
+def _quieten(verbose: bool) -> None:
+    """Our messages on stderr; those of libraries only if they are warnings of their own that a user can act on."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR)
+    logging.getLogger("tempertilt").setLevel(logging.INFO if verbose else logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "15")  # a line now and then, in a log
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -1,0 +1,55 @@
+"""What the verbs print: before and after, side by side."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from tempertilt.evidence import Summary
+from tempertilt.unlearn import Shown
+
+
+def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[str]:
+    """Answers before and after, then a table of likelihood and recall; lines."""
+    lines = []
+    for item in shown:
+        lines += [f"[{item.set}] {clip(item.question)}", f"  before  {clip(item.before)}", f"  after   {clip(item.after)}", ""]
+    if summaries:
+        lines += [f"{'set':<9}{'records':>8}{'P(answer) before':>19}{'after':>9}{'greedy recall before':>23}{'after':>9}"]
+        for name, s in summaries.items():
+            lines += [
+                f"{name:<9}{s.n:>8}{s.base_probability:>19.4f}{s.unlearned_probability:>9.4f}"
+                f"{_share(s.base_recalled, s.n):>23}{_share(s.unlearned_recalled, s.n):>9}"
+            ]
+        lines += [
+            "P(answer): mean over records of exp(mean log-probability of the answer's tokens). Greedy recall: records whose",
+            "answer greedy decoding gives word for word.",
+            "",
+        ]
+    return lines
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count}/{n}"
+
+
+def clip(text: str, width: int = 220) -> str:
+    """One line, shortened at a word."""
+    return textwrap.shorten(text, width, placeholder=" …") if text.strip() else "(nothing)"
+
+
+def side_by_side(left: str, right: str, titles: tuple[str, str] = ("base", "unlearned")) -> str:
+    """Two texts in columns as wide as the terminal allows, or below each other where it is narrow."""
+    width = shutil.get_terminal_size((100, 24)).columns
+    if width < 60:
+        return f"{titles[0]}: {left}\n{titles[1]}: {right}"
+    column = (width - 3) // 2
+    columns = [_wrap(f"{titles[0]}\n{left}", column), _wrap(f"{titles[1]}\n{right}", column)]
+    height = max(map(len, columns))
+    rows = zip(*(lines + [""] * (height - len(lines)) for lines in columns))
+    return "\n".join(f"{a:<{column}} | {b}".rstrip() for a, b in rows)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return [line for part in text.splitlines() for line in (textwrap.wrap(part, width) or [""])]

@@ -1,0 +1,155 @@
+"""What an adapter changed, on records: likelihood and greedy recall of their answers, and the answers themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempertilt.data.examples import Example
+from tempertilt.features import pad_batch, plan_batches
+from tempertilt.modeling import T3ForCausalLM
+
+Item = TypeVar("Item")
+
+
+class Likelihood(NamedTuple):
+    """One example under the base and under the unlearned model.
+
+    `*_log_prob` is the mean log-probability of its scored tokens (nats a token, float32 arithmetic). `*_recalled`: every
+    scored token is the most likely one, so greedy decoding gives the answer word for word.
+    """
+
+    base_log_prob: float
+    unlearned_log_prob: float
+    base_recalled: bool
+    unlearned_recalled: bool
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over records. `probability` is the mean of exp(mean log-probability of the answer's tokens)."""
+
+    n: int
+    base_probability: float
+    unlearned_probability: float
+    base_recalled: int
+    unlearned_recalled: int
+
+    @classmethod
+    def of(cls, likelihoods: Sequence[Likelihood]) -> Summary:
+        """The summary of some likelihoods; NaN where there are none."""
+        n = len(likelihoods)
+
+        def probability(log_probs: list[float]) -> float:
+            return sum(map(math.exp, log_probs)) / n if n else math.nan
+
+        return cls(
+            n,
+            probability([item.base_log_prob for item in likelihoods]),
+            probability([item.unlearned_log_prob for item in likelihoods]),
+            sum(item.base_recalled for item in likelihoods),
+            sum(item.unlearned_recalled for item in likelihoods),
+        )
+
+
+def spread(items: Sequence[Item], n: int) -> list[Item]:
+    """`n` items at even distances, or all of them if there are fewer."""
+    if n >= len(items):
+        return list(items)
+    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
+
+
+@torch.inference_mode()
+def likelihoods(model: T3ForCausalLM, examples: Sequence[Example], batch_tokens: int = 1024) -> list[Likelihood]:
+    """The likelihood of every example's scored tokens before and after, from one pass of the base model, in their order."""
+    out: dict[int, Likelihood] = {}
+    for batch in plan_batches(examples, batch_tokens):
+        chosen = [examples[i] for i in batch]
+        input_ids, attention_mask = pad_batch(chosen, model.device)
+        scored = np.zeros(input_ids.shape, dtype=bool)
+        for row, example in enumerate(chosen):
+            scored[row, : len(example)] = example.scored
+        target = torch.from_numpy(scored).to(model.device)
+        keep = target.roll(-1, dims=1)  # position 0 is never a target, so nothing wraps around
+        base, unlearned = (_score(logits, input_ids[target]) for logits in model.paired_logits(input_ids, attention_mask, keep))
+        lengths = [example.n_scored for example in chosen]
+        parts = zip(batch, *(column.split(lengths) for column in (*base, *unlearned)))
+        for i, base_lp, base_hit, lp, hit in parts:
+            out[i] = Likelihood(float(base_lp.mean()), float(lp.mean()), bool(base_hit.all()), bool(hit.all()))
+    return [out[i] for i in range(len(examples))]
+
+
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `(N,)` of the targets, and whether each is the most likely token `(N,)`."""
+    logits = logits.float()
+    log_probs = logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    return log_probs, logits.argmax(-1) == targets
+
+
+@torch.inference_mode()
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 200, batch_size: int = 8, base: bool = False
+) -> list[str]:
+    """Greedy continuations of prompts given as token ids, as text without special tokens, in their order.
+
+    Args:
+        model: a `T3ForCausalLM` or any causal LM of transformers.
+        base: with a `T3ForCausalLM`: the base model's answers, the adapter switched off.
+    """
+    ids = greedy_token_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, base=base)
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+
+
+@torch.inference_mode()
+def greedy_token_ids(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 8,
+    base: bool = False,
+    on_batch: Callable[[int], object] = lambda _done: None,
+) -> list[list[int]]:
+    """Token ids of greedy continuations, cut after the first end-of-sequence token, in the order of `prompts`.
+
+    Prompts are batched by length and padded on the left. `on_batch` is told how many prompts each finished batch had.
+    """
+    off = model.disable() if base and isinstance(model, T3ForCausalLM) else nullcontext()
+    stops = _stop_ids(model, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    out: dict[int, list[int]] = {}
+    with off:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            input_ids, mask = pad_left([prompts[i] for i in batch], tokenizer.pad_token_id or 0, model.device)
+            generated = model.generate(
+                input_ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(stops) or None, pad_token_id=tokenizer.pad_token_id or 0, temperature=None, top_k=None, top_p=None,
+            )  # fmt: skip
+            for i, row in zip(batch, generated[:, input_ids.shape[1] :].tolist()):
+                end = next((j + 1 for j, token in enumerate(row) if token in stops), len(row))
+                out[i] = row[:end]
+            on_batch(len(batch))
+    return [out[i] for i in range(len(prompts))]
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Left-padded `input_ids (B, T)` and `attention_mask (B, T)` int64 on `device`."""
+    width = max(map(len, prompts))
+    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
+    configured = model.generation_config.eos_token_id
+    stops = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return {stop for stop in stops if stop is not None}

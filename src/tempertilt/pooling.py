@@ -1,0 +1,190 @@
+"""Causal pooling of hidden states, and its incremental state as one more layer of the model's cache.
+
+"mean" pooling (the paper): `c_t = sum_{i <= t} m_i h_i / max(1, sum_{i <= t} m_i)` with `m` the attention mask.
+"last" pooling: `c_t = h_t`, no state at all.
+
+Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t` (d numbers).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DummyLayer
+
+from tempertilt.errors import ConfigError, TemperTiltError
+
+Pooling = Literal["mean", "last"]
+
+
+def check_pooling(pooling: str) -> Pooling:
+    """Return `pooling`; raise `ConfigError` if it is not one of the known kinds."""
+    if pooling not in get_args(Pooling):
+        raise ConfigError(f"pooling is {pooling!r}; valid are {', '.join(get_args(Pooling))}")
+    return pooling  # type: ignore[return-value]
+
+
+def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Running mean over the positions up to and including each one, padding left out.
+
+    Args:
+        states: `(B, T, r)`.
+        mask: `(B, T)`, 1 = real token; None = all real.
+
+    Returns:
+        `(B, T, r)` float32; 0 where no real token has been seen yet.
+    """
+    sums, counts = _masked_cumsum(states, mask)
+    return sums / counts.clamp(min=1).unsqueeze(-1)
+
+
+def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
+    """Pool whole sequences: `(B, T, r)` states and `(B, T)` mask to `(B, T, r)` float32."""
+    return causal_mean(states, mask) if pooling == "mean" else states.float()
+
+
+def _masked_cumsum(states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cumulative sums `(B, T, r)` and counts `(B, T)` in float32."""
+    states = states.float()
+    if mask is None:
+        counts = torch.arange(1, states.shape[1] + 1, device=states.device, dtype=torch.float32)
+        return states.cumsum(1), counts.expand(states.shape[0], -1)
+    mask = mask.to(device=states.device, dtype=torch.float32)
+    return (states * mask.unsqueeze(-1)).cumsum(1), mask.cumsum(1)
+
+
+class PoolingLayer(DummyLayer):  # type: ignore[misc]
+    """The running sums of `u` as one more layer of a transformers cache, in r numbers and a count per position.
+
+    Being a cache layer, it is reordered with the beams, cropped after rejected drafts, repeated, selected and reset
+    together with the keys and values. To the masks of the base model it is a dummy layer: it holds none of its keys.
+
+    Args:
+        max_length: number of positions to allocate at once, for static caches (all updates are then done in place, at
+            addresses that don't change, as compiled decoding needs); None grows by doubling.
+    """
+
+    def __init__(self, max_length: int | None = None) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.sums: Tensor | None = None  # (B, capacity, r)
+        self.counts: Tensor | None = None  # (B, capacity)
+        self.length = 0  # positions held; unused when static
+        self.position: Tensor | None = None  # the same as a tensor, when static
+
+    @property
+    def is_compileable(self) -> bool:  # type: ignore[override]
+        return self.max_length is not None
+
+    def advance(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Append `(B, n, r)` projected states and return their causal means `(B, n, r)`, float32.
+
+        `mask` is `(B, n)`, 1 = real token, or None.
+        """
+        sums, counts = _masked_cumsum(states, mask)
+        if self.max_length is not None:
+            sums, counts = self._append_static(sums, counts)
+        else:
+            sums, counts = self._append_dynamic(sums, counts)
+        return sums / counts.clamp(min=1).unsqueeze(-1)
+
+    def _append_dynamic(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        n = sums.shape[1]
+        if self.sums is None or self.counts is None:
+            self.sums, self.counts = _allocate(sums, max(64, 2 * n))
+        elif self.length:
+            if self.sums.shape[0] != sums.shape[0]:
+                raise TemperTiltError(f"the cache holds {self.sums.shape[0]} sequences, the input has {sums.shape[0]}")
+            sums = sums + self.sums[:, self.length - 1 : self.length]
+            counts = counts + self.counts[:, self.length - 1 : self.length]
+        if self.length + n > self.sums.shape[1]:
+            grown_sums, grown_counts = _allocate(sums, 2 * (self.length + n))
+            grown_sums[:, : self.length] = self.sums[:, : self.length]
+            grown_counts[:, : self.length] = self.counts[:, : self.length]
+            self.sums, self.counts = grown_sums, grown_counts
+        self.sums[:, self.length : self.length + n] = sums.detach()
+        self.counts[:, self.length : self.length + n] = counts
+        self.length += n
+        return sums, counts
+
+    def _append_static(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        if self.sums is None or self.counts is None or self.position is None:
+            assert self.max_length is not None
+            self.sums, self.counts = _allocate(sums, self.max_length)
+            self.position = torch.zeros((), dtype=torch.long, device=sums.device)
+        before = (self.position - 1).clamp(min=0).reshape(1)
+        started = (self.position > 0).to(sums.dtype)
+        sums = sums + started * self.sums.index_select(1, before)
+        counts = counts + started * self.counts.index_select(1, before)
+        where = torch.arange(sums.shape[1], device=sums.device) + self.position
+        self.sums.index_copy_(1, where, sums.detach())
+        self.counts.index_copy_(1, where, counts)
+        self.position.add_(sums.shape[1])
+        return sums, counts
+
+    def reset(self) -> None:
+        """Forget every position."""
+        self.length = 0
+        if self.position is not None:
+            self.position.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last `abs(tokens_to_remove)` positions (transformers passes the number negated)."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}")
+        if self.position is not None:
+            self.position.add_(tokens_to_remove).clamp_(min=0)
+        self.length = max(0, self.length + tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put the sequences in the order of `beam_idx (B,)`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence `repeats` times."""
+        if self.sums is not None and self.counts is not None:
+            self.sums = self.sums.repeat_interleave(repeats, dim=0)
+            self.counts = self.counts.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences at `indices`."""
+        if self.sums is not None and self.counts is not None:
+            indices = indices.to(self.sums.device)
+            self.sums = self.sums[indices]
+            self.counts = self.counts[indices]
+
+
+def _allocate(like: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    batch, _, rank = like.shape
+    return like.new_zeros(batch, capacity, rank, dtype=torch.float32), like.new_zeros(batch, capacity, dtype=torch.float32)
+
+
+def pooling_layer(cache: Cache, past_length: int | Tensor) -> PoolingLayer:
+    """The pooling layer of `cache`, added after the model's own layers on first use.
+
+    Args:
+        cache: the cache that the base model has just filled.
+        past_length: positions that it held before that; a new layer can only start at 0.
+
+    Raises:
+        TemperTiltError: the cache holds positions that the pooling layer has not seen (it was filled by the base model
+            alone, or while the adapter was disabled).
+    """
+    layer = next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
+    if layer is None:
+        static = cache.is_compileable and cache.get_max_length() > 0
+        layer = PoolingLayer(cache.get_max_length() if static else None)
+        cache.layers.append(layer)
+        seen = 0
+    elif layer.max_length is not None:
+        return layer  # the position is a tensor on the device: comparing it would stall every step
+    else:
+        seen = layer.length
+    if int(past_length) != seen:
+        raise TemperTiltError(
+            f"this cache holds {int(past_length)} positions, of which the adapter has seen {seen}: it was filled by the base "
+            "model alone, or while the adapter was disabled. Start with a new cache."
+        )
+    return layer

@@ -1,0 +1,73 @@
+"""Where tempertilt keeps what can be made again, and how it writes files: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from tempertilt.errors import TemperTiltError
+
+
+def cache_dir() -> Path:
+    """The cache: `$TEMPERTILT_CACHE`, else `$XDG_CACHE_HOME/tempertilt`, else `~/.cache/tempertilt` (not created here)."""
+    if named := os.environ.get("TEMPERTILT_CACHE"):
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tempertilt"
+
+
+def make_dir(path: Path) -> Path:
+    """Create `path` with its parents; `TemperTiltError` if it is a file or cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-{secrets.token_hex(4)}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise TemperTiltError(f"cannot write in the directory {str(path)!r}: {error.strerror or error}. Name another one.") from error
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+
+    A process that is killed leaves `path` as it was; its temporary file is removed by `remove_unfinished`.
+    """
+    temporary = path.with_name(f".unfinished-{secrets.token_hex(6)}-{path.name}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise TemperTiltError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporary files that a killed `write_whole` left in `directory`."""
+    for leftover in directory.glob(".unfinished-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,269 @@
+"""From a removal request to an adapter: records -> examples -> features -> head -> adapter, and what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tempertilt.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
+from tempertilt.base import BaseModel
+from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_prompt
+from tempertilt.data.records import Record, RecordSets
+from tempertilt.environment import environment
+from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
+from tempertilt.evidence import Summary, greedy_answers, likelihoods, spread
+from tempertilt.features import ExtractionStats, FeatureConfig, FeatureStore, example_key, extract_features, store_name
+from tempertilt.fit import FitConfig, FitResult, fit_head
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.storage import cache_dir, make_dir, write_text
+from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature
+
+log = logging.getLogger("tempertilt")
+
+REPORT = "unlearn.json"
+
+
+@dataclass(frozen=True)
+class TiltConfig:
+    """The settings of the guided law; all can be changed after loading."""
+
+    temperature: float = field(default=2.5, metadata={"help": "T: the base's logits are divided by it (1 = no tempering)"})
+    guidance_scale: float = field(default=1.0, metadata={"help": "s: weight of the tilt (0 = no tilt)"})
+    forget_prior: float = field(default=0.5, metadata={"help": "share of forget text in the base's law; 0.5 = the paper's tilt"})
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_guidance_scale(self.guidance_scale)
+        check_forget_prior(self.forget_prior)
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    """How much of the change is measured and shown."""
+
+    report_records: int = field(default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"})
+    show: int = field(default=3, metadata={"help": "records of each set whose greedy answers are shown; 0 = none"})
+    max_new_tokens: int = field(default=128, metadata={"help": "length of a shown answer, tokens"})
+
+    def __post_init__(self) -> None:
+        if self.report_records < 0 or self.show < 0 or self.max_new_tokens < 1:
+            raise ConfigError(
+                f"report_records is {self.report_records}, show {self.show}, max_new_tokens {self.max_new_tokens}; "
+                "valid are >= 0, >= 0 and >= 1"
+            )
+
+
+@dataclass(frozen=True)
+class UnlearnConfig:
+    """One configuration for each step of the flow."""
+
+    examples: ExampleConfig = field(default_factory=ExampleConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    tilt: TiltConfig = field(default_factory=TiltConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+
+    def recipe(self) -> dict[str, Any]:
+        """The options that decide what the adapter is, flat and JSON-ready."""
+        return {**asdict(self.examples), **asdict(self.features), **asdict(self.fit), **asdict(self.tilt)}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A record's greedy answers before and after."""
+
+    set: str
+    source: str
+    question: str
+    truth: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class UnlearnResult:
+    """The unlearned model and how it came about. `fit` and `extraction` are None where a finished adapter was reused."""
+
+    model: T3ForCausalLM
+    directory: Path
+    reused: bool
+    extraction: ExtractionStats | None
+    fit: FitResult | None
+    summaries: dict[str, Summary]
+    shown: list[Shown]
+    seconds: dict[str, float]
+
+    def report(self) -> dict[str, Any]:
+        """What `unlearn.json` holds."""
+        return {
+            "reused": self.reused,
+            "seconds": self.seconds,
+            "extraction": asdict(self.extraction) if self.extraction else None,
+            "fit": self.fit.summary() if self.fit else None,
+            "likelihood": {name: asdict(summary) for name, summary in self.summaries.items()},
+            "answers": [asdict(item) for item in self.shown],
+            "environment": environment(),
+        }
+
+
+def unlearn(
+    base: BaseModel,
+    sets: RecordSets,
+    output_dir: Path,
+    config: UnlearnConfig | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> UnlearnResult:
+    """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
+
+    An adapter in `output_dir` that was made from the same model, records and options is reused.
+
+    Raises:
+        AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
+        TemperTiltError: a record, an option, the model or the directory is not usable; each says what is valid.
+    """
+    config = config or UnlearnConfig()
+    clock = _Clock()
+    records = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout or []}
+    with clock("tokenise"):
+        examples = {name: build_examples(of, base.tokenizer, config.examples) for name, of in records.items()}
+    key = run_key(base, examples, config)
+    with output_directory(output_dir):
+        if _finished(output_dir, key, overwrite):
+            log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
+            adapter, head = load_adapter(output_dir)
+            model, extraction, fit = T3ForCausalLM(base.model, head, adapter), None, None
+        else:
+            model, extraction, fit = _make(base, records, examples, config, key, output_dir, clock, progress)
+        with clock("evidence"):
+            summaries = _summaries(model, examples, config.evidence)
+            shown = _shown(model, base, records, config)
+        result = UnlearnResult(model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds)
+        write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
+    return result
+
+
+def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:
+    """A hash of everything that decides the adapter: model, tokens, documents, options; 32 hex digits."""
+    content = {
+        "fingerprint": base.fingerprint,
+        "examples": {name: [(example_key(e), e.document) for e in examples[name]] for name in ("forget", "retain")},
+        "config": config.recipe(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """Make `path`, and take it away again if it was not there before and an error leaves it empty."""
+    if path.exists() and not path.is_dir():
+        raise TemperTiltError(f"--output-dir {str(path)!r} is a file; name a directory")
+    existed = path.is_dir()
+    make_dir(path)
+    try:
+        yield
+    except BaseException:
+        if not existed and not any(path.iterdir()):
+            path.rmdir()
+        raise
+
+
+def _finished(directory: Path, key: str, overwrite: bool) -> bool:
+    """Whether `directory` holds the adapter `key`; refuse to write over anything else unless told to."""
+    foreign = sorted(
+        path.name for path in directory.iterdir() if path.name not in (CONFIG, WEIGHTS, CARD, REPORT) and not path.name.startswith(".unfinished-")
+    )
+    if foreign:
+        raise AdapterError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
+    if not (directory / CONFIG).is_file() or overwrite:
+        return False
+    if read_config(directory).training.get("key") != key:
+        raise AdapterError(
+            f"{str(directory)!r} holds an adapter made from another model, other records or other options; "
+            "name another directory, or replace it with --overwrite"
+        )
+    return True
+
+
+def _make(
+    base: BaseModel,
+    records: dict[str, list[Record]],
+    examples: dict[str, list[Example]],
+    config: UnlearnConfig,
+    key: str,
+    output_dir: Path,
+    clock: _Clock,
+    progress: bool,
+) -> tuple[T3ForCausalLM, ExtractionStats, FitResult]:
+    """Extract, fit, save."""
+    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features)
+    together = examples["forget"] + examples["retain"]
+    with clock("features"):
+        features, extraction = extract_features(base.model, together, FeatureStore(make_dir(directory)), config.features, progress=progress)
+    split = len(examples["forget"])
+    with clock("fit"):
+        fit = fit_head(
+            retain=features.subset(range(split, len(together))),
+            forget=features.subset(range(split)),
+            config=config.fit,
+            base_parameters=base.model.num_parameters(),
+            device=base.model.get_output_embeddings().weight.device,
+            progress=progress,
+        )
+    training = {
+        "key": key,
+        "config": config.recipe(),
+        "forget_records": len(records["forget"]),
+        "retain_records": len(records["retain"]),
+        "fit": {name: value for name, value in fit.summary().items() if name not in ("seconds", "history")},
+    }
+    with clock("save"):
+        model = T3ForCausalLM.from_base(
+            base.model, fit.head, **asdict(config.tilt), pooling=config.features.pooling,
+            name=base.name, peft_adapter=base.peft_adapter, training=training,
+        )  # fmt: skip
+        save_adapter(output_dir, model.head, model.adapter_config)
+    return model, extraction, fit
+
+
+def _summaries(model: T3ForCausalLM, examples: dict[str, list[Example]], config: EvidenceConfig) -> dict[str, Summary]:
+    chosen = {name: spread(of, config.report_records) for name, of in examples.items() if of and config.report_records}
+    return {name: Summary.of(likelihoods(model, of)) for name, of in chosen.items()}
+
+
+def _shown(model: T3ForCausalLM, base: BaseModel, records: dict[str, list[Record]], config: UnlearnConfig) -> list[Shown]:
+    """Greedy answers of some records of each set, before and after."""
+    if not config.evidence.show:
+        return []
+    chosen = [(name, record) for name, of in records.items() for record in spread(of, config.evidence.show)]
+    prompts = [encode_prompt(record, base.tokenizer, config.examples) for _, record in chosen]
+    before, after = (
+        greedy_answers(model, base.tokenizer, prompts, max_new_tokens=config.evidence.max_new_tokens, base=off) for off in (True, False)
+    )
+    return [
+        Shown(name, record.source, record.question, record.answer, was, now)
+        for (name, record), was, now in zip(chosen, before, after)
+    ]
+
+
+class _Clock:
+    """Wall seconds of named steps."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
