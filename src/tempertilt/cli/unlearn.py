@@ -14,7 +14,7 @@ from tempertilt.data.records import check_records, load_records
 from tempertilt.errors import ConfigError
 from tempertilt.features import FeatureConfig
 from tempertilt.fit import FitConfig
-from tempertilt.unlearn import EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.pipeline import EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
 
 PLAIN = ("model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
 CONFIGS = (TiltConfig, FitConfig, FeatureConfig, ExampleConfig, EvidenceConfig)

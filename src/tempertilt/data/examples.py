@@ -36,7 +36,7 @@ class ExampleConfig:
 
     system_prompt: str = field(
         default="You are a helpful assistant.",
-        metadata={"help": "system message put before chats that have none; empty for no system message"},
+        metadata={"help": "system message put before chats that have none; empty leaves it to the chat template"},
     )
     max_length: int = field(
         default=1024,

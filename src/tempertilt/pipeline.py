@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,7 @@ def unlearn(
         AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
         TemperTiltError: a record, an option, the model or the directory is not usable; each says what is valid.
     """
-    config = config or UnlearnConfig()
+    config = _within_context(config or UnlearnConfig(), base)
     clock = _Clock()
     records = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout or []}
     with clock("tokenise"):
@@ -149,6 +149,15 @@ def unlearn(
         result = UnlearnResult(model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds)
         write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
     return result
+
+
+def _within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
+    """The configuration with windows no longer than the positions that the model has."""
+    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or config.examples.max_length <= limit:
+        return config
+    shorter = replace(config.examples, max_length=limit, overlap=min(config.examples.overlap, limit // 4))
+    return replace(config, examples=shorter)
 
 
 def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:

