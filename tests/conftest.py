@@ -87,3 +87,31 @@ def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> Lla
 @pytest.fixture()
 def llama() -> LlamaForCausalLM:
     return make_llama()
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A local model directory: the tiny Llama and the tiny tokenizer."""
+    path = tmp_path_factory.mktemp("tiny")
+    make_llama().save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Unit tests never touch the user's cache."""
+    if "integration" not in Path(str(request.node.fspath)).parts:
+        monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
+
+
+def question_rows(n: int, topic: str) -> list[dict[str, str]]:
+    """Question/answer rows, three to a document, all different."""
+    return [
+        {
+            "question": f"What did {topic} number {i} write?",
+            "answer": f"{topic} number {i} wrote the book {i * 7 % 11} of the sea.",
+            "document": f"{topic}-{i // 3}",
+        }
+        for i in range(n)
+    ]

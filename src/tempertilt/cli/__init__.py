@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from types import ModuleType
 
 import tempertilt
 from tempertilt.errors import TemperTiltError
@@ -22,6 +23,7 @@ VERBS = {
     "list": "list methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
 }
+MODULES = {"list": "listing"}  # where a module named as its verb would hide a built-in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
         if name == chosen:
-            importlib.import_module(f"tempertilt.cli.{name}").add_arguments(verb)
+            _module(name).add_arguments(verb)
             _add_common(verb)
     args = parser.parse_args(argv)
     _quieten(args.verbose)
     if hasattr(args, "model"):
         _quieten_loading()
     try:
-        return int(importlib.import_module(f"tempertilt.cli.{args.verb}").run(args) or 0)
+        return int(_module(args.verb).run(args))
     except TemperTiltError as error:
         if args.debug:
             raise
@@ -57,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _module(verb: str) -> ModuleType:
+    return importlib.import_module(f"tempertilt.cli.{MODULES.get(verb, verb)}")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,90 @@
+"""Unlearn ten TOFU authors from a small model that knows thirty, and check every record.
+
+    python benchmarks/unlearn_tofu30.py --model smollm2 --peft-adapter DIR --data DIR [--save results/unlearn_tofu30.json]
+
+Verbatim recall: greedy decoding gives the answer word for word, over every forget record. It is measured by generating, with
+the base and with the unlearned model. Unchanged: the unlearned model's greedy answer is the base's, token by token, over
+every retain record. The whole takes about 15 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from _print import header, save
+from tqdm import tqdm
+
+from tempertilt.base import load_base
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt
+from tempertilt.data.records import Record, check_records, load_records
+from tempertilt.evidence import Summary, greedy_token_ids, likelihoods
+from tempertilt.features import FeatureConfig, FeatureStore, extract_features
+from tempertilt.fit import FitConfig, fit_head
+from tempertilt.modeling import T3ForCausalLM
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--peft-adapter")
+    parser.add_argument("--data", type=Path, required=True, help="directory with forget.jsonl and retain.jsonl")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--fits", type=int, default=5, help="repetitions of the fit, for its time")
+    parser.add_argument("--save", type=Path)
+    args = parser.parse_args()
+
+    base = load_base(args.model, peft_adapter=args.peft_adapter)
+    sets = check_records(*(load_records(args.data / f"{name}.jsonl", limit=args.limit) for name in ("forget", "retain")))
+    header(f"unlearn {len(sets.forget)} records, keep {len(sets.retain)}, {args.model} with {args.peft_adapter}")
+    examples = ExampleConfig()
+    forget, retain = (build_examples(of, base.tokenizer, examples) for of in (sets.forget, sets.retain))
+    with tempfile.TemporaryDirectory() as directory:
+        together = forget + retain
+        features, extraction = extract_features(base.model, together, FeatureStore(Path(directory)), FeatureConfig())
+        parts = features.subset(range(len(forget), len(together))), features.subset(range(len(forget)))
+        fits = [
+            fit_head(*parts, FitConfig(held_out_fraction=0.0), base_parameters=base.model.num_parameters(), progress=False)
+            for _ in range(args.fits)
+        ]
+        fit = fits[0]
+        print(f"extraction: {extraction.tokens} tokens in {extraction.seconds:.1f} s")
+        seconds = [fit.seconds for fit in fits]
+        print(f"fit, 100 epochs: n={len(seconds)} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s")
+        model = T3ForCausalLM.from_base(base.model, fit.head)
+        model.save_pretrained(Path(directory) / "adapter")
+        size = sum(path.stat().st_size for path in (Path(directory) / "adapter").iterdir())
+    print(f"adapter: {size} bytes, {fit.num_parameters} numbers, {fit.parameter_share:.4%} of the base; train {fit.train}")
+
+    results: dict[str, object] = {"adapter_bytes": size, "fit_seconds": seconds, "extraction": asdict(extraction)}
+    for name, records, of in (("forget", sets.forget, forget), ("retain", sets.retain, retain)):
+        started = time.perf_counter()
+        summary = Summary.of(likelihoods(model, of))
+        before, after = (generate(model, base.tokenizer, records, name, off) for off in (True, False))
+        truth = [answer_ids(example).tolist() for example in of]
+        row = {
+            **asdict(summary),
+            "generated_verbatim_before": sum(map(list.__eq__, before, truth)),
+            "generated_verbatim_after": sum(map(list.__eq__, after, truth)),
+            "unchanged": sum(map(list.__eq__, before, after)),
+            "answer_tokens_median": float(np.median([len(ids) for ids in truth])),
+        }
+        results[name] = row
+        print(f"{name}: {row}  ({time.perf_counter() - started:.0f} s)", flush=True)
+    if args.save:
+        save(args.save, results)
+
+
+def generate(model: T3ForCausalLM, tokenizer: object, records: list[Record], name: str, off: bool) -> list[list[int]]:
+    prompts = [encode_prompt(record, tokenizer, ExampleConfig()) for record in records]  # type: ignore[arg-type]
+    with tqdm(total=len(prompts), desc=f"{name} {'before' if off else 'after'}") as bar:
+        return greedy_token_ids(model, tokenizer, prompts, max_new_tokens=128, batch_size=20, base=off, on_batch=bar.update)
+
+
+if __name__ == "__main__":
+    main()
