@@ -1,0 +1,310 @@
+"""Make a model know a corpus: LoRA (by peft) on the upper layers, with the frozen lower layers run only once.
+
+The lower layers have no trained weights, so the hidden states that they hand up never change. They are computed once for
+every example and replayed while the upper layers train.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tempertilt.base import body_of, last_hidden_state
+from tempertilt.data.examples import Example
+from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
+from tempertilt.features import pad_batch, plan_batches
+
+log = logging.getLogger("tempertilt")
+
+MEGABATCH = 16  # batches whose examples are sorted by length together
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How a model is made to know a corpus. The base model stays in eval mode; only LoRA dropout is random."""
+
+    lora_rank: int = field(default=32, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=64, metadata={"help": "LoRA's alpha"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA's dropout"})
+    train_layers: float = field(default=0.5, metadata={"help": "share of the layers that train, from the top"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's highest learning rate"})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising rate; then cosine decay"})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay"})
+    epochs: int = field(default=7, metadata={"help": "passes over the records"})
+    train_batch_size: int = field(default=8, metadata={"help": "records in a batch"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    seed: int = field(default=0, metadata={"help": "seed of LoRA's initial weights and of the order of the records"})
+    cache_lower_layers: bool = field(default=True, metadata={"help": "run the frozen lower layers once and keep their states"})
+    max_cache_gib: float = field(default=4.0, metadata={"help": "keep them only up to this size, GiB"})
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "lora_alpha", "epochs", "train_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
+        if not 0 < self.train_layers <= 1:
+            raise ConfigError(f"train_layers is {self.train_layers}; valid is a number in (0, 1]")
+        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
+            raise ConfigError(f"learning_rate is {self.learning_rate}, max_grad_norm {self.max_grad_norm}; valid are numbers > 0")
+        if not 0 <= self.lora_dropout < 1 or not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"lora_dropout is {self.lora_dropout}, warmup_ratio {self.warmup_ratio}; valid are numbers in [0, 1)")
+        if self.weight_decay < 0 or self.max_cache_gib < 0:
+            raise ConfigError(f"weight_decay is {self.weight_decay}, max_cache_gib {self.max_cache_gib}; valid are numbers >= 0")
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A model with trained LoRA weights (`model.save_pretrained` writes the adapter) and how it was trained.
+
+    `losses` are mean token losses of the epochs, nats; `tokens_per_second` counts all tokens, prompts included.
+    """
+
+    model: Any
+    losses: list[float]
+    seconds: float
+    tokens_per_second: float
+    num_parameters: int
+    cached: bool
+    trained_layers: list[int]
+
+
+def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *, progress: bool = True) -> FinetuneResult:
+    """Train LoRA matrices on all linear modules of the upper layers, on the examples' scored tokens.
+
+    The loss of a batch is the mean over its scored tokens, in float32. The same seed gives the same weights on one machine.
+
+    Args:
+        model: a causal LM of transformers; peft wraps its modules in place, its own weights do not change.
+
+    Raises:
+        DataError: there are no examples.
+        ModelError: the layers can't be found, or have no linear module.
+        TemperTiltError: the loss is no longer finite.
+    """
+    if not examples:
+        raise DataError("there are no examples to train on")
+    started = time.perf_counter()
+    torch.manual_seed(config.seed)
+    layers = decoder_layers(model)
+    first = len(layers) - max(1, round(config.train_layers * len(layers)))
+    peft_model = _with_lora(model, layers, first, config)
+    replay = _Replay.of(model, layers, first, examples, config) if first and config.cache_lower_layers else None
+    loss_of = _loss_function(model, examples[0], replay)
+    trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    steps = config.epochs * math.ceil(len(examples) / config.train_batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warmup_ratio))
+    generator = torch.Generator().manual_seed(config.seed)
+    losses = []
+    peft_model.train(config.lora_dropout > 0)
+    with tqdm(total=config.epochs * sum(map(len, examples)), unit=" tokens", unit_scale=True, desc="finetune", disable=not progress) as bar:
+        for epoch in range(1, config.epochs + 1):
+            total = count = 0.0
+            for batch in shuffled_batches([len(example) for example in examples], config.train_batch_size, generator):
+                chosen = [examples[i] for i in batch]
+                loss = loss_of(chosen, batch)
+                if not bool(loss.isfinite()):
+                    raise TemperTiltError(f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate ({config.learning_rate})")
+                loss.backward()
+                nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                scored = sum(example.n_scored for example in chosen)
+                total, count = total + float(loss.detach()) * scored, count + scored
+                bar.update(sum(map(len, chosen)))
+            losses.append(total / count)
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    peft_model.eval()
+    seconds = time.perf_counter() - started
+    return FinetuneResult(
+        model=peft_model,
+        losses=losses,
+        seconds=seconds,
+        tokens_per_second=config.epochs * sum(map(len, examples)) / seconds,
+        num_parameters=sum(parameter.numel() for parameter in trained),
+        cached=replay is not None,
+        trained_layers=list(range(first, len(layers))),
+    )
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The list of decoder layers: the body's ModuleList with as many entries as the configuration has layers."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in body_of(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers, so its upper layers can't be told apart")
+
+
+def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """Every index once, in random batches of similar length."""
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), MEGABATCH * batch_size):
+        group = sorted(order[start : start + MEGABATCH * batch_size], key=lambda i: -lengths[i])
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _rate(step: int, steps: int, warmup_ratio: float) -> float:
+    """Share of the highest learning rate: linear warm-up, then a half cosine to 0."""
+    warmup = max(1, round(warmup_ratio * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _with_lora(model: Any, layers: nn.ModuleList, first: int, config: FinetuneConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    upper = {id(module) for layer in layers[first:] for module in layer.modules() if isinstance(module, (nn.Linear, Conv1D))}
+    names = [name for name, module in model.named_modules() if id(module) in upper]
+    if not names:
+        raise ModelError(f"{type(model).__name__} has no linear module in its upper layers to put LoRA on")
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+LossFunction = Callable[[Sequence[Example], Sequence[int]], Tensor]
+
+
+def _loss_function(model: Any, probe: Example, replay: _Replay | None) -> LossFunction:
+    """The mean loss of a batch's scored tokens; the output layer runs at those only, where it is a plain one."""
+    plain = _has_plain_output(model, probe)
+
+    def loss(examples: Sequence[Example], indices: Sequence[int]) -> Tensor:
+        input_ids, mask = pad_batch(examples, model.device)
+        target = torch.zeros_like(mask, dtype=torch.bool)
+        for row, example in enumerate(examples):
+            target[row, : len(example)] = torch.from_numpy(example.scored).to(model.device)
+        keep = target.roll(-1, dims=1)
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        with replay.batch(indices) if replay else _nothing():
+            if plain:
+                logits = model.get_output_embeddings()(last_hidden_state(body_of(model)(**inputs))[keep])
+            else:
+                logits = model(**inputs).logits[keep]
+        return F.cross_entropy(logits.float(), input_ids[target])
+
+    return loss
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@torch.no_grad()
+def _has_plain_output(model: Any, probe: Example) -> bool:
+    """Whether logits are the output layer of the last hidden state, with no scaling or capping after it."""
+    input_ids, mask = pad_batch([probe], model.device)
+    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
+    state = last_hidden_state(body_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False))
+    return torch.allclose(model.get_output_embeddings()(state), logits, rtol=1e-4, atol=1e-4)
+
+
+class _Stand(nn.Module):
+    """In the place of a frozen layer: hands on `states` if it has some, else its input. Attributes are the layer's own."""
+
+    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["layer"] = layer  # not registered: its weights are not this module's
+        self.returns_tuple = returns_tuple
+        self.states: Tensor | None = None
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        out = hidden_states if self.states is None else self.states
+        return (out,) if self.returns_tuple else out
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["layer"], name)
+
+
+class _Replay:
+    """The states that enter the first trained layer, one tensor `(T, d)` for each example, and their replay."""
+
+    def __init__(self, layers: nn.ModuleList, first: int, states: list[Tensor], returns_tuple: bool) -> None:
+        self.layers, self.first, self.states = layers, first, states
+        self.stands = [_Stand(layer, returns_tuple) for layer in layers[:first]]
+
+    @classmethod
+    def of(cls, model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example], config: FinetuneConfig) -> _Replay | None:
+        """Run the lower layers over all examples; None, said in the log, if they are too large or can't be replayed."""
+        width = model.config.get_text_config().hidden_size
+        size = sum(map(len, examples)) * width * torch.empty(0, dtype=model.dtype).element_size() / 2**30
+        if size > config.max_cache_gib:
+            log.warning("the lower layers' states take %.1f GiB, more than max_cache_gib %.1f: not cached", size, config.max_cache_gib)
+            return None
+        states, returns_tuple = _lower_states(model, layers, first, examples)
+        replay = cls(layers, first, states, returns_tuple)
+        if not replay.is_exact(model, examples[:2]):
+            log.warning("%s gives other numbers when its lower layers are replayed: not cached", type(model).__name__)
+            return None
+        return replay
+
+    @contextmanager
+    def batch(self, indices: Sequence[int]) -> Iterator[None]:
+        """Inside, the lower layers hand up the cached states of these examples, right-padded with zeros."""
+        self.stands[0].states = nn.utils.rnn.pad_sequence([self.states[i] for i in indices], batch_first=True)
+        originals = [self.layers[i] for i in range(self.first)]
+        try:
+            for i, stand in enumerate(self.stands):
+                self.layers[i] = stand
+            yield
+        finally:
+            for i, layer in enumerate(originals):
+                self.layers[i] = layer
+            self.stands[0].states = None
+
+    @torch.no_grad()
+    def is_exact(self, model: Any, probes: Sequence[Example]) -> bool:
+        """Whether replaying gives the logits of the whole model, at real positions."""
+        input_ids, mask = pad_batch(probes, model.device)
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        whole = model(**inputs).logits[mask.bool()]
+        try:
+            with self.batch(range(len(probes))):
+                replayed = model(**inputs).logits[mask.bool()]
+        except (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
+            log.debug("replaying failed", exc_info=True)
+            return False
+        return torch.allclose(whole, replayed, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+
+
+@torch.no_grad()
+def _lower_states(model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example]) -> tuple[list[Tensor], bool]:
+    """What the last frozen layer gives for each example `(T, d)`, and whether layers return tuples."""
+    seen: dict[str, Any] = {}
+    hook = layers[first - 1].register_forward_hook(lambda _m, _i, output: seen.__setitem__("output", output))
+    states: dict[int, Tensor] = {}
+    try:
+        for batch in plan_batches(examples, 2048):
+            input_ids, mask = pad_batch([examples[i] for i in batch], model.device)
+            body_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            output = seen["output"]
+            hidden = output[0] if isinstance(output, tuple) else output
+            for row, i in enumerate(batch):
+                states[i] = hidden[row, : len(examples[i])].clone()
+    finally:
+        hook.remove()
+    return [states[i] for i in range(len(examples))], isinstance(seen["output"], tuple)
