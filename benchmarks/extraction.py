@@ -32,8 +32,8 @@ def bare(model: object, examples: list[Example], config: FeatureConfig) -> float
     body, started = body_of(model), time.perf_counter()
     with torch.inference_mode():
         for batch in plan_batches(examples, config.batch_tokens):
-            input_ids, mask = pad_batch([examples[i] for i in batch], model.device)  # type: ignore[attr-defined]
-            body(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            padded = pad_batch([examples[i] for i in batch], model.device)  # type: ignore[attr-defined]
+            body(input_ids=padded.input_ids, attention_mask=padded.attention_mask, use_cache=False)
     return time.perf_counter() - started
 
 

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,13 +71,9 @@ def likelihoods(model: T3ForCausalLM, examples: Sequence[Example], batch_tokens:
     out: dict[int, Likelihood] = {}
     for batch in plan_batches(examples, batch_tokens):
         chosen = [examples[i] for i in batch]
-        input_ids, attention_mask = pad_batch(chosen, model.device)
-        scored = np.zeros(input_ids.shape, dtype=bool)
-        for row, example in enumerate(chosen):
-            scored[row, : len(example)] = example.scored
-        target = torch.from_numpy(scored).to(model.device)
-        keep = target.roll(-1, dims=1)  # position 0 is never a target, so nothing wraps around
-        base, unlearned = (_score(logits, input_ids[target]) for logits in model.paired_logits(input_ids, attention_mask, keep))
+        padded = pad_batch(chosen, model.device)
+        pair = model.paired_logits(padded.input_ids, padded.attention_mask, padded.predicting)
+        base, unlearned = (_score(logits, padded.input_ids[padded.targets]) for logits in pair)
         lengths = [example.n_scored for example in chosen]
         parts = zip(batch, *(column.split(lengths) for column in (*base, *unlearned)))
         for i, base_lp, base_hit, lp, hit in parts:

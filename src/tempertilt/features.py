@@ -255,15 +255,28 @@ def _missing(batches: list[list[int]], keys: list[str], store: FeatureStore) -> 
             yield todo
 
 
-def pad_batch(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded `input_ids (B, T)` (padding 0) and `attention_mask (B, T)` int64 on `device`."""
-    width = max(len(example) for example in examples)
-    ids = np.zeros((len(examples), width), dtype=np.int64)
-    mask = np.zeros((len(examples), width), dtype=np.int64)
+class Batch(NamedTuple):
+    """Right-padded examples (padding 0), each `(B, T)`: int64 ids and mask; bool `targets`, True at scored tokens."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    targets: Tensor
+
+    @property
+    def predicting(self) -> Tensor:
+        """`(B, T)` bool: the positions whose logits predict a scored token, in the order of `targets`."""
+        return self.targets.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
+
+
+def pad_batch(examples: Sequence[Example], device: torch.device) -> Batch:
+    """The examples as one batch on `device`."""
+    shape = len(examples), max(len(example) for example in examples)
+    ids, mask, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
     for row, example in enumerate(examples):
         ids[row, : len(example)] = example.input_ids
         mask[row, : len(example)] = 1
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        targets[row, : len(example)] = example.scored
+    return Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, targets)))
 
 
 @torch.inference_mode()
@@ -272,19 +285,17 @@ def batch_features(model: Any, examples: Sequence[Example], config: FeatureConfi
 
     Rows go example by example, position by position.
     """
-    input_ids, attention_mask = pad_batch(examples, model.device)
-    state = last_hidden_state(body_of(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False))
-    pooled = pool(state, attention_mask.to(state.device), check_pooling(config.pooling))
-    row = np.concatenate([np.full(example.n_scored, i) for i, example in enumerate(examples)])
-    position = np.concatenate([np.flatnonzero(example.scored) for example in examples])
-    features = pooled[torch.from_numpy(row), torch.from_numpy(position - 1)].to("cpu", STORED[config.feature_dtype])
+    batch = pad_batch(examples, model.device)
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    state = last_hidden_state(body_of(model)(**inputs))
+    pooled = pool(state, batch.attention_mask.to(state.device), check_pooling(config.pooling))
+    features = pooled[batch.predicting.to(state.device)].to("cpu", STORED[config.feature_dtype])
     if not bool(features.isfinite().all()):
         raise ModelError(
             f"the model's hidden states are not finite in {examples[0].source} or its batch: "
             "use --dtype float32 or bfloat16, or --feature-dtype float32"
         )
-    targets = np.concatenate([example.input_ids[example.scored] for example in examples]).astype(np.int32)
-    return features, torch.from_numpy(targets)
+    return features, batch.input_ids[batch.targets].to("cpu", torch.int32)
 
 
 class _ShardWriter:

@@ -6,12 +6,16 @@ every example and replayed while the upper layers train.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,10 +26,12 @@ from tqdm import tqdm
 from tempertilt.base import body_of, last_hidden_state
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
-from tempertilt.features import pad_batch, plan_batches
+from tempertilt.features import Batch, example_key, pad_batch, plan_batches
+from tempertilt.storage import make_dir, remove_unfinished, write_text
 
 log = logging.getLogger("tempertilt")
 
+REPORT = "finetune.json"
 MEGABATCH = 16  # batches whose examples are sorted by length together
 
 
@@ -137,6 +143,34 @@ def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *,
     )
 
 
+def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, Any]) -> None:
+    """Write the PEFT adapter and `finetune.json` into `directory`; `adapter_config.json` goes last, whole files only."""
+    make_dir(directory)
+    remove_unfinished(directory)
+    with TemporaryDirectory(prefix=".unfinished-", dir=directory) as work:
+        result.model.save_pretrained(work)
+        written = sorted(Path(work).iterdir(), key=lambda path: path.name == "adapter_config.json")
+        (directory / "adapter_config.json").unlink(missing_ok=True)
+        write_text(directory / REPORT, json.dumps(report, indent=2, default=str) + "\n")
+        for path in written:
+            path.replace(directory / path.name)
+
+
+def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:
+    """A hash of everything that decides the adapter: model, tokens, options; 32 hex digits."""
+    content = {"fingerprint": fingerprint, "examples": [example_key(example) for example in examples], "config": asdict(config)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def is_finished(directory: Path, key: str) -> bool:
+    """Whether `directory` holds the adapter `key`, completely."""
+    try:
+        report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return report.get("key") == key and (directory / "adapter_config.json").is_file()
+
+
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The list of decoder layers: the body's ModuleList with as many entries as the configuration has layers."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
@@ -190,34 +224,33 @@ def _loss_function(model: Any, probe: Example, replay: _Replay | None) -> LossFu
     plain = _has_plain_output(model, probe)
 
     def loss(examples: Sequence[Example], indices: Sequence[int]) -> Tensor:
-        input_ids, mask = pad_batch(examples, model.device)
-        target = torch.zeros_like(mask, dtype=torch.bool)
-        for row, example in enumerate(examples):
-            target[row, : len(example)] = torch.from_numpy(example.scored).to(model.device)
-        keep = target.roll(-1, dims=1)
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-        with replay.batch(indices) if replay else _nothing():
+        batch = pad_batch(examples, model.device)
+        with replay.batch(indices) if replay else nullcontext():
             if plain:
-                logits = model.get_output_embeddings()(last_hidden_state(body_of(model)(**inputs))[keep])
+                logits = model.get_output_embeddings()(_states(model, batch)[batch.predicting])
             else:
-                logits = model(**inputs).logits[keep]
-        return F.cross_entropy(logits.float(), input_ids[target])
+                logits = _logits(model, batch)[batch.predicting]
+        return F.cross_entropy(logits.float(), batch.input_ids[batch.targets])
 
     return loss
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _states(model: Any, batch: Batch) -> Tensor:
+    """Last hidden states `(B, T, d)`."""
+    return last_hidden_state(body_of(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False))
+
+
+def _logits(model: Any, batch: Batch) -> Tensor:
+    """Logits `(B, T, V)`."""
+    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def _has_plain_output(model: Any, probe: Example) -> bool:
     """Whether logits are the output layer of the last hidden state, with no scaling or capping after it."""
-    input_ids, mask = pad_batch([probe], model.device)
-    logits = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-    state = last_hidden_state(body_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False))
-    return torch.allclose(model.get_output_embeddings()(state), logits, rtol=1e-4, atol=1e-4)
+    batch = pad_batch([probe], model.device)
+    plain = model.get_output_embeddings()(_states(model, batch))
+    return torch.allclose(plain, _logits(model, batch), rtol=1e-4, atol=1e-4)
 
 
 class _Stand(nn.Module):
@@ -279,12 +312,12 @@ class _Replay:
     @torch.no_grad()
     def is_exact(self, model: Any, probes: Sequence[Example]) -> bool:
         """Whether replaying gives the logits of the whole model, at real positions."""
-        input_ids, mask = pad_batch(probes, model.device)
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
-        whole = model(**inputs).logits[mask.bool()]
+        batch = pad_batch(probes, model.device)
+        real = batch.attention_mask.bool()
+        whole = _logits(model, batch)[real]
         try:
             with self.batch(range(len(probes))):
-                replayed = model(**inputs).logits[mask.bool()]
+                replayed = _logits(model, batch)[real]
         except (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
             log.debug("replaying failed", exc_info=True)
             return False
@@ -299,8 +332,7 @@ def _lower_states(model: Any, layers: nn.ModuleList, first: int, examples: Seque
     states: dict[int, Tensor] = {}
     try:
         for batch in plan_batches(examples, 2048):
-            input_ids, mask = pad_batch([examples[i] for i in batch], model.device)
-            body_of(model)(input_ids=input_ids, attention_mask=mask, use_cache=False)
+            _states(model, pad_batch([examples[i] for i in batch], model.device))
             output = seen["output"]
             hidden = output[0] if isinstance(output, tuple) else output
             for row, i in enumerate(batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,9 +60,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove the temporary files that a killed `write_whole` left in `directory`."""
+    """Remove the temporary files and directories that a killed process left in `directory`."""
     for leftover in directory.glob(".unfinished-*"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
