@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_common(verb)
     args = parser.parse_args(argv)
     _quieten(args.verbose)
-    if hasattr(args, "model"):
+    if args.verb not in ("list", "env"):
         _quieten_loading()
     try:
         return int(_module(args.verb).run(args))

@@ -1,0 +1,39 @@
+"""`t3 demo`: see a small model forget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from tempertilt.cli.flags import add_config, build
+from tempertilt.cli.text import changes
+from tempertilt.demo import DemoConfig, run_demo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_config(parser, "size", DemoConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demonstration and print what changed."""
+    result = run_demo(build(DemoConfig, args), progress=not args.quiet, say=lambda text: print(text, file=sys.stderr, flush=True))
+    if args.json:
+        report = {
+            "likelihood": {name: asdict(summary) for name, summary in result.summaries.items()},
+            "answers": [asdict(item) for item in result.shown],
+            "seconds": result.seconds,
+            "adapter": str(result.unlearning.directory),
+        }
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        return 0
+    print()
+    print("\n".join(changes(result.summaries, result.shown)))
+    print("paraphrase: the forgotten facts asked for in other words, never trained on. unrelated: general knowledge, never trained on.")
+    print("time       " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()))
+    print(f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare")
+    print("\nThe base model's weights are unchanged and still hold the knowledge: T3 unlearns what a served model says.")
+    return 0

