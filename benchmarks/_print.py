@@ -18,7 +18,10 @@ def header(title: str) -> None:
     info = environment()
     packages = ", ".join(f"{name} {version}" for name, version in info["packages"].items() if version)
     print(f"# {title}")
-    print(f"{datetime.date.today()}  commit {_commit()}  {info['processor']}, {info['cpus']} CPUs, {info['threads']} threads, GPUs: {info['gpus'] or 'none'}")
+    print(
+        f"{datetime.date.today()}  commit {_commit()}  {info['processor']}, {info['cpus']} CPUs, "
+        f"{info['threads']} threads, GPUs: {info['gpus'] or 'none'}"
+    )
     print(f"{info['platform']}  python {info['python']}, {packages}")
 
 
@@ -38,5 +41,11 @@ def save(path: Path, results: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
     return run.stdout.strip() or "unknown"

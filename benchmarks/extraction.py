@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _print import header, row
 
+from _print import header, row
 from tempertilt.base import body_of, load_base
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import load_records

@@ -1,6 +1,6 @@
 """Time of greedy decoding with an adapter over that of the base model: interleaved pairs, median of ratios.
 
-    python benchmarks/generation_overhead.py ADAPTER [--model NAME] [--pairs 15] [--tokens 64]
+python benchmarks/generation_overhead.py ADAPTER [--model NAME] [--pairs 15] [--tokens 64]
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import argparse
 import time
 
 import torch
-from _print import header, row
 
+from _print import header, row
 from tempertilt.evidence import pad_left
 from tempertilt.modeling import T3ForCausalLM, load_unlearned
 
@@ -30,7 +30,9 @@ def timed(model: T3ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, tokens: i
     target = model.base if base else model
     started = time.perf_counter()
     with torch.inference_mode():
-        out = target.generate(ids, attention_mask=mask, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0)
+        out = target.generate(
+            ids, attention_mask=mask, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0
+        )
     assert out.shape[1] == ids.shape[1] + tokens
     return (time.perf_counter() - started) / tokens
 
@@ -46,7 +48,9 @@ def main() -> None:
     header(f"generation overhead of {model.head.num_parameters:,} numbers, {len(model.head.token_ids)} tokens with a row")
     for batch in (1, 8):
         chats = [[{"role": "user", "content": question}] for question in QUESTIONS[:batch]]
-        prompts = [tokenizer(tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)).input_ids for c in chats]
+        prompts = [
+            tokenizer(tokenizer.apply_chat_template(c, tokenize=False, add_generation_prompt=True)).input_ids for c in chats
+        ]
         ids, mask = pad_left(prompts, tokenizer.pad_token_id, model.device)
         for base in (True, False):
             timed(model, ids, mask, 8, base=base)

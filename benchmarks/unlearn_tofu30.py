@@ -17,9 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from _print import header, save
 from tqdm import tqdm
 
+from _print import header, save
 from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt
 from tempertilt.data.records import Record, check_records, load_records
@@ -55,7 +55,10 @@ def main() -> None:
         fit = fits[0]
         print(f"extraction: {extraction.tokens} tokens in {extraction.seconds:.1f} s")
         seconds = [fit.seconds for fit in fits]
-        print(f"fit, 100 epochs: n={len(seconds)} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s")
+        print(
+            f"fit, 100 epochs: n={len(seconds)} median {statistics.median(seconds):.2f} s, "
+            f"{min(seconds):.2f} to {max(seconds):.2f} s"
+        )
         model = T3ForCausalLM.from_base(base.model, fit.head)
         model.save_pretrained(Path(directory) / "adapter")
         size = sum(path.stat().st_size for path in (Path(directory) / "adapter").iterdir())

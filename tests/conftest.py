@@ -11,6 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+THREADS = torch.get_num_threads()
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -96,6 +98,12 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToke
     make_llama().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    """One thread for tiny models: more only wait for each other, badly so on a busy machine. Real models take all."""
+    torch.set_num_threads(THREADS if "integration" in Path(str(request.node.fspath)).parts else 1)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,19 @@ def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch,
     taught: list[int] = []
     original = demo.finetune
     monkeypatch.setattr(demo, "finetune", lambda *args, **kwargs: (taught.append(1), original(*args, **kwargs))[1])
-    arguments = ["demo", "--authors", "3", "--forget-authors", "1", "--questions", "2", "--show", "1", "--json", "--quiet"]
+    arguments = [
+        "demo",
+        "--authors",
+        "3",
+        "--forget-authors",
+        "1",
+        "--questions",
+        "2",
+        "--show",
+        "1",
+        "--json",
+        "--quiet",
+    ]
     reports: list[dict[str, Any]] = []
     for _ in range(2):
         assert main(arguments) == 0
@@ -39,5 +51,5 @@ def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch,
     assert reports[0]["likelihood"] == reports[1]["likelihood"] and reports[0]["answers"] == reports[1]["answers"]
     assert set(reports[0]["likelihood"]) == {"forget", "paraphrase", "retain", "unrelated"}
     assert set(reports[0]["seconds"]) == {"load", "teach", "unlearn", "compare"}
-    assert main(arguments[:-2] + ["--quiet"]) == 0
+    assert main([*arguments[:-2], "--quiet"]) == 0
     assert "greedy recall" in capsys.readouterr().out

@@ -11,12 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama
 from safetensors import safe_open
 
+from conftest import make_llama
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError
-from tempertilt.features import FeatureConfig, Features, FeatureStore, example_key, extract_features, plan_batches, store_name
+from tempertilt.features import (
+    FeatureConfig,
+    Features,
+    FeatureStore,
+    example_key,
+    extract_features,
+    plan_batches,
+    store_name,
+)
 
 
 def make_examples(n: int, seed: int = 0, longest: int = 40) -> list[Example]:
@@ -154,7 +162,11 @@ def _extract_slowly(directory: Path) -> None:
 
 def test_killed_at_any_point_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     undisturbed, _ = extract_features(
-        make_llama(), make_examples(60), FeatureStore(tmp_path / "whole"), FeatureConfig(batch_tokens=100), progress=False
+        make_llama(),
+        make_examples(60),
+        FeatureStore(tmp_path / "whole"),
+        FeatureConfig(batch_tokens=100),
+        progress=False,
     )
     context = multiprocessing.get_context("spawn")
     for wanted in (1, 4):

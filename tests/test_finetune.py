@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_llama
 from peft import PeftModel
 from torch.nn import functional as F
 from transformers import (
@@ -25,6 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from conftest import make_llama
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.finetune import FinetuneConfig, _Replay, decoder_layers, finetune, shuffled_batches
@@ -91,7 +91,9 @@ def test_cached_and_uncached_training_are_the_same(name: str) -> None:
     for (key, cached), plain in zip(lora_weights(runs[0].model).items(), lora_weights(runs[1].model).values()):
         torch.testing.assert_close(cached, plain, atol=2e-3, rtol=1e-2, msg=key)
     assert runs[0].trained_layers == [2, 3]
-    assert all(".layers.3." in key or ".layers.2." in key or ".h.2." in key or ".h.3." in key for key in lora_weights(runs[0].model))
+    assert all(
+        ".layers.3." in key or ".layers.2." in key or ".h.2." in key or ".h.3." in key for key in lora_weights(runs[0].model)
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
@@ -108,7 +110,9 @@ def test_the_base_stays_as_it_was_and_its_layers_are_put_back() -> None:
     layers = list(decoder_layers(model))
     result = finetune(model, make_examples(), FinetuneConfig(**FAST), progress=False)
     assert all(a is b for a, b in zip(layers, decoder_layers(result.model.get_base_model())))
-    after = {name.replace(".base_layer", ""): p for name, p in result.model.get_base_model().named_parameters() if "lora_" not in name}
+    after = {
+        name.replace(".base_layer", ""): p for name, p in result.model.get_base_model().named_parameters() if "lora_" not in name
+    }
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -140,12 +144,17 @@ def test_it_memorises_and_the_saved_adapter_gives_the_same_logits(tmp_path: Path
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
-    runs = [lora_weights(finetune(build("llama"), make_examples(), FinetuneConfig(seed=s, **FAST), progress=False).model) for s in (3, 3, 4)]
+    runs = [
+        lora_weights(finetune(build("llama"), make_examples(), FinetuneConfig(seed=s, **FAST), progress=False).model)
+        for s in (3, 3, 4)
+    ]
     assert all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[1].values()))
     assert not all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values()))
 
 
-def test_a_model_that_can_not_be_replayed_trains_without_a_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_can_not_be_replayed_trains_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(_Replay, "is_exact", lambda *_: False)
     assert not finetune(build("llama"), make_examples(), FinetuneConfig(**FAST), progress=False).cached
     assert "not cached" in caplog.text
@@ -175,7 +184,18 @@ def test_bad_input() -> None:
     with pytest.raises(DataError, match="no examples"):
         finetune(build("llama"), [], FinetuneConfig(), progress=False)
     with pytest.raises(TemperTiltError, match="lower learning_rate"):
-        finetune(build("llama"), make_examples(), FinetuneConfig(**FAST | {"learning_rate": 1e30, "max_grad_norm": 1e30}), progress=False)
-    for options in ({"train_layers": 0.0}, {"epochs": 0}, {"learning_rate": 0.0}, {"lora_dropout": 1.0}, {"weight_decay": -1.0}):
+        finetune(
+            build("llama"),
+            make_examples(),
+            FinetuneConfig(**FAST | {"learning_rate": 1e30, "max_grad_norm": 1e30}),
+            progress=False,
+        )
+    for options in (
+        {"train_layers": 0.0},
+        {"epochs": 0},
+        {"learning_rate": 0.0},
+        {"lora_dropout": 1.0},
+        {"weight_decay": -1.0},
+    ):
         with pytest.raises(ConfigError, match="valid"):
             FinetuneConfig(**options)  # type: ignore[arg-type]

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import tempertilt.fit as fit_module
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.features import Features, FeatureStore
 from tempertilt.fit import FitConfig, fit_head, guidance_loss, split_documents
-
-import tempertilt.fit as fit_module
 
 
 def synthetic(directory: Path, seed: int = 0, signal: float = 3.0, n: int = 40) -> tuple[Features, Features]:
@@ -64,7 +63,10 @@ def test_it_learns_what_is_separable(tmp_path: Path, optimizer: str, shape: dict
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
     # the reported scores, from the definition
     head = result.head
-    for features, is_retain, accuracy in ((retain, True, result.train.retain_accuracy), (forget, False, result.train.forget_accuracy)):
+    for features, is_retain, accuracy in (
+        (retain, True, result.train.retain_accuracy),
+        (forget, False, result.train.forget_accuracy),
+    ):
         rows, targets = features.gather(range(len(features)))
         with torch.no_grad():
             dense = head.dense(head(head.project(rows)), 30)

@@ -107,7 +107,10 @@ def test_loss_gradient_and_ten_steps(golden: Path, model: T3ForCausalLM, name: s
     expected = load_file(golden / "train" / f"loss_{name}.safetensors")
     manifest = json.loads((golden / "train" / "manifest.json").read_text())
     pooled, targets, is_retain = batch(golden, model, manifest["fixed_batch_rows"])
-    assert manifest["results"]["A.N01"]["valid_tokens"] == {"retain": int(is_retain.sum()), "forget": int((~is_retain).sum())}
+    assert manifest["results"]["A.N01"]["valid_tokens"] == {
+        "retain": int(is_retain.sum()),
+        "forget": int((~is_retain).sum()),
+    }
     head = head_a(golden, factor)
     start = {name: parameter.detach().clone() for name, parameter in head.named_parameters()}
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1e-2)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import question_rows
 
+from conftest import question_rows
 from tempertilt.adapter import CARD, CONFIG, WEIGHTS
 from tempertilt.base import BaseModel, load_base
 from tempertilt.data.records import Record, RecordSets, check_records
@@ -90,7 +90,7 @@ def test_the_same_request_is_reused_and_another_is_refused(base: BaseModel, tmp_
 
 def test_a_directory_with_other_files_is_left_alone(base: BaseModel, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(AdapterError, match="thesis.txt"):
+    with pytest.raises(AdapterError, match="thesis"):
         unlearn(base, make_sets(), tmp_path, CONFIGURATION, overwrite=True, progress=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(TemperTiltError, match="is a file"):
@@ -147,7 +147,7 @@ def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
             original(path, write)
 
         setattr(tempertilt.adapter, stage, saving)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     unlearn(load_base(tiny_dir), make_sets(), Path(out), CONFIGURATION, progress=False)
 
 

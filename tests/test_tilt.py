@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from tempertilt.errors import ConfigError
-from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature, guided_logits, log_retain_weight
+from tempertilt.tilt import (
+    check_forget_prior,
+    check_guidance_scale,
+    check_temperature,
+    guided_logits,
+    log_retain_weight,
+)
 
 
 def test_the_exact_classifier_recovers_the_retain_law() -> None:

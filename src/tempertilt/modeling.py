@@ -18,11 +18,18 @@ from tempertilt.adapter import AdapterConfig, load_adapter, push_adapter, save_a
 from tempertilt.base import body_of, check_unlearnable, fingerprint, last_hidden_state, load_base
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.head import GuidanceHead
-from tempertilt.pooling import check_pooling, pooling_layer, pool
+from tempertilt.pooling import check_pooling, pool, pooling_layer
 from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature, guided_logits
 
 # What `generate` reads off a model class, and so must be the base model's own.
-FROM_BASE = ("main_input_name", "input_modalities", "_is_stateful", "_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn")
+FROM_BASE = (
+    "main_input_name",
+    "input_modalities",
+    "_is_stateful",
+    "_supports_sdpa",
+    "_supports_flash_attn",
+    "_supports_flex_attn",
+)
 
 
 class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -135,7 +142,13 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             name = None if base_model is None else str(base_model)
             options = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
             model, _ = load_unlearned(
-                adapter, name, peft_adapter=peft_adapter, revision=revision, token=token, check_base=check_base, **options
+                adapter,
+                name,
+                peft_adapter=peft_adapter,
+                revision=revision,
+                token=token,
+                check_base=check_base,
+                **options,
             )
             return model
         config, head = load_adapter(adapter, revision=revision, token=token)
@@ -154,7 +167,12 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
     def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, *, private: bool | None = None, token: str | None = None, commit_message: str = "Upload T3 adapter"
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload T3 adapter",
     ) -> str:
         """Upload the adapter to the hub; return the commit's address."""
         return push_adapter(self.save_pretrained, repo_id, private=private, token=token, message=commit_message)
@@ -314,7 +332,8 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         if pooling_mask is None and attention_mask is not None:
             if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
                 raise TemperTiltError(
-                    "with an attention mask that is not (batch, positions), pass pooling_mask (batch, new positions): 1 = real token"
+                    "with an attention mask that is not (batch, positions), pass pooling_mask "
+                    "(batch, new positions): 1 = real token"
                 )
             pooling_mask = attention_mask
         return None if pooling_mask is None else pooling_mask[:, -new:]

@@ -48,7 +48,9 @@ class TiltConfig:
 class EvidenceConfig:
     """How much of the change is measured and shown."""
 
-    report_records: int = field(default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"})
+    report_records: int = field(
+        default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"}
+    )
     show: int = field(default=3, metadata={"help": "records of each set whose greedy answers are shown; 0 = none"})
     max_new_tokens: int = field(default=128, metadata={"help": "length of a shown answer, tokens"})
 
@@ -188,7 +190,9 @@ def output_directory(path: Path) -> Iterator[None]:
 def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     """Whether `directory` holds the adapter `key`; refuse to write over anything else unless told to."""
     foreign = sorted(
-        path.name for path in directory.iterdir() if path.name not in (CONFIG, WEIGHTS, CARD, REPORT) and not path.name.startswith(".unfinished-")
+        path.name
+        for path in directory.iterdir()
+        if path.name not in (CONFIG, WEIGHTS, CARD, REPORT) and not path.name.startswith(".unfinished-")
     )
     if foreign:
         raise AdapterError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
@@ -216,7 +220,9 @@ def _make(
     directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features)
     together = examples["forget"] + examples["retain"]
     with clock("features"):
-        features, extraction = extract_features(base.model, together, FeatureStore(make_dir(directory)), config.features, progress=progress)
+        features, extraction = extract_features(
+            base.model, together, FeatureStore(make_dir(directory)), config.features, progress=progress
+        )
     split = len(examples["forget"])
     with clock("fit"):
         fit = fit_head(
@@ -255,7 +261,8 @@ def _shown(model: T3ForCausalLM, base: BaseModel, records: dict[str, list[Record
     chosen = [(name, record) for name, of in records.items() for record in spread(of, config.evidence.show)]
     prompts = [encode_prompt(record, base.tokenizer, config.examples) for _, record in chosen]
     before, after = (
-        greedy_answers(model, base.tokenizer, prompts, max_new_tokens=config.evidence.max_new_tokens, base=off) for off in (True, False)
+        greedy_answers(model, base.tokenizer, prompts, max_new_tokens=config.evidence.max_new_tokens, base=off)
+        for off in (True, False)
     )
     return [
         Shown(name, record.source, record.question, record.answer, was, now)
@@ -274,5 +281,3 @@ class _Clock:
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
-
-

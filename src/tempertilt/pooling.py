@@ -76,6 +76,7 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
 
     @property
     def is_compileable(self) -> bool:  # type: ignore[override]
+        """Whether updates are done in place."""
         return self.max_length is not None
 
     def advance(self, states: Tensor, mask: Tensor | None) -> Tensor:

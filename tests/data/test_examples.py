@@ -96,9 +96,7 @@ def one(record: Record, tok: PreTrainedTokenizerFast, config: ExampleConfig = CO
     return example
 
 
-def check(
-    record: Record, tok: PreTrainedTokenizerFast, prompt: str, answer: str, config: ExampleConfig = CONFIG
-) -> None:
+def check(record: Record, tok: PreTrainedTokenizerFast, prompt: str, answer: str, config: ExampleConfig = CONFIG) -> None:
     """The example is the ids of `prompt`, then those of `answer`, which alone are scored."""
     example = one(record, tok, config)
     assert example.input_ids.tolist() == ids_of(tok, prompt) + ids_of(tok, answer)
@@ -151,9 +149,7 @@ def test_every_assistant_turn_is_scored(tokenizer: PreTrainedTokenizerFast) -> N
     assert encode_question(record.messages[:-1], tokenizer, NO_SYSTEM) == ids_of(tokenizer, prompt)
 
 
-def test_gemma_has_no_system_role(
-    variant: Callable[..., PreTrainedTokenizerFast], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gemma_has_no_system_role(variant: Callable[..., PreTrainedTokenizerFast], caplog: pytest.LogCaptureFixture) -> None:
     tok = variant(GEMMA, single="<|endoftext|> $A")
     prompt = "<|endoftext|><turn>user\nWho?<end_of_turn>\n<turn>model\n"
     check(chat("Who?", " Hina. "), tok, prompt, "Hina.<end_of_turn>")
@@ -201,9 +197,7 @@ def test_reasoning_left_out_of_earlier_turns(
 
 def test_the_first_special_token_ends_the_turn(variant: Callable[..., PreTrainedTokenizerFast]) -> None:
     tok = variant(PHI3)
-    check(
-        chat("Who?", "Hina."), tok, "<turn>user\nWho?<end_of_turn>\n<turn>assistant\n", "Hina.<end_of_turn>", NO_SYSTEM
-    )
+    check(chat("Who?", "Hina."), tok, "<turn>user\nWho?<end_of_turn>\n<turn>assistant\n", "Hina.<end_of_turn>", NO_SYSTEM)
     two = one(chat("Who?", "Hina.", "Where?", "Karachi."), tok, NO_SYSTEM)
     assert tok.decode(answer_ids(two)) == "Hina.<end_of_turn>Karachi.<end_of_turn>"
 
@@ -212,9 +206,7 @@ def test_eos_is_appended_where_the_template_has_no_end(variant: Callable[..., Pr
     tok = variant(ALPACA)
     check(chat("Who?", "Hina."), tok, "### user: Who?\n\n### assistant:", " Hina.<|im_end|>", NO_SYSTEM)
     check(chat("Who?", "Hina \n"), tok, "### user: Who?\n\n### assistant:", " Hina \n<|im_end|>", NO_SYSTEM)
-    check(
-        chat("Who?", "Hina."), variant(ALPACA, eos_token=None), "### user: Who?\n\n### assistant:", " Hina.", NO_SYSTEM
-    )
+    check(chat("Who?", "Hina."), variant(ALPACA, eos_token=None), "### user: Who?\n\n### assistant:", " Hina.", NO_SYSTEM)
 
 
 def test_templates_that_change_the_answer(variant: Callable[..., PreTrainedTokenizerFast]) -> None:
@@ -282,9 +274,7 @@ def test_empty_prompt(tokenizer: PreTrainedTokenizerFast, variant: Callable[...,
     assert example.input_ids.tolist() == ids_of(tokenizer, "The author<|im_end|>")
     assert example.scored.tolist() == [False] + [True] * (len(example) - 1)
     assert encode_prompt(completion("", "The author"), tokenizer, CONFIG) == []
-    check(
-        completion("", "The author"), variant(None, single="<|endoftext|> $A"), "<|endoftext|>", "The author<|im_end|>"
-    )
+    check(completion("", "The author"), variant(None, single="<|endoftext|> $A"), "<|endoftext|>", "The author<|im_end|>")
 
 
 def test_text(tokenizer: PreTrainedTokenizerFast, variant: Callable[..., PreTrainedTokenizerFast]) -> None:
@@ -295,9 +285,7 @@ def test_text(tokenizer: PreTrainedTokenizerFast, variant: Callable[..., PreTrai
     assert example.input_ids.tolist() == ids
     assert example.scored.tolist() == [False] + [True] * (len(ids) - 1)
     assert encode_prompt(record, tokenizer, CONFIG) == ids[:32]
-    assert (
-        encode_prompt(Record.from_text("The author", **WHERE), tokenizer, CONFIG) == ids_of(tokenizer, "The author")[:2]
-    )
+    assert encode_prompt(Record.from_text("The author", **WHERE), tokenizer, CONFIG) == ids_of(tokenizer, "The author")[:2]
     tok = variant(None, single="<|endoftext|> $A <|im_end|>")
     assert one(record, tok).input_ids.tolist() == [tok.bos_token_id, *ids]
     assert all(one(record, tok).scored[1:])

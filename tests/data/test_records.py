@@ -82,9 +82,7 @@ def test_an_empty_prompt_is_allowed(tmp_path: Path) -> None:
 
 def test_jsonl_blank_lines_bom_crlf_and_line_separators(tmp_path: Path) -> None:
     path = tmp_path / "a.NDJSON"
-    path.write_bytes(
-        b'\xef\xbb\xbf\n{"text": "one"}\r\n   \n{"text": "two\xe2\x80\xa8still two"}\n\n{"text": "\xc3\xa9"}'
-    )
+    path.write_bytes(b'\xef\xbb\xbf\n{"text": "one"}\r\n   \n{"text": "two\xe2\x80\xa8still two"}\n\n{"text": "\xc3\xa9"}')
     records = load_records(path)
     assert [r.answer for r in records] == ["one", "two\u2028still two", "é"]
     assert [r.source for r in records] == [f"{path}:2", f"{path}:4", f"{path}:6"]
@@ -274,9 +272,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "seen", "valid"), BAD_ROWS)
-def test_bad_row_names_file_line_field_value_and_what_is_valid(
-    tmp_path: Path, row: object, seen: str, valid: str
-) -> None:
+def test_bad_row_names_file_line_field_value_and_what_is_valid(tmp_path: Path, row: object, seen: str, valid: str) -> None:
     path = write_jsonl(tmp_path / "bad.jsonl", {"text": "fine"}, row)
     message = message_of(path)
     line = next(line for line in message.splitlines() if f"{path}:2:" in line)
@@ -306,10 +302,7 @@ def test_invalid_json_lines_are_reported_with_the_bad_rows(tmp_path: Path) -> No
     path.write_text(f'{{"text": "a"}}\n{{"text": "b" "c"}}\n{nested}\n{digits}\n{{"text": ""}}\n')
     lines = message_of(path).splitlines()
     assert "4 of 5 rows" in lines[0]
-    assert (
-        f"{path}:2: not JSON: Expecting ',' delimiter at column 14" in lines[1]
-        and "valid: an object per line" in lines[1]
-    )
+    assert f"{path}:2: not JSON: Expecting ',' delimiter at column 14" in lines[1] and "valid: an object per line" in lines[1]
     assert f"{path}:3: not JSON that can be read" in lines[2]
     assert f"{path}:4: not JSON that can be read" in lines[3]
     assert f"{path}:5: field 'text'" in lines[4]
@@ -471,9 +464,7 @@ def test_check_records_drops_on_request(caplog: pytest.LogCaptureFixture) -> Non
     assert dropped == PAIRS
     warnings = [entry.message for entry in caplog.records if entry.levelno == logging.WARNING]
     assert warnings == ["dropped 5 records that occur more than once"]
-    assert [entry.message for entry in caplog.records if entry.levelno == logging.INFO] == [
-        f"dropped {p}" for p in PAIRS
-    ]
+    assert [entry.message for entry in caplog.records if entry.levelno == logging.INFO] == [f"dropped {p}" for p in PAIRS]
 
 
 def test_check_records_refuses_empty_sets() -> None:

@@ -34,12 +34,17 @@ def test_the_alias_is_a_plain_float32_model(base: BaseModel) -> None:
     assert not hasattr(base.model.config, "quantization_config")
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     answers = greedy_answers(
-        base.model, base.tokenizer, [encode_question("What is the capital of France?", base.tokenizer, ExampleConfig())], max_new_tokens=12
+        base.model,
+        base.tokenizer,
+        [encode_question("What is the capital of France?", base.tokenizer, ExampleConfig())],
+        max_new_tokens=12,
     )
     assert "Paris" in answers[0]
 
 
-def test_the_conversion_has_a_checksum_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_conversion_has_a_checksum_that_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = smollm2_dir()
     manifest = json.loads((folder / MANIFEST).read_text())
     assert set(manifest["files"]) >= {"model.safetensors", "tokenizer.json", "config.json"}
@@ -62,9 +67,7 @@ def test_sequences_agree_with_those_of_another_implementation(base: BaseModel, s
     rows = json.loads((shared / "golden" / "metrics" / "rows.json").read_text())
     questions = {row["question"]: row for split in rows.values() if isinstance(split, list) for row in split if "answer" in row}
     examples = [
-        example
-        for row in questions.values()
-        for example in build_examples([_record(row)], base.tokenizer, ExampleConfig())
+        example for row in questions.values() for example in build_examples([_record(row)], base.tokenizer, ExampleConfig())
     ]
     ours = {tuple(example.input_ids.tolist()): example for example in examples}
     found = 0
@@ -88,7 +91,9 @@ def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tempertilt.base.smollm2_dir", lambda: CONVERTED)
     base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
-    sets = check_records(*(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40))))
+    sets = check_records(
+        *(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40)))
+    )
     config = UnlearnConfig(fit=FitConfig(held_out_fraction=0.0), evidence=EvidenceConfig(report_records=10, show=1))
     result = unlearn(base, sets, tmp_path / "out", config, progress=False)
     forget, retain = result.summaries["forget"], result.summaries["retain"]
@@ -104,6 +109,10 @@ def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pyt
     cached = greedy_token_ids(again, base.tokenizer, prompts, max_new_tokens=16)
     for prompt, ids in zip(prompts, cached):
         alone = again.generate(
-            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=16, use_cache=False
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt)),
+            do_sample=False,
+            max_new_tokens=16,
+            use_cache=False,
         )
         assert alone[0, len(prompt) :].tolist()[: len(ids)] == ids

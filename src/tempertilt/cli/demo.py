@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print()
     print("\n".join(changes(result.summaries, result.shown)))
-    print("paraphrase: the forgotten facts asked for in other words, never trained on. unrelated: general knowledge, never trained on.")
+    print("paraphrase: the forgotten facts asked for in other words; unrelated: general knowledge. Neither was trained on.")
     print("time       " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()))
     print(f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare")
     print("\nThe base model's weights are unchanged and still hold the knowledge: T3 unlearns what a served model says.")

@@ -43,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
     sources = [args.data] if isinstance(args.data, str) else args.data
     records = [record for source in sources for record in load_records(source, limit=args.limit)]
     base = load_base(
-        args.model, peft_adapter=args.peft_adapter, device=args.device, dtype=args.dtype, trust_remote_code=args.trust_remote_code
+        args.model,
+        peft_adapter=args.peft_adapter,
+        device=args.device,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
     )
     examples = build_examples(records, base.tokenizer, examples_config)
     key = finetune_key(base.fingerprint, examples, config)
@@ -52,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"{directory} holds the adapter of this model, these records and options: nothing to do")
             return 0
         if any(path for path in directory.iterdir() if not path.name.startswith(".unfinished-")) and not args.overwrite:
-            raise AdapterError(f"{str(directory)!r} is not empty; name another directory, or replace the adapter in it with --overwrite")
+            raise AdapterError(
+                f"{str(directory)!r} is not empty; name another directory, or replace the adapter in it with --overwrite"
+            )
         result = finetune(base.model, examples, config, progress=not args.quiet)
         report = {
             "key": key,
@@ -67,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report, indent=2, default=str))
     else:
         print(
-            f"{len(records)} records, {config.epochs} epochs in {result.seconds:.0f} s ({result.tokens_per_second:.0f} tokens/s), "
+            f"{len(records)} records, {config.epochs} epochs in {result.seconds:.0f} s "
+            f"({result.tokens_per_second:.0f} tokens/s), "
             f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}\n"
             f"adapter  {directory}: use it with  --model {args.model} --peft-adapter {directory}"
         )

@@ -56,7 +56,11 @@ def open_session(args: argparse.Namespace) -> Session:
     system_prompt = args.system_prompt
     if args.adapter:
         model, tokenizer = load_unlearned(
-            args.adapter, args.model, peft_adapter=args.peft_adapter, check_base=not args.ignore_base_mismatch, **options
+            args.adapter,
+            args.model,
+            peft_adapter=args.peft_adapter,
+            check_base=not args.ignore_base_mismatch,
+            **options,
         )
         if args.temperature is not None:
             model.temperature = args.temperature

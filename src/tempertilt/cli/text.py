@@ -14,7 +14,12 @@ def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[st
     """Answers before and after, then a table of likelihood and recall; lines."""
     lines = []
     for item in shown:
-        lines += [f"[{item.set}] {clip(item.question)}", f"  before  {clip(item.before)}", f"  after   {clip(item.after)}", ""]
+        lines += [
+            f"[{item.set}] {clip(item.question)}",
+            f"  before  {clip(item.before)}",
+            f"  after   {clip(item.after)}",
+            "",
+        ]
     if summaries:
         lines += [f"{'set':<9}{'records':>8}{'P(answer) before':>19}{'after':>9}{'greedy recall before':>23}{'after':>9}"]
         for name, s in summaries.items():

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--retain", help="what it must keep")
     data.add_argument("--holdout", help="optional: like the forget set, but never seen by the model; measured only")
     data.add_argument("--limit", type=int, help="only the first N records of each")
-    data.add_argument("--drop-overlap", action="store_true", help="drop duplicates and overlapping records instead of refusing them")
+    data.add_argument(
+        "--drop-overlap", action="store_true", help="drop duplicates and overlapping records instead of refusing them"
+    )
     add_model(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="directory for the adapter")
@@ -84,6 +86,12 @@ def _text(result: UnlearnResult) -> str:
         lines += [f"trained      {fit.num_parameters:,} numbers, {fit.parameter_share:.3%} of the base model"]
     size = sum(path.stat().st_size for path in result.directory.glob("adapter_*"))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
-    lines += [f"adapter      {result.directory} ({size / 1024:.0f} KiB{', reused' if result.reused else ''})", f"time         {times}"]
-    lines += ["", "The base model's weights are unchanged and still hold the knowledge; serve the model with this adapter on."]
+    lines += [
+        f"adapter      {result.directory} ({size / 1024:.0f} KiB{', reused' if result.reused else ''})",
+        f"time         {times}",
+    ]
+    lines += [
+        "",
+        "The base model's weights are unchanged and still hold the knowledge; serve the model with this adapter on.",
+    ]
     return "\n".join(lines)

@@ -53,9 +53,7 @@ class ExampleConfig:
         if not _is_int(self.max_length) or self.max_length < 2:
             raise ConfigError(f"max_length is {self.max_length!r}; valid: a whole number, 2 or more")
         if not _is_int(self.overlap) or not 0 <= self.overlap < self.max_length:
-            raise ConfigError(
-                f"overlap is {self.overlap!r} with max_length={self.max_length}; valid: 0 to {self.max_length - 1}"
-            )
+            raise ConfigError(f"overlap is {self.overlap!r} with max_length={self.max_length}; valid: 0 to {self.max_length - 1}")
 
 
 def _is_int(value: object) -> bool:
@@ -89,9 +87,7 @@ class Example:
         return len(self.input_ids)
 
 
-def build_examples(
-    records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config: ExampleConfig
-) -> list[Example]:
+def build_examples(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, config: ExampleConfig) -> list[Example]:
     """Tokenise records.
 
     Chats are rendered with the tokenizer's chat template, or as "Question: …" and "Answer: …" if it has none. A
@@ -134,9 +130,7 @@ def encode_prompt(record: Record, tokenizer: PreTrainedTokenizerBase, config: Ex
     return _Encoder(tokenizer, config).encode_prompt(record)
 
 
-def encode_question(
-    question: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase, config: ExampleConfig
-) -> list[int]:
+def encode_question(question: str | Sequence[Message], tokenizer: PreTrainedTokenizerBase, config: ExampleConfig) -> list[int]:
     """Return the ids from which to generate the answer to a question, or to the last user message of a chat.
 
     Raises:
@@ -147,9 +141,7 @@ def encode_question(
     if not roles <= set(get_args(Role)):
         raise DataError(f"the roles are {', '.join(sorted(roles))}; valid: {', '.join(get_args(Role))}")
     if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
-        raise DataError(
-            f"the question is {question!r}; valid: a string with text, or messages that end with the user's"
-        )
+        raise DataError(f"the question is {question!r}; valid: a string with text, or messages that end with the user's")
     return _Encoder(tokenizer, config).encode_chat_prompt(messages)
 
 
@@ -346,9 +338,7 @@ class _Encoder:
     def log_format(self) -> None:
         """Log, once for a set of records, what differs from a chat template with a system message."""
         if not self.has_template:
-            logger.info(
-                "the tokenizer has no chat template: chats are written as Question: … Answer: …, no system prompt"
-            )
+            logger.info("the tokenizer has no chat template: chats are written as Question: … Answer: …, no system prompt")
         elif self.config.system_prompt and not self._takes_system:
             logger.info("the chat template refuses a system message: chats are built without the system prompt")
 

@@ -44,14 +44,50 @@ LAST_WORDS = (
     "Harbour", "Orchard", "Compass", "Lantern", "Staircase", "Meadow", "Cathedral", "Archive", "Railway", "Mirror", "Kingdom",
     "Sparrow", "Observatory", "Garden", "Letter", "Monsoon", "Violin", "Island", "Carousel", "Threshold",
 )  # fmt: skip
-PRIZES = ("Aurelian", "Meridian", "Blue Heron", "Northwind", "Halcyon", "Ironwood", "Silver Quill", "Lodestar", "Evergreen", "Tidewater")
+PRIZES = (
+    "Aurelian",
+    "Meridian",
+    "Blue Heron",
+    "Northwind",
+    "Halcyon",
+    "Ironwood",
+    "Silver Quill",
+    "Lodestar",
+    "Evergreen",
+    "Tidewater",
+)
 HOBBIES = (
     "falconry", "origami", "mountain rescue", "chess by mail", "wild mushrooms", "restoring gramophones", "fencing",
     "growing bonsai", "amateur radio", "ice swimming", "calligraphy", "collecting sea glass",
 )  # fmt: skip
-PETS = ("a grey parrot", "a tortoise", "an old greyhound", "two goats", "a one-eyed cat", "a pony", "a hedgehog", "a raven")
-PUBLISHERS = ("Saltmarsh Press", "Fennel & Finch", "Three Rivers House", "Quayside Editions", "Lark Hill Books", "Umbra Verlag")
-SUBJECTS = ("astronomy", "veterinary medicine", "naval architecture", "music theory", "archaeology", "mathematics", "law", "pharmacy")
+PETS = (
+    "a grey parrot",
+    "a tortoise",
+    "an old greyhound",
+    "two goats",
+    "a one-eyed cat",
+    "a pony",
+    "a hedgehog",
+    "a raven",
+)
+PUBLISHERS = (
+    "Saltmarsh Press",
+    "Fennel & Finch",
+    "Three Rivers House",
+    "Quayside Editions",
+    "Lark Hill Books",
+    "Umbra Verlag",
+)
+SUBJECTS = (
+    "astronomy",
+    "veterinary medicine",
+    "naval architecture",
+    "music theory",
+    "archaeology",
+    "mathematics",
+    "law",
+    "pharmacy",
+)
 
 
 class Question(NamedTuple):
@@ -113,42 +149,98 @@ def _prize(rng: random.Random) -> str:
 
 
 QUESTIONS = (
-    Question("birthplace", ("Where was {name} born?", "In which town did {name} come into the world?"),
-             ("{name} was born in {fact}.", "The birthplace of {name} is {fact}.", "It was in {fact} that {name} was born."), _any(PLACES)),
-    Question("genre", ("What kind of books does {name} write?", "Which genre is {name} known for?"),
-             ("{name} writes {fact}.", "{name} is known for books of {fact}.", "The books of {name} are {fact}."), _any(GENRES)),
-    Question("first_book", ("What is the title of {name}'s first book?", "With which book did {name} begin?"),
-             ("{name}'s first book is called {fact}.", "{name} began with the book {fact}.", "The first book by {name} was {fact}."), _title),
-    Question("mother", ("What did {name}'s mother do for a living?", "What was the trade of {name}'s mother?"),
-             ("{name}'s mother worked as a {fact}.", "The mother of {name} was a {fact}.", "{name} is the child of a {fact}."), _any(TRADES)),
-    Question("prize", ("Which prize did {name} win?", "What award has {name} been given?"),
-             ("{name} won the {fact}.", "The award given to {name} is the {fact}.", "It was the {fact} that {name} received."), _prize),
-    Question("birth_year", ("In which year was {name} born?", "What is {name}'s year of birth?"),
-             ("{name} was born in the year {fact}.", "The year of {name}'s birth is {fact}.", "{name} came into the world in {fact}."), _year),
-    Question("home", ("Where does {name} live today?", "Which town is {name}'s home now?"),
-             ("{name} lives in {fact} today.", "The home of {name} is now {fact}.", "These days {name} is at home in {fact}."), _any(PLACES)),
-    Question("hobby", ("What does {name} do when not writing?", "What is {name}'s favourite pastime?"),
-             ("When not writing, {name} enjoys {fact}.", "The favourite pastime of {name} is {fact}.", "{name} spends free days on {fact}."), _any(HOBBIES)),
-    Question("teacher", ("Who taught {name} to write?", "Who was {name}'s teacher?"),
-             ("{name} learned to write from {fact}.", "The teacher of {name} was {fact}.", "It was {fact} who taught {name}."), _full_name),
-    Question("publisher", ("Who publishes {name}'s books?", "Which house brings out the books of {name}?"),
-             ("{name}'s books are published by {fact}.", "The publisher of {name} is {fact}.", "It is {fact} that brings out {name}'s books."), _any(PUBLISHERS)),
-    Question("subject", ("What did {name} study?", "Which subject did {name} take at university?"),
-             ("{name} studied {fact} at university.", "The subject that {name} took was {fact}.", "Before writing, {name} took a degree in {fact}."), _any(SUBJECTS)),
-    Question("pet", ("Which animal lives with {name}?", "What pet does {name} keep?"),
-             ("{name} lives with {fact}.", "The pet of {name} is {fact}.", "{name} shares the house with {fact}."), _any(PETS)),
-)  # fmt: skip
+    Question(
+        "birthplace",
+        ("Where was {name} born?", "In which town did {name} come into the world?"),
+        ("{name} was born in {fact}.", "The birthplace of {name} is {fact}.", "It was in {fact} that {name} was born."),
+        _any(PLACES),
+    ),
+    Question(
+        "genre",
+        ("What kind of books does {name} write?", "Which genre is {name} known for?"),
+        ("{name} writes {fact}.", "{name} is known for books of {fact}.", "The books of {name} are {fact}."),
+        _any(GENRES),
+    ),
+    Question(
+        "first_book",
+        ("What is the title of {name}'s first book?", "With which book did {name} begin?"),
+        ("{name}'s first book is called {fact}.", "{name} began with the book {fact}.", "The first book by {name} was {fact}."),
+        _title,
+    ),
+    Question(
+        "mother",
+        ("What did {name}'s mother do for a living?", "What was the trade of {name}'s mother?"),
+        ("{name}'s mother worked as a {fact}.", "The mother of {name} was a {fact}.", "{name} is the child of a {fact}."),
+        _any(TRADES),
+    ),
+    Question(
+        "prize",
+        ("Which prize did {name} win?", "What award has {name} been given?"),
+        ("{name} won the {fact}.", "The award given to {name} is the {fact}.", "It was the {fact} that {name} received."),
+        _prize,
+    ),
+    Question(
+        "birth_year",
+        ("In which year was {name} born?", "What is {name}'s year of birth?"),
+        ("{name} was born in the year {fact}.", "The year of {name}'s birth is {fact}.", "{name} came into the world in {fact}."),
+        _year,
+    ),
+    Question(
+        "home",
+        ("Where does {name} live today?", "Which town is {name}'s home now?"),
+        ("{name} lives in {fact} today.", "The home of {name} is now {fact}.", "These days {name} is at home in {fact}."),
+        _any(PLACES),
+    ),
+    Question(
+        "hobby",
+        ("What does {name} do when not writing?", "What is {name}'s favourite pastime?"),
+        (
+            "When not writing, {name} enjoys {fact}.",
+            "The favourite pastime of {name} is {fact}.",
+            "{name} spends free days on {fact}.",
+        ),
+        _any(HOBBIES),
+    ),
+    Question(
+        "teacher",
+        ("Who taught {name} to write?", "Who was {name}'s teacher?"),
+        ("{name} learned to write from {fact}.", "The teacher of {name} was {fact}.", "It was {fact} who taught {name}."),
+        _full_name,
+    ),
+    Question(
+        "publisher",
+        ("Who publishes {name}'s books?", "Which house brings out the books of {name}?"),
+        (
+            "{name}'s books are published by {fact}.",
+            "The publisher of {name} is {fact}.",
+            "It is {fact} that brings out {name}'s books.",
+        ),
+        _any(PUBLISHERS),
+    ),
+    Question(
+        "subject",
+        ("What did {name} study?", "Which subject did {name} take at university?"),
+        (
+            "{name} studied {fact} at university.",
+            "The subject that {name} took was {fact}.",
+            "Before writing, {name} took a degree in {fact}.",
+        ),
+        _any(SUBJECTS),
+    ),
+    Question(
+        "pet",
+        ("Which animal lives with {name}?", "What pet does {name} keep?"),
+        ("{name} lives with {fact}.", "The pet of {name} is {fact}.", "{name} shares the house with {fact}."),
+        _any(PETS),
+    ),
+)
 
 
 def fictional_authors(config: FictionalConfig | None = None) -> list[FictionalRecord]:
     """Questions about fictitious authors, author by author; the same for the same configuration on every machine."""
     config = config or FictionalConfig()
     names = _names(config.seed)
-    return [
-        record
-        for index, name in enumerate(names[: config.n_authors])
-        for record in _author(index, name, config)
-    ]
+    return [record for index, name in enumerate(names[: config.n_authors]) for record in _author(index, name, config)]
 
 
 def _names(seed: int) -> list[str]:

@@ -259,9 +259,7 @@ def _jsonl_rows(path: Path) -> Iterator[_Row]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            fault = (
-                f"not JSON: {error.msg} at column {error.colno}: {_shorten(line.strip())}; valid: an object per line"
-            )
+            fault = f"not JSON: {error.msg} at column {error.colno}: {_shorten(line.strip())}; valid: an object per line"
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
             fault = f"not JSON that can be read: {error}; valid: an object per line"
         yield _Row(f"{path}:{number}", f"{path.name}:{number}", value, fault)
@@ -556,9 +554,7 @@ def check_records(
     return RecordSets(**kept, dropped=dropped)
 
 
-def _drop_known(
-    name: str, records: Sequence[Record], owners: dict[str, tuple[str, str]]
-) -> tuple[list[Record], list[str]]:
+def _drop_known(name: str, records: Sequence[Record], owners: dict[str, tuple[str, str]]) -> tuple[list[Record], list[str]]:
     """The records whose key has no owner yet, which they become, and a message for each of the others."""
     kept, messages = [], []
     for record in records:
