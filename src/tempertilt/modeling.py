@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,7 +63,8 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self._disabled = False
         self._capturing = False
         self._state: Tensor | None = None
-        body_of(base).register_forward_hook(self._capture)
+        hook = body_of(base).register_forward_hook(_Capture(self))
+        weakref.finalize(self, hook.remove)  # a base that outlives its adapters carries none of their hooks
         self.requires_grad_(False).eval()
 
     # --- building, saving -------------------------------------------------------------------------------------------
@@ -291,10 +293,6 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         assert state is not None, "the body of the base model did not run"
         return output, state
 
-    def _capture(self, _module: Any, _inputs: Any, output: Any) -> None:
-        if self._capturing:
-            self._state = last_hidden_state(output)
-
     def _pool(self, state: Tensor, mask: Tensor | None, output: Any, past: int | Tensor) -> Tensor:
         """Pooled projections `(B, n, r)` of the new positions, continuing what the cache holds."""
         projected = self.head.project(state.to(self.head.A.device))
@@ -378,6 +376,18 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def hf_device_map(self) -> dict[str, Any]:
         """The base model's, where it is spread over devices."""
         return self.base.hf_device_map  # type: ignore[no-any-return]
+
+
+class _Capture:
+    """Forward hook on the body: hands the last hidden state to a model that is waiting for it, and keeps no model alive."""
+
+    def __init__(self, model: T3ForCausalLM) -> None:
+        self.model = weakref.ref(model)
+
+    def __call__(self, _module: Any, _inputs: Any, output: Any) -> None:
+        model = self.model()
+        if model is not None and model._capturing:
+            model._state = last_hidden_state(output)
 
 
 def load_unlearned(
