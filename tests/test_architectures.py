@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from oracle import Oracle
 from tempertilt.base import check_unlearnable
 from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
@@ -42,7 +43,6 @@ SSM: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
-# class, configuration, whether left padding and rollback are exact in the base model itself
 ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", COMMON),
     "mistral": ("MistralForCausalLM", "MistralConfig", COMMON | {"sliding_window": 6, "head_dim": 8}),
@@ -75,13 +75,18 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cohere": ("CohereForCausalLM", "CohereConfig", COMMON | {"logit_scale": 2.0}),
     "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", COMMON),
     "stablelm": ("StableLmForCausalLM", "StableLmConfig", COMMON),
-    "bloom": ("BloomForCausalLM", "BloomConfig", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.15}),
+    "bloom": (
+        "BloomForCausalLM",
+        "BloomConfig",
+        {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.15},
+    ),
     "mamba": ("MambaForCausalLM", "MambaConfig", SSM),
     "mamba2": ("Mamba2ForCausalLM", "Mamba2Config", SSM | {"num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8}),
     "falcon_h1": (
         "FalconH1ForCausalLM",
         "FalconH1Config",
-        COMMON | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
+        COMMON
+        | {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1},
     ),
     "jamba": (
         "JambaForCausalLM",
@@ -111,39 +116,6 @@ def random_head(model: Any, seed: int = 1) -> GuidanceHead:
     return head
 
 
-class Oracle:
-    """The guided law from whole unpadded sequences, by the definition: no cache, no code of the package."""
-
-    def __init__(self, model: Any, head: GuidanceHead, temperature: float, scale: float) -> None:
-        self.model, self.temperature, self.scale = model, temperature, scale
-        self.a, self.b, self.ids = head.A.detach().double(), head.B.detach().double(), head.token_ids
-
-    def contexts(self, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Base logits `(T, V)` and running means of what the output layer reads `(T, d)`, float64."""
-        seen: list[torch.Tensor] = []
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-        with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].double()
-        hook.remove()
-        states = seen[0][0].double()
-        return logits, torch.stack([states[: t + 1].mean(0) for t in range(len(tokens))])
-
-    def law(self, tokens: list[int]) -> torch.Tensor:
-        """log p_hat `(T, V)` at every position."""
-        logits, contexts = self.contexts(tokens)
-        log_odds = torch.zeros_like(logits)
-        for t in range(len(tokens)):
-            log_odds[t, self.ids] = self.b @ (self.a @ contexts[t])
-        guided = torch.log(torch.softmax(logits, -1)) / self.temperature + self.scale * torch.log(torch.sigmoid(log_odds).clamp(min=1e-300))
-        return guided - guided.logsumexp(-1, keepdim=True)
-
-    def greedy(self, tokens: list[int], n: int) -> list[int]:
-        tokens = list(tokens)
-        for _ in range(n):
-            tokens.append(int(self.law(tokens)[-1].argmax()))
-        return tokens
-
-
 def random_prompts(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(3, VOCAB, length).tolist() for length in lengths]
@@ -156,20 +128,15 @@ def left_padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+GREEDY = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "eos_token_id": None}
+
+
 def base_is_exact_when_left_padded(model: Any, prompts: list[list[int]]) -> bool:
-    batch = left_padded(prompts)
+    options = GREEDY | {"max_new_tokens": 1, "output_logits": True, "return_dict_in_generate": True}
+    together = model.generate(**left_padded(prompts), **options).logits[0]
     with torch.no_grad():
-        together = model(**batch, position_ids=None).logits[:, -1] if "bloom" in model.config.model_type else _last(model, batch)
         alone = torch.stack([model(input_ids=torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
     return torch.allclose(together, alone, atol=1e-4)
-
-
-def _last(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    out = model.generate(**batch, max_new_tokens=1, do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True)
-    return out.logits[0]
-
-
-GREEDY = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "eos_token_id": None}
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))

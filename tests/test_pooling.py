@@ -77,7 +77,13 @@ def test_static_state_keeps_its_addresses(states: torch.Tensor) -> None:
     for t in range(5, 60):
         layer.advance(states[:, t : t + 1], None)
     assert (layer.sums.data_ptr(), layer.counts.data_ptr()) == before
-    assert layer.is_compileable and not PoolingLayer().is_compileable
+    assert layer.is_compileable
+
+
+def test_a_state_shorter_than_the_text_writes_over_its_oldest_positions(states: torch.Tensor, mask: torch.Tensor) -> None:
+    layer = PoolingLayer(3)  # as beside a static cache of sliding windows only
+    parts = [layer.advance(states[:, a:b], mask[:, a:b]) for a, b in ((0, 5), (5, 6), (6, 8), (8, states.shape[1]))]
+    torch.testing.assert_close(torch.cat(parts, 1), causal_mean(states, mask))
 
 
 def test_another_batch_size_is_refused(states: torch.Tensor) -> None:

@@ -93,6 +93,8 @@ def body_of(model: Any) -> nn.Module:
         ModelError: the model has no separate body or no output layer.
     """
     body = model.base_model
+    if body is not model and hasattr(body, "decoder") and not hasattr(body, "encoder"):
+        body = body.decoder  # OPT calls its decoder past the body around it
     if body is model or model.get_output_embeddings() is None:
         raise ModelError(
             f"{type(model).__name__} has no body and output layer that can be told apart, so its last hidden state can't be "

@@ -275,7 +275,10 @@ class _Trainer:
     def _adamw_epoch(self) -> Callable[[], float]:
         config, data = self.config, self.data
         optimizer = torch.optim.AdamW(
-            self.head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=data.device.type in ("cpu", "cuda")
+            self.head.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=data.device.type in ("cpu", "cuda"),
         )
         half = max(1, config.fit_batch_size // 2)
         retain = _endless(self.rng, data.num_retain)

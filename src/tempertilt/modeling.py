@@ -19,7 +19,7 @@ from tempertilt.adapter import AdapterConfig, load_adapter, push_adapter, save_a
 from tempertilt.base import body_of, check_unlearnable, fingerprint, last_hidden_state, load_base
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.head import GuidanceHead
-from tempertilt.pooling import check_pooling, pool, pooling_layer
+from tempertilt.pooling import check_continues, check_pooling, pool, pooling_layer
 from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature, guided_logits
 
 # What `generate` reads off a model class, and so must be the base model's own.
@@ -255,9 +255,10 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             output = self.base(**inputs, labels=labels) if labels is not None else self.base(**inputs)
             return output if return_dict is not False else output.to_tuple()
 
-        past = cache.get_seq_length() if cache is not None and _counts_positions(cache) else 0
+        if isinstance(cache, Cache) and self._pooling == "mean":
+            check_continues(cache)
         output, state = self._run_base(inputs)
-        pooled = self._pool(state, self._new_token_mask(attention_mask, pooling_mask, state), output, past)
+        pooled = self._pool(state, self._new_token_mask(attention_mask, pooling_mask, state), output)
         output.logits = self._guide(output.logits, pooled, logits_to_keep)
         if labels is not None:
             output.loss = self.base.loss_function(
@@ -279,7 +280,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         sliced = self._supports_logits_to_keep()
         output, state = self._run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
         logits = output.logits if sliced else output.logits[keep]
-        pooled = self._pool(state, attention_mask, None, 0)
+        pooled = self._pool(state, attention_mask, None)
         return logits, self._guide(logits, pooled[keep.to(pooled.device)], 0)
 
     def _run_base(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
@@ -293,7 +294,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         assert state is not None, "the body of the base model did not run"
         return output, state
 
-    def _pool(self, state: Tensor, mask: Tensor | None, output: Any, past: int | Tensor) -> Tensor:
+    def _pool(self, state: Tensor, mask: Tensor | None, output: Any) -> Tensor:
         """Pooled projections `(B, n, r)` of the new positions, continuing what the cache holds."""
         projected = self.head.project(state.to(self.head.A.device))
         cache = getattr(output, "cache", None)
@@ -304,7 +305,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which the pooled state can't be "
                 "kept; generate with use_cache=False, or fit with pooling='last'"
             )
-        return pooling_layer(cache, past).advance(projected, mask)
+        return pooling_layer(cache).advance(projected, mask)
 
     def _guide(self, logits: Tensor, pooled: Tensor, logits_to_keep: int | Tensor) -> Tensor:
         if self.temperature == 1.0 and self.guidance_scale == 0.0:
@@ -338,8 +339,12 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     # --- what `generate` asks of a model ------------------------------------------------------------------------------
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """The base model's inputs for the next step, and the 2-dimensional mask of its new tokens."""
+        if inputs_embeds is not None:  # named above, because `generate` looks for the name
+            kwargs["inputs_embeds"] = inputs_embeds
         inputs: dict[str, Any] = self.base.prepare_inputs_for_generation(input_ids, *args, **kwargs)
         embeds, mask = inputs.get("inputs_embeds"), kwargs.get("attention_mask")
         fresh = inputs["input_ids"] if embeds is None else embeds[..., 0]
@@ -422,11 +427,6 @@ def _join(
         )
     _check_fit(base, head)
     return T3ForCausalLM(base, head, config)
-
-
-def _counts_positions(cache: Cache) -> bool:
-    """Whether some layer of the cache knows how many positions it holds (those of pure state-space models don't)."""
-    return isinstance(cache, Cache) and not all(cache.is_linear)
 
 
 def _check_fit(base: Any, head: GuidanceHead) -> None:

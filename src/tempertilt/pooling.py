@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DummyLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
 
 from tempertilt.errors import ConfigError, TemperTiltError
 
@@ -74,11 +74,6 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
         self.length = 0  # positions held; unused when static
         self.position: Tensor | None = None  # the same as a tensor, when static
 
-    @property
-    def is_compileable(self) -> bool:  # type: ignore[override]
-        """Whether updates are done in place."""
-        return self.max_length is not None
-
     def advance(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """Append `(B, n, r)` projected states and return their causal means `(B, n, r)`, float32.
 
@@ -111,18 +106,20 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
         return sums, counts
 
     def _append_static(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.max_length is not None
         if self.sums is None or self.counts is None or self.position is None:
-            assert self.max_length is not None
             self.sums, self.counts = _allocate(sums, self.max_length)
             self.position = torch.zeros((), dtype=torch.long, device=sums.device)
-        before = (self.position - 1).clamp(min=0).reshape(1)
+        capacity, new = self.max_length, sums.shape[1]
+        before = ((self.position - 1).clamp(min=0) % capacity).reshape(1)
         started = (self.position > 0).to(sums.dtype)
         sums = sums + started * self.sums.index_select(1, before)
         counts = counts + started * self.counts.index_select(1, before)
-        where = torch.arange(sums.shape[1], device=sums.device) + self.position
-        self.sums.index_copy_(1, where, sums.detach())
-        self.counts.index_copy_(1, where, counts)
-        self.position.add_(sums.shape[1])
+        kept = min(new, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
+        where = (torch.arange(new - kept, new, device=sums.device) + self.position) % capacity
+        self.sums.index_copy_(1, where, sums[:, new - kept :].detach())
+        self.counts.index_copy_(1, where, counts[:, new - kept :])
+        self.position.add_(new)
         return sums, counts
 
     def reset(self) -> None:
@@ -162,30 +159,44 @@ def _allocate(like: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     return like.new_zeros(batch, capacity, rank, dtype=torch.float32), like.new_zeros(batch, capacity, dtype=torch.float32)
 
 
-def pooling_layer(cache: Cache, past_length: int | Tensor) -> PoolingLayer:
-    """The pooling layer of `cache`, added after the model's own layers on first use.
-
-    Args:
-        cache: the cache that the base model has just filled.
-        past_length: positions that it held before that; a new layer can only start at 0.
+def check_continues(cache: Cache) -> None:
+    """Check, before a pass, that the pooling layer has seen every position that the cache holds.
 
     Raises:
-        TemperTiltError: the cache holds positions that the pooling layer has not seen (it was filled by the base model
-            alone, or while the adapter was disabled).
+        TemperTiltError: the cache was filled by the base model alone, or while the adapter was disabled.
     """
-    layer = next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
-    if layer is None:
-        static = cache.is_compileable and cache.get_max_length() > 0
-        layer = PoolingLayer(cache.get_max_length() if static else None)
-        cache.layers.append(layer)
-        seen = 0
-    elif layer.max_length is not None:
-        return layer  # the position is a tensor on the device: comparing it would stall every step
-    else:
-        seen = layer.length
-    if int(past_length) != seen:
+    layer = _find(cache)
+    if layer is not None and layer.max_length is not None:
+        return  # its position is a tensor on the device: comparing it would stall every step
+    seen = 0 if layer is None else layer.length
+    held = _positions_held(cache, seen)
+    if held != seen:
         raise TemperTiltError(
-            f"this cache holds {int(past_length)} positions, of which the adapter has seen {seen}: it was filled by the base "
+            f"this cache holds {held} positions, of which the adapter has seen {seen}: it was filled by the base "
             "model alone, or while the adapter was disabled. Start with a new cache."
         )
+
+
+def _positions_held(cache: Cache, seen: int) -> int | str:
+    """Positions in the model's own layers; state-space layers know only whether they hold any."""
+    layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
+    if layers:
+        return int(layers[0].get_seq_length())
+    states = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    filled = any(any(layer.has_previous_state.values()) for layer in states)
+    return (seen or "some") if filled else 0
+
+
+def pooling_layer(cache: Cache) -> PoolingLayer:
+    """The pooling layer of a cache that the base model has just filled, added after the model's own on first use."""
+    layer = _find(cache)
+    if layer is None:
+        # not Cache.get_max_length: layers that hold state-space states beside keys answer -1
+        lengths = [layer.max_cache_len for layer in cache.layers if hasattr(layer, "max_cache_len")]
+        layer = PoolingLayer(max(lengths) if lengths and cache.is_compileable else None)
+        cache.layers.append(layer)
     return layer
+
+
+def _find(cache: Cache) -> PoolingLayer | None:
+    return next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
