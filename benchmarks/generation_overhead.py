@@ -11,7 +11,7 @@ import time
 import torch
 
 from _print import header, row
-from tempertilt.evidence import pad_left
+from tempertilt.generation import pad_left
 from tempertilt.modeling import T3ForCausalLM, load_unlearned
 
 QUESTIONS = [

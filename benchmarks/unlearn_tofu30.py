@@ -86,7 +86,7 @@ def main() -> None:
 def generate(model: T3ForCausalLM, tokenizer: object, records: list[Record], name: str, off: bool) -> list[list[int]]:
     prompts = [encode_prompt(record, tokenizer, ExampleConfig()) for record in records]  # type: ignore[arg-type]
     with tqdm(total=len(prompts), desc=f"{name} {'before' if off else 'after'}") as bar:
-        return greedy_token_ids(model, tokenizer, prompts, max_new_tokens=128, batch_size=20, base=off, on_batch=bar.update)
+        return greedy_token_ids(model, tokenizer, prompts, max_new_tokens=128, batch_size=50, base=off, on_batch=bar.update)
 
 
 if __name__ == "__main__":

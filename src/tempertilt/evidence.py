@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tempertilt.data.examples import Example
 from tempertilt.features import pad_batch, plan_batches
+from tempertilt.generation import generate_ids
 from tempertilt.modeling import T3ForCausalLM
 
 Item = TypeVar("Item")
@@ -88,14 +89,13 @@ def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return log_probs, logits.argmax(-1) == targets
 
 
-@torch.inference_mode()
 def greedy_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 200,
-    batch_size: int = 8,
+    batch_size: int = 32,
     base: bool = False,
 ) -> list[str]:
     """Greedy continuations of prompts given as token ids, as text without special tokens, in their order.
@@ -108,57 +108,27 @@ def greedy_answers(
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
 
-@torch.inference_mode()
 def greedy_token_ids(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 200,
-    batch_size: int = 8,
+    batch_size: int = 32,
     base: bool = False,
     on_batch: Callable[[int], object] = lambda _done: None,
 ) -> list[list[int]]:
     """Token ids of greedy continuations, cut after the first end-of-sequence token, in the order of `prompts`.
 
-    Prompts are batched by length and padded on the left. `on_batch` is told how many prompts each finished batch had.
+    Prompts are batched by length. `on_batch` is told how many prompts each finished batch had.
     """
     off = model.disable() if base and isinstance(model, T3ForCausalLM) else nullcontext()
-    stops = _stop_ids(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: dict[int, list[int]] = {}
     with off:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            input_ids, mask = pad_left([prompts[i] for i in batch], tokenizer.pad_token_id or 0, model.device)
-            generated = model.generate(
-                input_ids,
-                attention_mask=mask,
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(stops) or None,
-                pad_token_id=tokenizer.pad_token_id or 0,
-                temperature=None,
-                top_k=None,
-                top_p=None,
-            )
-            for i, row in zip(batch, generated[:, input_ids.shape[1] :].tolist()):
-                end = next((j + 1 for j, token in enumerate(row) if token in stops), len(row))
-                out[i] = row[:end]
+            rows = generate_ids(model, tokenizer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)
+            out.update((i, row[0]) for i, row in zip(batch, rows))
             on_batch(len(batch))
     return [out[i] for i in range(len(prompts))]
-
-
-def pad_left(prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Left-padded `input_ids (B, T)` and `attention_mask (B, T)` int64 on `device`."""
-    width = max(map(len, prompts))
-    ids = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
-    stops = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return {stop for stop in stops if stop is not None}

@@ -1,0 +1,110 @@
+"""`MetricResult`: a value that can be trusted: how many samples, how many missing, interval, protocol, per-sample values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import hmean
+
+from tempertilt.errors import DataError
+
+RESAMPLES = 1000
+SEED = 0
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One figure.
+
+    Attributes:
+        name: of the metric.
+        value: the figure.
+        n: samples that it is computed from.
+        n_missing: samples that have no value (they are left out, never counted as 0).
+        higher_is_better: for a model that should have forgotten; None where neither end is better.
+        interval: 95 % percentile interval over 1000 bootstrap resamples of the samples, None where there is none.
+        per_sample: the value of each sample, None where missing; empty where the figure is not made of per-sample values.
+        protocol: how it is computed, in words.
+        details: further numbers, by name.
+    """
+
+    name: str
+    value: float
+    n: int
+    n_missing: int
+    higher_is_better: bool | None
+    interval: tuple[float, float] | None
+    per_sample: tuple[float | None, ...]
+    protocol: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready, without the per-sample values."""
+        return {
+            "value": self.value,
+            "n": self.n,
+            "n_missing": self.n_missing,
+            "higher_is_better": self.higher_is_better,
+            "interval_95": list(self.interval) if self.interval else None,
+            "protocol": self.protocol,
+            **({"details": self.details} if self.details else {}),
+        }
+
+
+def present(name: str, values: Sequence[float | None]) -> NDArray[np.float64]:
+    """The values that are there; `DataError` if there are none, or some are not finite."""
+    kept = np.array([value for value in values if value is not None], dtype=np.float64)
+    if not len(kept):
+        raise DataError(f"{name}: none of {len(values)} samples has what it is computed from")
+    if not np.isfinite(kept).all():
+        raise DataError(f"{name}: {int((~np.isfinite(kept)).sum())} of {len(kept)} values are not finite numbers")
+    return kept
+
+
+def mean_result(name: str, values: Sequence[float | None], *, higher_is_better: bool | None, protocol: str) -> MetricResult:
+    """The mean of per-sample values, missing ones left out."""
+    kept = present(name, values)
+    rng = np.random.default_rng(SEED)
+    means = kept[rng.integers(0, len(kept), (RESAMPLES, len(kept)))].mean(1)
+    return MetricResult(
+        name=name,
+        value=float(kept.mean()),
+        n=len(kept),
+        n_missing=len(values) - len(kept),
+        higher_is_better=higher_is_better,
+        interval=_percentiles(means),
+        per_sample=tuple(values),
+        protocol=protocol,
+    )
+
+
+def bootstrap(statistic: Callable[..., float], *groups: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile interval of `statistic(*groups)`, each group resampled by itself; deterministic.
+
+    Resampled rows are along the first axis, so a group may hold several values for each sample.
+    """
+    rng = np.random.default_rng(SEED)
+    values = [statistic(*(group[rng.integers(0, len(group), len(group))] for group in groups)) for _ in range(resamples)]
+    return _percentiles(np.array(values))
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """The harmonic mean of non-negative numbers; 0 if one of them is 0."""
+    return float(hmean(values)) if min(values) > 0 else 0.0
+
+
+def exp_nll(nll: float | None) -> float | None:
+    """The length-normalised probability `exp(-nll)`."""
+    return None if nll is None else math.exp(-nll)
+
+
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Benchmarks: which metrics on which splits."""

@@ -1,0 +1,205 @@
+"""Per-sample results on disk: our own run folders, and the public logs of the TOFU authors and of open-unlearning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from tempertilt.errors import DataError
+from tempertilt.metrics.samples import Draw, Results, Sample
+
+SAMPLES = "samples.jsonl"
+
+SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+
+TOFU_FILES = {
+    "eval_log_forget.json": "forget",
+    "eval_log.json": "retain",
+    "eval_real_author_wo_options.json": "real_authors",
+    "eval_real_world_wo_options.json": "world_facts",
+}
+"""The files of the TOFU authors' evaluation (github.com/locuslab/tofu), alone or as the keys of one file."""
+
+OPEN_UNLEARNING_SPLITS = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
+
+VALID = (
+    f"a run folder of t3 eval (or its {SAMPLES}), a JSON log of the TOFU authors ({', '.join(TOFU_FILES)}, or one file with "
+    "these as keys), or a JSON log of open-unlearning (TOFU_EVAL.json)"
+)
+
+
+def read_log(path: str | Path) -> Results:
+    """Per-sample results of any of the formats that are known, by split.
+
+    Args:
+        path: a run folder of `t3 eval` or its samples.jsonl; a log of the TOFU authors' code, one split or all in one file;
+            a log of open-unlearning.
+
+    Returns:
+        The samples of each split that the log holds; what a log does not state is None or empty in them.
+
+    Raises:
+        DataError: the file can't be read or is of none of these formats.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / SAMPLES
+    if not path.is_file():
+        raise DataError(f"no results at {str(path)!r}; valid is {VALID}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return read_samples(text, path)
+        log = json.loads(text)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; valid is {VALID}") from error
+    try:
+        results = _foreign(log, path.name)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; valid is {VALID}") from error
+    if not any(results.values()):
+        raise DataError(f"{str(path)!r} is not a log that is known; valid is {VALID}")
+    return results
+
+
+def _foreign(log: Any, name: str) -> dict[str, Sequence[Sample]]:
+    if not isinstance(log, dict):
+        return {}
+    if TOFU_FILES.keys() & log.keys():
+        return {split: _tofu_samples(log[file]) for file, split in TOFU_FILES.items() if file in log}
+    if "avg_gt_loss" in log:
+        if name not in TOFU_FILES:
+            raise ValueError(f"the name tells the split: it is {name!r}, not one of {', '.join(TOFU_FILES)}")
+        return {TOFU_FILES[name]: _tofu_samples(log)}
+    return _open_unlearning(log)
+
+
+# --- the TOFU authors' ---------------------------------------------------------------------------------------------------
+
+
+def _tofu_samples(log: dict[str, dict[str, Any]]) -> list[Sample]:
+    samples = []
+    for key, nll in log["avg_gt_loss"].items():
+        texts = log.get("generated_text", {}).get(key, ("", None, ""))
+        samples.append(
+            Sample(
+                index=int(key),
+                question=texts[0].removeprefix("Question: ").strip(),
+                answer=texts[2],
+                nll=float(nll),
+                paraphrase_nll=_number(log.get("avg_paraphrased_loss", {}).get(key)),
+                perturbed_nll=tuple(log.get("average_perturb_loss", {}).get(key, ())),
+                generation=texts[1],
+                rouge1_recall=_number(log.get("rouge1_recall", {}).get(key)),
+                rougeL_recall=_number(log.get("rougeL_recall", {}).get(key)),
+            )
+        )
+    return samples
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+# --- open-unlearning's ---------------------------------------------------------------------------------------------------
+
+
+def _open_unlearning(log: dict[str, Any]) -> dict[str, Sequence[Sample]]:
+    """Samples put together from a log of metrics, each with its `value_by_index`."""
+    table = _Table({name.lower(): value for name, value in log.items() if isinstance(value, dict)})
+    for short, split in OPEN_UNLEARNING_SPLITS.items():
+        table.read(f"{short}_q_a_prob", split, lambda row: {"nll": row["avg_loss"]})
+        table.read(f"{short}_q_a_para_prob", split, lambda row: {"paraphrase_nll": row["avg_loss"]})
+        table.read(f"{short}_q_a_pert_prob", split, lambda row: {"perturbed_nll": _wrong(row["avg_loss"])})
+        table.read(f"{short}_q_a_rouge", split, _generation)
+    if "forget_q_a_pert_prob" not in table.log:  # the ratio is all there is
+        table.read(
+            "forget_truth_ratio", "forget", lambda row: {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
+        )
+    for name in ("exact_memorization", "extraction_strength"):
+        table.read(name, "forget", lambda row, name=name: {"scores": {name: row["score"]}})  # type: ignore[misc]
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+        for side in ("forget", "holdout"):
+            part = log.get(f"mia_{attack}", {}).get(side)
+            if part is not None:
+                table.log[f"mia_{attack}.{side}"] = part
+                table.read(f"mia_{attack}.{side}", side, lambda row, attack=attack: {"scores": {attack: row["score"]}})  # type: ignore[misc]
+    return table.samples()
+
+
+def _wrong(nll: Any) -> tuple[float, ...]:
+    return tuple(nll) if isinstance(nll, list) else (float(nll),)
+
+
+def _generation(row: dict[str, Any]) -> dict[str, Any]:
+    known = {name: row.get(name) for name in ("rouge1_recall", "rougeL_recall", "rougeL_f1", "generation")}
+    return {**known, "answer": row.get("ground_truth") or "", "question": row.get("input") or ""}
+
+
+def _ratio(row: dict[str, Any]) -> dict[str, Any]:
+    """Likelihoods that give the stated truth ratio."""
+    return {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
+
+
+class _Table:
+    """Columns of a log gathered by split and index."""
+
+    def __init__(self, log: dict[str, Any]) -> None:
+        self.log = log
+        self.rows: dict[str, dict[int, dict[str, Any]]] = {}
+
+    def read(self, name: str, split: str, fields_of: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Put what `fields_of` makes of each value of the metric `name` into the rows of a split."""
+        for index, value in self.log.get(name, {}).get("value_by_index", {}).items():
+            row = self.rows.setdefault(split, {}).setdefault(int(index), {"scores": {}})
+            if value is None or None in value.values():
+                continue  # a missing sample
+            found = fields_of(value)
+            row["scores"] |= found.pop("scores", {})
+            row.update(found)
+
+    def samples(self) -> dict[str, Sequence[Sample]]:
+        return {split: [Sample(index=i, **rows[i]) for i in sorted(rows)] for split, rows in self.rows.items()}
+
+
+# --- our own -------------------------------------------------------------------------------------------------------------
+
+
+def write_samples(results: Results) -> str:
+    """JSON lines, one for each sample, split first; what is not measured is left out."""
+    rows = [{"split": split, **_sparse(sample)} for split, samples in results.items() for sample in samples]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _sparse(sample: Sample) -> dict[str, Any]:
+    defaults = {f.name: f.default if f.default is not MISSING else {} for f in fields(Sample)}
+    return {name: value for name, value in asdict(sample).items() if name == "index" or value != defaults[name]}
+
+
+def sample_from(row: Mapping[str, Any]) -> Sample:
+    """A sample from what `write_samples` wrote of it; KeyError or TypeError if it is not one."""
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+    values["draws"] = tuple(Draw(**draw) for draw in row.get("draws", ()))
+    return Sample(**values)
+
+
+def read_samples(text: str, path: Path) -> Results:
+    """The samples of each split in JSON lines; `DataError` with file and line where one is not a sample."""
+    results: dict[str, list[Sample]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            results.setdefault(row.pop("split"), []).append(sample_from(row))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; valid is {VALID}") from error
+    if unknown := sorted(results.keys() - set(SPLITS)):
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; valid are {', '.join(SPLITS)}")
+    if not results:
+        raise DataError(f"{path}: no samples; valid is {VALID}")
+    return results
