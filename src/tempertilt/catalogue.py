@@ -19,7 +19,9 @@ def methods() -> list[Entry]:
 
 
 def metrics() -> list[Entry]:
-    """What `t3 unlearn` measures before and after."""
+    """What `t3 unlearn` measures before and after, and the metrics of `t3 eval`."""
+    from tempertilt.suites.tofu import METRICS
+
     return [
         {
             "name": "probability",
@@ -31,12 +33,19 @@ def metrics() -> list[Entry]:
             "description": "share of records whose answer greedy decoding gives word for word",
             "source": "https://arxiv.org/abs/2205.10770",
         },
+        *({"name": metric.name, "description": metric.description, "source": metric.source} for metric in METRICS),
     ]
 
 
 def suites() -> list[Entry]:
     """Benchmarks."""
-    return []
+    return [
+        {
+            "name": "tofu",
+            "description": "200 fictitious authors, of which 1, 5 or 10 % are to be forgotten; with memorisation and membership",
+            "source": "https://arxiv.org/abs/2401.06121",
+        }
+    ]
 
 
 def models() -> list[Entry]:

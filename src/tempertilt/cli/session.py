@@ -52,26 +52,31 @@ class Session:
 
 def open_session(args: argparse.Namespace) -> Session:
     """Load what the flags of `add_adapter` name: an unlearned model, or without `--adapter` a plain one."""
-    options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-    system_prompt = args.system_prompt
-    if args.adapter:
-        model, tokenizer = load_unlearned(
-            args.adapter,
-            args.model,
-            peft_adapter=args.peft_adapter,
-            check_base=not args.ignore_base_mismatch,
-            **options,
-        )
-        if args.temperature is not None:
-            model.temperature = args.temperature
-        if args.guidance_scale is not None:
-            model.guidance_scale = args.guidance_scale
-        if system_prompt is None:
-            system_prompt = model.adapter_config.training.get("config", {}).get("system_prompt")
-    elif args.model and not args.compare:
-        base = load_base(args.model, peft_adapter=args.peft_adapter, **options)
-        model, tokenizer = base.model, base.tokenizer
-    else:
-        raise ConfigError(f"--adapter is needed{' for --compare' if args.model else ''}; see t3 {args.verb} --help")
+    if args.compare and not args.adapter:
+        raise ConfigError(f"--adapter is needed for --compare; see t3 {args.verb} --help")
+    model, tokenizer, fitted_with = open_model(args)
+    system_prompt = fitted_with if args.system_prompt is None else args.system_prompt
     examples = ExampleConfig() if system_prompt is None else ExampleConfig(system_prompt=system_prompt)
     return Session(model, tokenizer, examples, args.seed)
+
+
+def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
+    """The model and tokenizer that the flags of `add_adapter` name, and the system prompt that an adapter was fitted with."""
+    options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    if not args.adapter:
+        if not args.model:
+            raise ConfigError(f"--adapter or --model is needed; see t3 {args.verb} --help")
+        base = load_base(args.model, peft_adapter=args.peft_adapter, **options)
+        return base.model, base.tokenizer, None
+    model, tokenizer = load_unlearned(
+        args.adapter,
+        args.model,
+        peft_adapter=args.peft_adapter,
+        check_base=not args.ignore_base_mismatch,
+        **options,
+    )
+    if args.temperature is not None:
+        model.temperature = args.temperature
+    if args.guidance_scale is not None:
+        model.guidance_scale = args.guidance_scale
+    return model, tokenizer, model.adapter_config.training.get("config", {}).get("system_prompt")

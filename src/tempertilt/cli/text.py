@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from tempertilt.evidence import Summary
+from tempertilt.metrics.result import MetricResult
 from tempertilt.pipeline import Shown
 
 
@@ -33,6 +34,27 @@ def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[st
             "",
         ]
     return lines
+
+
+def metric_table(results: Mapping[str, MetricResult]) -> list[str]:
+    """One line for each metric: value, interval, samples, missing ones."""
+    lines = [f"{'metric':<28}{'value':>11}  {'95 % interval':<24}{'n':>6}{'missing':>9}"]
+    for name, result in results.items():
+        interval = "" if result.interval is None else f"{_figure(result.interval[0])} to {_figure(result.interval[1])}"
+        arrow = {True: "↑", False: "↓", None: " "}[result.higher_is_better]
+        lines.append(f"{name:<28}{_figure(result.value):>11}{arrow} {interval:<24}{result.n:>6}{result.n_missing:>9}")
+    lines.append("↑ higher, ↓ lower is better for a model that has unlearned; intervals are bootstraps over questions")
+    if "forget_quality" in results:
+        details = results["forget_quality"].details
+        lines.append(
+            f"forget_quality: KS statistic {details['statistic']:.4f}, n {results['forget_quality'].n} against "
+            f"{details['n_reference']}; the floor for these n is {details['floor']:.2e}"
+        )
+    return lines
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2e}" if value != 0 and abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _share(count: int, n: int) -> str:

@@ -178,6 +178,28 @@ def load_records(source: str | Path, *, split: str | None = None, limit: int | N
     return records
 
 
+def load_rows(
+    source: str | Path, *, split: str | None = None, limit: int | None = None
+) -> list[tuple[str, Mapping[str, object]]]:
+    """Rows as they are, each with where it was read ("path/to/file.jsonl:12"), for data with fields of their own.
+
+    Arguments and errors as of `load_records`, but that every row must only be an object.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit is {limit}; valid: 1 or more, or none for all rows")
+    rows = list(itertools.islice(_open(source, split), limit))
+    faults = [f"{row.source}: {row.fault or f'the row is {_seen(row.value)}'}" for row in rows if not _is_object(row)]
+    if faults:
+        raise DataError(f"{source}: {len(faults)} of {len(rows)} rows are not objects with named fields\n{_listing(faults)}")
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    return [(row.source, row.value) for row in rows if isinstance(row.value, Mapping)]
+
+
+def _is_object(row: _Row) -> bool:
+    return not row.fault and isinstance(row.value, Mapping)
+
+
 def _listing(lines: Sequence[str]) -> str:
     """The first lines, indented, and how many more there are."""
     more = [f"... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []

@@ -23,7 +23,9 @@ def best_of_n_rouge(samples: Samples, *, name: str = "best_of_n_rouge") -> Metri
     return mean_result(name, values, higher_is_better=False, protocol=protocol)
 
 
-def verbatim_leak(samples: Samples, draws: int = 1, *, name: str = "verbatim_leak") -> MetricResult:
+def verbatim_leak(
+    samples: Samples, draws: int = 1, *, name: str = "verbatim_leak", higher_is_better: bool = False
+) -> MetricResult:
     """Mean chance that at least one of `draws` answers sampled at temperature 1 is the true one word for word.
 
     Computed from the likelihood, 1 - (1 - p)^draws with p the probability of the whole answer: exact, nothing is sampled.
@@ -34,7 +36,7 @@ def verbatim_leak(samples: Samples, draws: int = 1, *, name: str = "verbatim_lea
     protocol = (
         f"mean chance that one of {draws} answers sampled at temperature 1 is the true one word for word, from its likelihood"
     )
-    return mean_result(name, values, higher_is_better=False, protocol=protocol)
+    return mean_result(name, values, higher_is_better=higher_is_better, protocol=protocol)
 
 
 def _leak(sample: Sample, draws: int) -> float | None:

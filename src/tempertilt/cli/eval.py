@@ -1,0 +1,94 @@
+"""`t3 eval`: measure a model on a benchmark."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
+from tempertilt.cli.session import open_model
+from tempertilt.cli.text import metric_table
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
+from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.tofu import TofuConfig, TofuRun, load_tofu, run_tofu
+
+PLAIN = ("suite", "model", "peft_adapter", "adapter", "data_dir", "reference", "target", "output_dir", "overwrite")
+CONFIGS = (TofuConfig, MeasureConfig, ExampleConfig)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    parser.add_argument("--suite", choices=["tofu"], default="tofu", help="benchmark (default: tofu)")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-dir", help="directory of TOFU's .jsonl files, or a dataset on the hub (default: locuslab/TOFU)")
+    data.add_argument(
+        "--reference", metavar="RUN", help="results of a model that never saw the forget set: a run folder or a log"
+    )
+    data.add_argument(
+        "--target", metavar="RUN", help="results of the model before unlearning, for the utility and aggregate score"
+    )
+    add_adapter(parser)
+    out = parser.add_argument_group("output")
+    out.add_argument("--output-dir", help="run folder")
+    out.add_argument("--overwrite", action="store_true", help="measure again even if the run folder holds this very run")
+    out.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    add_config_file(out)  # type: ignore[arg-type]
+    for title, config in zip(("suite", "measuring", "examples"), CONFIGS):
+        add_config(parser, title, config)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the metrics."""
+    read_config_file(args, [*CONFIGS, *PLAIN])
+    require(args, "output_dir")
+    config = build(TofuConfig, args)
+    measuring = build(MeasureConfig, args)
+    data = load_tofu(args.data_dir, config)
+    model, tokenizer, system_prompt = open_model(args)
+    examples = build(ExampleConfig, args)
+    if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
+        examples = ExampleConfig(system_prompt, examples.max_length, examples.overlap)
+    result = run_tofu(
+        model,
+        tokenizer,
+        data,
+        Path(args.output_dir),
+        config=config,
+        measuring=measuring,
+        examples=examples,
+        reference=args.reference,
+        target=args.target,
+        describe={name: getattr(args, name) for name in ("model", "peft_adapter", "adapter", "data_dir")},
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+    )
+    print(json.dumps(_json(result), indent=2) if args.json else _text(result))
+    return 0
+
+
+def _json(run: TofuRun) -> dict[str, Any]:
+    return {
+        "run": str(run.directory),
+        "reused": run.reused,
+        "metrics": {name: result.summary() for name, result in run.metrics.items()},
+        "not_computed": run.not_computed,
+        "seconds": run.seconds,
+    }
+
+
+def _text(run: TofuRun) -> str:
+    lines = metric_table(run.metrics)
+    if run.not_computed:
+        reasons: dict[str, list[str]] = {}
+        for name, reason in run.not_computed.items():
+            reasons.setdefault(reason.splitlines()[0], []).append(name)
+        lines += ["", "not computed:"]
+        lines += [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if "forget_quality" in run.not_computed:
+        lines += ["", MAKE_A_REFERENCE]
+    seconds = sum(run.seconds.values())
+    lines += ["", f"run folder   {run.directory}{' (samples reused)' if run.reused else ''}, measured in {seconds:.0f} s"]
+    return "\n".join(lines)

@@ -1,0 +1,257 @@
+"""From a model and questions with their answers to samples: likelihoods in one pass, greedy and sampled answers, fluency."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
+from tempertilt.data.records import Record
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.generation import generate_ids
+from tempertilt.metrics.rouge import rouge_scores
+from tempertilt.metrics.samples import Draw, Sample
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.scoring import AnswerScore, Question, Scorer, common_prefix
+from tempertilt.suites.journal import Journal
+
+PROTOCOL = 1
+"""Raised whenever what is measured changes, so that older results are not taken for newer ones."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question of a split with its right answer, a paraphrase of it, and wrong ones."""
+
+    question: str
+    answer: str
+    paraphrase: str | None
+    perturbed: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How samples are measured."""
+
+    max_new_tokens: int = field(default=200, metadata={"help": "length of a generated answer, tokens"})
+    generation_batch: int = field(default=32, metadata={"help": "prompts generated from at a time"})
+    batch_tokens: int = field(default=0, metadata={"help": "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU"})
+    draws: int = field(
+        default=0, metadata={"help": "answers sampled at temperature 1 for each forget and retain question; 0 = none"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of the sampled answers"})
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_new_tokens", 1), ("generation_batch", 1), ("batch_tokens", 0), ("draws", 0), ("seed", 0)):
+            value = getattr(self, name)
+            if value < low:
+                raise ConfigError(f"{name} is {value}; valid is a whole number >= {low}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which splits get what."""
+
+    generated: tuple[str, ...]  # a greedy answer
+    token_level: tuple[str, ...]  # what is kept of every answer token
+    drawn: tuple[str, ...]  # sampled answers, and perplexities under the base
+
+
+def questions_of(items: Sequence[Item], tokenizer: Any, examples: ExampleConfig, *, standardise: bool = False) -> list[Question]:
+    """Token ids of each item's prompt and answers: the answer, its paraphrase if any, the wrong ones."""
+    return [_question(item, tokenizer, examples, standardise) for item in items]
+
+
+def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bool) -> Question:
+    texts = [item.answer, *([] if item.paraphrase is None else [item.paraphrase]), *item.perturbed]
+    records = [Record.from_question(item.question, text, document=item.source, source=item.source) for text in texts]
+    examples = build_examples(records, tokenizer, config)
+    if len(examples) != len(texts):
+        raise DataError(f"{item.source}: an answer is longer than max_length ({config.max_length} tokens)")
+    prompts = {tuple(example.input_ids[: len(example) - example.n_scored].tolist()) for example in examples}
+    if len(prompts) != 1:
+        raise DataError(f"{item.source}: the chat template puts other tokens before different answers to one question")
+    return Question(prompts.pop(), tuple(tuple(answer_ids(e).tolist()) for e in examples), int(standardise))
+
+
+def run_key(model: Any, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
+    """A hash of everything that decides the samples: weights, adapter, text, tokens, options; 32 hex digits."""
+    content = {
+        "protocol": PROTOCOL,
+        "model": model_digest(model),
+        "items": {name: [asdict(item) | {"source": ""} for item in items] for name, items in splits.items()},
+        "tokens": {name: [[q.prompt, q.answers] for q in of] for name, of in questions.items()},
+        "config": config,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def model_digest(model: Any) -> str:
+    """SHA-256 of every parameter and buffer, the configuration, and the settings of an adapter; hex.
+
+    Raises:
+        ConfigError: the object has no parameters to tell it by.
+    """
+    if not hasattr(model, "state_dict"):
+        raise ConfigError(f"{type(model).__name__} has no state_dict, so its results can't be told from another model's")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    config: Any = getattr(model, "config", None)
+    settings = {"config": config.to_diff_dict() if hasattr(config, "to_diff_dict") else str(config)}
+    if isinstance(model, T3ForCausalLM):
+        kept = ("pooling", "activation", "temperature", "guidance_scale", "forget_prior")
+        settings["tilt"] = {name: getattr(model.adapter_config, name) for name in kept}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    splits: Mapping[str, Sequence[Item]],
+    questions: Mapping[str, list[Question]],
+    plan: Plan,
+    config: MeasureConfig,
+    journal: Journal,
+    *,
+    progress: bool = True,
+) -> tuple[dict[str, list[Sample]], dict[str, float]]:
+    """The samples of every split, and the seconds of each step. What the journal holds is not measured again."""
+    work = _Work(model, tokenizer, splits, questions, plan, config)
+    units = list(work.units())
+    with tqdm(total=sum(weight for _, weight, _ in units), desc="measure", unit="answer", disable=not progress) as bar:
+        for name, weight, run in units:
+            if name not in journal.units:
+                started = time.perf_counter()
+                rows = run()
+                journal.add(name, {"rows": rows, "seconds": time.perf_counter() - started})
+            bar.set_description(name.rsplit(" ", 1)[0], refresh=False)
+            bar.update(weight)
+    found: dict[str, list[dict[str, Any]]] = {name: [{} for _ in items] for name, items in splits.items()}
+    seconds: dict[str, float] = {}
+    for name, _, _ in units:
+        step, split, _ = name.split(" ")
+        seconds[f"{step} {split}"] = seconds.get(f"{step} {split}", 0.0) + journal.units[name]["seconds"]
+        for index, values in journal.units[name]["rows"]:
+            found[split][index] |= values
+    return {split: [_sample(i, splits[split][i], row) for i, row in enumerate(rows)] for split, rows in found.items()}, seconds
+
+
+def _sample(index: int, item: Item, values: dict[str, Any]) -> Sample:
+    draws = tuple(Draw(**draw) for draw in values.pop("draws", ()))
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Sample(index=index, question=item.question, answer=item.answer, draws=draws, **fields)
+
+
+Rows = list[tuple[int, dict[str, Any]]]
+
+
+class _Work:
+    """The units of a run: name, weight for the progress bar, and how to do it. They depend on data and options alone."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        splits: Mapping[str, Sequence[Item]],
+        questions: Mapping[str, list[Question]],
+        plan: Plan,
+        config: MeasureConfig,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.splits, self.questions, self.plan, self.config = splits, questions, plan, config
+        batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
+        prefix = common_prefix([question for of in questions.values() for question in of])
+        self.scorer, self.base_scorer = (Scorer(model, batch_tokens, prefix=prefix) for _ in range(2))
+
+    def units(self) -> Iterator[tuple[str, int, Callable[[], Rows]]]:
+        for split, of in self.questions.items():
+            for n, batch in enumerate(self.scorer.plan(of)):
+                yield f"likelihood {split} {n}", sum(len(of[i].answers) for i in batch), _bind(self._likelihood, split, batch)
+        for split in self.plan.generated:
+            for n, batch in enumerate(self._prompts(split)):
+                yield f"greedy {split} {n}", len(batch), _bind(self._greedy, split, batch)
+        for split in self.plan.drawn if self.config.draws else ():
+            for n, batch in enumerate(self._prompts(split, max(1, self.config.draws))):
+                yield f"draws {split} {n}", len(batch) * self.config.draws, _bind(self._draw, split, batch, n)
+
+    def _prompts(self, split: str, each: int = 1) -> list[list[int]]:
+        of, size = self.questions.get(split, []), max(1, self.config.generation_batch // each)
+        order = sorted(range(len(of)), key=lambda i: -len(of[i].prompt))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _likelihood(self, split: str, batch: list[int]) -> Rows:
+        scores = self.scorer.score([self.questions[split][i] for i in batch])
+        return [(i, self._likelihood_fields(split, i, of)) for i, of in zip(batch, scores)]
+
+    def _likelihood_fields(self, split: str, i: int, scores: list[AnswerScore]) -> dict[str, Any]:
+        item, answer = self.splits[split][i], scores[0]
+        first_wrong = 1 if item.paraphrase is None else 2
+        row: dict[str, Any] = {"nll": answer.nll, "perturbed_nll": [score.nll for score in scores[first_wrong:]]}
+        row["ends"] = self.questions[split][i].answers[0][-1] == self.tokenizer.eos_token_id
+        if item.paraphrase is not None:
+            row["paraphrase_nll"] = scores[1].nll
+        if split in self.plan.token_level:
+            row["log_probs"] = [_float32(value) for value in answer.log_probs]
+            row["hits"] = answer.hits.tolist()
+            row["standardised"] = [_float32(value) for value in answer.standardised]
+        return row
+
+    def _greedy(self, split: str, batch: list[int]) -> Rows:
+        prompts = [self.questions[split][i].prompt for i in batch]
+        ids = [of[0] for of in generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=self.config.max_new_tokens)]
+        perplexities = self._perplexities(split, prompts, [[row] for row in ids])
+        rows: Rows = []
+        for i, row, perplexity in zip(batch, ids, perplexities):
+            text = self._text(row)
+            fields = {"generation": text, **rouge_scores(self.splits[split][i].answer, text)}
+            rows.append((i, fields | {"base_perplexity": perplexity[0]}))
+        return rows
+
+    def _draw(self, split: str, batch: list[int], unit: int) -> Rows:
+        prompts = [self.questions[split][i].prompt for i in batch]
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.config.seed} {split} {unit}".encode()).digest()[:8], "big") >> 1)
+        options = {"max_new_tokens": self.config.max_new_tokens, "draws": self.config.draws}
+        ids = generate_ids(self.model, self.tokenizer, prompts, **options)
+        rows: Rows = []
+        for i, of, perplexity in zip(batch, ids, self._perplexities(split, prompts, ids)):
+            texts = [self._text(row) for row in of]
+            recall = [rouge_scores(self.splits[split][i].answer, text)["rougeL_recall"] for text in texts]
+            values = zip(texts, recall, perplexity)
+            rows.append((i, {"draws": [dict(zip(("text", "rougeL_recall", "base_perplexity"), value)) for value in values]}))
+        return rows
+
+    def _perplexities(
+        self, split: str, prompts: Sequence[tuple[int, ...]], generated: list[list[list[int]]]
+    ) -> list[list[float | None]]:
+        """Perplexity of each generation under the base model, the adapter switched off; None where it is not asked for."""
+        if split not in self.plan.drawn:
+            return [[None] * len(of) for of in generated]
+        questions = [Question(prompt, tuple(map(tuple, of))) for prompt, of in zip(prompts, generated)]
+        off: AbstractContextManager[None] = self.model.disable() if isinstance(self.model, T3ForCausalLM) else nullcontext()
+        with off:
+            scores = self.base_scorer.score(questions)
+        return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in of] for of in scores]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _bind(method: Callable[..., Rows], *args: Any) -> Callable[[], Rows]:
+    return lambda: method(*args)
+
+
+def _float32(value: Any) -> float:
+    """The shortest decimal that is this float32."""
+    return float(f"{float(value):.9g}")

@@ -1,0 +1,397 @@
+"""TOFU (Maini et al., arXiv 2401.06121; data and logs MIT): its splits, what is measured on each, and its metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tempertilt import metrics
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.records import load_rows
+from tempertilt.environment import environment
+from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.metrics.result import MetricResult
+from tempertilt.metrics.samples import Results, Samples
+from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text
+from tempertilt.suites.journal import Journal
+from tempertilt.suites.logs import SAMPLES, SPLITS, read_log, write_samples
+from tempertilt.suites.measure import Item, MeasureConfig, Plan, measure, model_digest, questions_of, run_key
+
+__all__ = ["METRICS", "TofuConfig", "TofuRun", "evaluate", "load_split", "load_tofu", "questions_of", "read_log", "run_tofu"]
+
+log = logging.getLogger("tempertilt")
+
+HUB_ID = "locuslab/TOFU"
+FORGET_SPLITS = ("forget01", "forget05", "forget10")
+REQUIRED = ("forget", "retain", "real_authors", "world_facts")
+PLAN = Plan(generated=REQUIRED, token_level=("forget", "retain", "holdout"), drawn=("forget", "retain"))
+
+RESULTS, CONFIG, ENVIRONMENT, TIMING, JOURNAL = "results.json", "config.yaml", "env.json", "timing.json", ".journal.jsonl"
+
+
+@dataclass(frozen=True)
+class TofuConfig:
+    """Which part of TOFU."""
+
+    split: str = field(
+        default="forget10", metadata={"help": "forget01, forget05 or forget10 (a directory may have one of its own)"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each split"})
+
+    def __post_init__(self) -> None:
+        if self.split not in FORGET_SPLITS:
+            raise ConfigError(f"split is {self.split!r}; valid are {', '.join(FORGET_SPLITS)}")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit is {self.limit}; valid is a whole number >= 1")
+
+
+def split_names(split: str) -> dict[str, tuple[str, ...]]:
+    """The names under which each split may be found, the first on the hub and in a whole copy, the second in a cut."""
+    return {
+        "forget": (f"{split}_perturbed", "forget_perturbed"),
+        "retain": ("retain_perturbed",),
+        "real_authors": ("real_authors_perturbed",),
+        "world_facts": ("world_facts_perturbed",),
+        "holdout": (split.replace("forget", "holdout"), "holdout"),
+    }
+
+
+def load_tofu(source: str | Path | None, config: TofuConfig) -> dict[str, list[Item]]:
+    """The questions of every split.
+
+    Args:
+        source: a directory of .jsonl files named as on the hub (or forget_perturbed.jsonl, holdout.jsonl for a cut of its own),
+            or a dataset on the hub; None is locuslab/TOFU.
+
+    Raises:
+        DataError: a split is missing (holdout may be: membership is then not measured), or a row is not one of TOFU's.
+    """
+    directory = None if source is None else Path(source).expanduser()
+    if directory is None or not directory.is_dir():
+        if directory is not None and (isinstance(source, Path) or directory.exists() or str(source).count("/") != 1):
+            raise DataError(f"no directory {str(source)!r}; valid are a directory of TOFU's .jsonl files or a dataset on the hub")
+        names = {split: f"{source or HUB_ID}:{found[0]}:train" for split, found in split_names(config.split).items()}
+        return {split: load_split(name, limit=config.limit) for split, name in names.items()}
+    out = {}
+    for split, found in split_names(config.split).items():
+        path = next((path for name in found if (path := directory / f"{name}.jsonl").is_file()), None)
+        if path is not None:
+            out[split] = load_split(path, limit=config.limit)
+        elif split in REQUIRED:
+            raise DataError(
+                f"{str(directory)!r} has no {' or '.join(f'{name}.jsonl' for name in found)}, the {split} split of TOFU"
+            )
+    return out
+
+
+def load_split(source: str | Path, *, limit: int | None = None) -> list[Item]:
+    """The questions of one file, or of one split of a dataset on the hub (org/name:config:split)."""
+    return [_item(where, row) for where, row in load_rows(source, limit=limit)]
+
+
+def _item(where: str, row: Mapping[str, object]) -> Item:
+    question, answer, paraphrase = (row.get(name) for name in ("question", "answer", "paraphrased_answer"))
+    wrong = row.get("perturbed_answer") or []
+    wrong = [wrong] if isinstance(wrong, str) else wrong
+    texts = [question, answer, *([] if paraphrase is None else [paraphrase]), *(wrong if isinstance(wrong, list) else [None])]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(
+            f"{where}: not a row of TOFU; valid are a question and an answer, and optionally a paraphrased_answer and a list "
+            "of perturbed_answer, none of them empty"
+        )
+    assert isinstance(wrong, list)
+    return Item(str(question), str(answer), None if paraphrase is None else str(paraphrase), tuple(wrong), where)
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
+
+
+class Compared(NamedTuple):
+    """What metrics are computed from: a model's results, a reference's, and those before unlearning, where known."""
+
+    results: Results
+    reference: Results | None
+    target: Results | None
+
+    def of(self, split: str) -> Samples:
+        """The samples of a split, or none."""
+        return self.results.get(split, ())
+
+    def known(self, side: str) -> Results:
+        """The reference or the target; `DataError` if it was not given."""
+        found: Results | None = getattr(self, side)
+        if found is None:
+            raise DataError(f"needs the results of a {side} model: --{side} RUN")
+        return found
+
+
+class Metric(NamedTuple):
+    """One metric of the suite."""
+
+    name: str
+    description: str
+    source: str
+    compute: Callable[[Compared], MetricResult]
+
+
+TOFU_URL = "https://arxiv.org/abs/2401.06121"
+OPEN_UNLEARNING_URL = "https://arxiv.org/abs/2506.12618"
+
+
+def _split_metrics(short: str, split: str) -> list[Metric]:
+    forget = split == "forget"
+    higher = not forget
+    ratio: Any = "closer_to_1_better" if forget else "true_better"
+    found = [
+        Metric(f"{short}_Q_A_Prob", f"probability of the true answer, {split}", TOFU_URL,
+               lambda c: metrics.probability(c.of(split), higher_is_better=higher)),
+        Metric(f"{short}_Q_A_ROUGE", f"ROUGE-L recall of the greedy answer, {split}", TOFU_URL,
+               lambda c: metrics.rouge(c.of(split), higher_is_better=higher)),
+        Metric(f"{short}_Q_A_PERT_Prob", f"probability of the wrong answers, {split}", TOFU_URL,
+               lambda c: metrics.probability(c.of(split), of="perturbed")),
+        Metric(f"{short}_Truth_Ratio", f"truth ratio, {ratio}, {split}", TOFU_URL,
+               lambda c: metrics.truth_ratio(c.of(split), ratio)),
+    ]  # fmt: skip
+    if split in ("forget", "retain"):
+        found.append(
+            Metric(f"{short}_Q_A_PARA_Prob", f"probability of the paraphrased answer, {split}", TOFU_URL,
+                   lambda c: metrics.probability(c.of(split), of="paraphrase", higher_is_better=higher))
+        )  # fmt: skip
+    else:
+        found.append(
+            Metric(f"{short}_Q_A_Prob_normalised", f"probability of the true answer among the options, {split}", TOFU_URL,
+                   lambda c: metrics.normalised_probability(c.of(split)))
+        )  # fmt: skip
+    return found
+
+
+def _sampling_metrics(split: str) -> list[Metric]:
+    higher = split != "forget"
+    url = "https://arxiv.org/abs/2602.10217"
+    return [
+        Metric(f"{split}_sampled_ROUGE", f"ROUGE-L recall of sampled answers, temperature 1, {split}", url,
+               lambda c: metrics.sampled_rouge(c.of(split), higher_is_better=higher)),
+        Metric(f"{split}_sampled_verbatim", f"chance that a sampled answer is the true one word for word, {split}", url,
+               lambda c: metrics.verbatim_leak(c.of(split), 1, higher_is_better=higher)),
+        Metric(f"{split}_perplexity", f"perplexity of greedy answers under the base model, {split}", url,
+               lambda c: metrics.base_perplexity(c.of(split))),
+        Metric(f"{split}_sampled_perplexity", f"perplexity of sampled answers under the base model, {split}", url,
+               lambda c: metrics.base_perplexity(c.of(split), sampled=True)),
+    ]  # fmt: skip
+
+
+def _attack(name: str, url: str) -> Metric:
+    return Metric(f"mia_{name}", f"AUC of the membership attack {name}, forget against holdout", url,
+                  lambda c: metrics.membership(c.results, name, reference=c.reference))  # fmt: skip
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("forget_quality", "p-value: truth ratios on forget as those of a model that never saw it?", TOFU_URL,
+           lambda c: metrics.forget_quality(c.results, c.reference)),
+    Metric("forget_quality_arithmetic", "the same with the paper's arithmetic mean over wrong answers", TOFU_URL,
+           lambda c: metrics.forget_quality(c.results, c.reference, mean="arithmetic")),
+    Metric("model_utility", "harmonic mean of nine on retain, real authors, world facts", TOFU_URL,
+           lambda c: metrics.model_utility(c.results)),
+    Metric("mu_rouge", "harmonic mean of ROUGE-L recall on retain, real authors, world facts", "https://arxiv.org/abs/2602.10217",
+           lambda c: metrics.mu_rouge(c.results)),
+    *_split_metrics("forget", "forget"),
+    *_split_metrics("retain", "retain"),
+    *_split_metrics("ra", "real_authors"),
+    *_split_metrics("wf", "world_facts"),
+    Metric("exact_memorization", "share of answer tokens that are the argmax, forget", "https://arxiv.org/abs/2205.10770",
+           lambda c: metrics.exact_memorisation(c.of("forget"))),
+    Metric("extraction_strength", "share of an answer that greedy decoding completes, forget", "https://arxiv.org/abs/2012.07805",
+           lambda c: metrics.extraction_strength(c.of("forget"))),
+    _attack("loss", "https://arxiv.org/abs/1709.01604"),
+    _attack("zlib", "https://arxiv.org/abs/2012.07805"),
+    _attack("min_k", "https://arxiv.org/abs/2310.16789"),
+    _attack("min_k_plus_plus", "https://arxiv.org/abs/2404.02936"),
+    _attack("reference", "https://arxiv.org/abs/2012.07805"),
+    Metric("privleak", "Min-K AUC relative to the reference's; 0 is best", "https://arxiv.org/abs/2407.06460",
+           lambda c: metrics.privleak(c.results, c.reference)),
+    Metric("memorization_score", "harmonic mean of 1 - memorisation metrics", OPEN_UNLEARNING_URL,
+           lambda c: metrics.memorisation_score(c.results)),
+    Metric("privacy_score", "harmonic mean of 1 - |AUC - AUC of the reference|", OPEN_UNLEARNING_URL,
+           lambda c: metrics.privacy_score(c.results, c.known("reference"))),
+    Metric("utility_score", "model utility relative to that before unlearning", OPEN_UNLEARNING_URL,
+           lambda c: metrics.utility_score(c.results, c.target)),
+    Metric("aggregate_score", "harmonic mean of memorisation, privacy and utility score", OPEN_UNLEARNING_URL,
+           lambda c: metrics.aggregate_score(c.results, c.known("reference"), c.target)),
+    *_sampling_metrics("forget"),
+    Metric("forget_best_of_n_ROUGE", "highest ROUGE-L recall among sampled answers, forget", "https://arxiv.org/abs/2602.10217",
+           lambda c: metrics.best_of_n_rouge(c.of("forget"))),
+    *_sampling_metrics("retain"),
+)  # fmt: skip
+
+
+def evaluate(
+    results: Results, reference: Results | None = None, target: Results | None = None
+) -> tuple[dict[str, MetricResult], dict[str, str]]:
+    """Every metric that the results allow, and for the others why not.
+
+    Args:
+        results: of the model in question.
+        reference: of a model that never saw the forget set.
+        target: of the model before unlearning.
+    """
+    compared = Compared(results, reference, target)
+    found: dict[str, MetricResult] = {}
+    reasons: dict[str, str] = {}
+    for metric in METRICS:
+        try:
+            found[metric.name] = metric.compute(compared)
+        except DataError as error:
+            reasons[metric.name] = str(error)
+    return found, reasons
+
+
+# --- a run ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TofuRun:
+    """A finished run: where it is, whether it was there already, its samples, metrics, and what could not be computed."""
+
+    directory: Path
+    reused: bool
+    results: Results
+    metrics: dict[str, MetricResult]
+    not_computed: dict[str, str]
+    seconds: dict[str, float]
+
+
+def run_tofu(
+    model: Any,
+    tokenizer: Any,
+    data: Mapping[str, Sequence[Item]],
+    output_dir: Path,
+    *,
+    config: TofuConfig | None = None,
+    measuring: MeasureConfig | None = None,
+    examples: ExampleConfig | None = None,
+    reference: str | Path | None = None,
+    target: str | Path | None = None,
+    describe: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> TofuRun:
+    """Measure a model on TOFU and write the run folder.
+
+    The samples of a finished run with the same key (weights, adapter, data, options) are reused; an interrupted one goes on;
+    one with another key is measured anew and takes the old one's place.
+
+    Args:
+        model: any object with the forward and generate of a transformers causal LM: plain, PEFT, `T3ForCausalLM`.
+        data: as `load_tofu` gives it.
+        output_dir: made if needed; other files in it are refused.
+        reference, target: results (anything that `read_log` reads) of a model that never saw the forget set, and of the model
+            before unlearning.
+        describe: how the model was named, for the record.
+        overwrite: measure again even if the key is the same.
+
+    Raises:
+        TemperTiltError: a file, an option or the directory is not usable; each says what is valid.
+    """
+    config, measuring, examples = config or TofuConfig(), measuring or MeasureConfig(), examples or ExampleConfig()
+    others = [None if path is None else read_log(path) for path in (reference, target)]
+    standardised = ("forget", "holdout")
+    questions = {
+        split: questions_of(items, tokenizer, examples, standardise=split in standardised) for split, items in data.items()
+    }
+    options = {**asdict(config), **asdict(measuring), **asdict(examples)}
+    key = run_key(model, data, questions, options)
+    _check_directory(output_dir)
+    journal = Journal(output_dir / JOURNAL, key)
+    if overwrite:
+        journal.remove()
+        journal = Journal(output_dir / JOURNAL, key)
+    samples, seconds = (None, {}) if overwrite else _finished(output_dir, key)
+    reused = samples is not None
+    if samples is None:
+        samples, seconds = _measure(model, tokenizer, data, questions, measuring, output_dir, journal, progress)
+    found, reasons = evaluate(samples, *others)
+    content = {
+        "suite": "tofu",
+        "key": key,
+        "model": {**(describe or {}), "digest": model_digest(model)},
+        "questions": {split: len(of) for split, of in samples.items()},
+        "reference": None if reference is None else str(reference),
+        "target": None if target is None else str(target),
+        "samples_sha256": file_sha256(output_dir / SAMPLES),
+        "metrics": {name: result.summary() for name, result in found.items()},
+        "not_computed": reasons,
+    }
+    write_text(output_dir / CONFIG, yaml.safe_dump({"suite": "tofu", **(describe or {}), **options}, sort_keys=True))
+    write_text(output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
+    journal.remove()
+    return TofuRun(output_dir, reused, samples, found, reasons, seconds)
+
+
+def _check_directory(directory: Path) -> None:
+    make_dir(directory)
+    remove_unfinished(directory)
+    ours = {RESULTS, CONFIG, ENVIRONMENT, TIMING, JOURNAL, SAMPLES, "report.html", "report.md", "report.tex", "report.json"}
+    if foreign := sorted(path.name for path in directory.iterdir() if path.name not in ours):
+        raise TemperTiltError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
+
+
+def _finished(directory: Path, key: str) -> tuple[Results | None, dict[str, float]]:
+    """The samples of the run `key`, if it is finished here."""
+    if not (directory / RESULTS).is_file():
+        return None, {}
+    try:
+        content = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+        known = content["key"], content["samples_sha256"]
+        seconds = json.loads((directory / TIMING).read_text(encoding="utf-8"))["seconds"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{str(directory / RESULTS)!r} is damaged ({error}); measure again with --overwrite") from error
+    if known[0] != key:
+        log.warning("%s holds the results of another model, other data or other options: they are replaced", directory)
+        return None, {}
+    if not (directory / SAMPLES).is_file() or file_sha256(directory / SAMPLES) != known[1]:
+        raise DataError(f"{str(directory / SAMPLES)!r} is not what this run wrote; measure again with --overwrite")
+    log.warning("%s holds the samples of this model, data and options: reused", directory)
+    return read_log(directory), seconds
+
+
+def _measure(
+    model: Any,
+    tokenizer: Any,
+    data: Mapping[str, Sequence[Item]],
+    questions: Any,
+    config: MeasureConfig,
+    directory: Path,
+    journal: Journal,
+    progress: bool,
+) -> tuple[Results, dict[str, float]]:
+    """Samples and seconds, written into the run folder; the results of an earlier run go first."""
+    if journal.units:
+        log.warning("going on with an interrupted run: %d parts are done", len(journal.units))
+    for name in (RESULTS, SAMPLES):
+        (directory / name).unlink(missing_ok=True)
+    samples, seconds = measure(model, tokenizer, data, questions, PLAN, config, journal, progress=progress)
+    ordered = {split: samples[split] for split in SPLITS if split in samples}
+    write_text(directory / SAMPLES, write_samples(ordered))
+    write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+    answers = {split: sum(len(q.answers) for q in of) for split, of in questions.items()}
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
+    timing = {"seconds": seconds, "answers_scored": answers, "peak_memory_mib": _peak_memory()}
+    write_text(directory / TIMING, json.dumps(timing, indent=1) + "\n")
+    return read_log(directory), seconds
+
+
+def _peak_memory() -> float:
+    """Most memory that this process has held, MiB; on a GPU that of its tensors."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

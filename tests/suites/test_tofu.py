@@ -1,0 +1,283 @@
+"""A whole run of the suite on a tiny model: figures, resuming, reuse, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from conftest import make_llama
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.head import GuidanceHead
+from tempertilt.metrics import rouge_scores
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.suites import tofu
+from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
+from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, read_log, run_tofu
+
+MEASURING = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
+
+
+def write_data(directory: Path, n: int = 4) -> Path:
+    directory.mkdir(exist_ok=True)
+    for name, extra in (
+        ("forget10_perturbed", True),
+        ("retain_perturbed", True),
+        ("real_authors_perturbed", False),
+        ("world_facts_perturbed", False),
+    ):
+        rows = []
+        for i in range(n):
+            row: dict[str, Any] = {"question": f"What did {name} {i} write?", "answer": f"{name} wrote {i * 7} books."}
+            row["perturbed_answer"] = [f"{name} wrote {i + j} novels." for j in range(3)]
+            rows.append(row | ({"paraphrased_answer": f"Books, {i * 7} of them."} if extra else {}))
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": f"Who is {i}?", "answer": f"The painter {i}."} for i in range(n)]
+    (directory / "holdout10.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+@pytest.fixture()
+def data_dir(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
+
+
+def run(model: Any, tokenizer: Any, data_dir: Path, out: Path, **options: Any) -> tofu.TofuRun:
+    data = load_tofu(data_dir, TofuConfig())
+    return run_tofu(model, tokenizer, data, out, measuring=MEASURING, progress=False, **options)
+
+
+def unlearned(seed: int = 3) -> T3ForCausalLM:
+    head = GuidanceHead(32, 4, range(0, 320, 3))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.A.normal_(generator=generator)
+        head.B.normal_(generator=generator)
+    return T3ForCausalLM.from_base(make_llama(), head, temperature=1.5)
+
+
+def test_every_sample_is_what_the_model_alone_gives(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    model = unlearned()
+    result = run(model, tokenizer, data_dir, tmp_path / "out")
+    data = load_tofu(data_dir, TofuConfig())
+    assert {split: len(of) for split, of in result.results.items()} == dict.fromkeys(data, 4)
+    for split, items in data.items():
+        questions = questions_of(items, tokenizer, ExampleConfig())
+        for item, question, sample in zip(items, questions, result.results[split], strict=True):
+            logs = [log_probs(model, question.prompt, answer) for answer in question.answers]
+            means = [-sum(of) / len(of) for of in logs]
+            assert sample.nll == pytest.approx(means[0], abs=1e-4) and sample.answer == item.answer
+            wrong = means[2 if item.paraphrase else 1 :]
+            assert sample.perturbed_nll == pytest.approx(wrong, abs=1e-4)
+            assert sample.paraphrase_nll == (pytest.approx(means[1], abs=1e-4) if item.paraphrase else None)
+            assert sample.ends is True
+            assert (
+                (sample.log_probs == pytest.approx(logs[0], abs=1e-4)) if split in tofu.PLAN.token_level else not sample.log_probs
+            )
+            assert bool(sample.standardised) == (split in ("forget", "holdout"))
+            if split == "holdout":
+                assert sample.generation is None
+                continue
+            text, ids = greedy(model, tokenizer, question.prompt)
+            assert sample.generation == text and sample.rougeL_recall == rouge_scores(item.answer, text)["rougeL_recall"]
+            assert len(sample.draws) == (2 if split in ("forget", "retain") else 0)
+            if split in ("forget", "retain"):
+                with model.disable():
+                    base = log_probs(model, question.prompt, ids)
+                assert sample.base_perplexity == pytest.approx(math.exp(-sum(base) / len(base)), rel=1e-3)
+    assert set(result.metrics) | set(result.not_computed) == {metric.name for metric in METRICS}
+    needs_reference = {"forget_quality", "forget_quality_arithmetic", "mia_reference", "privacy_score", "aggregate_score"}
+    assert set(result.not_computed) == needs_reference
+    files = {"results.json", "samples.jsonl", "config.yaml", "env.json", "timing.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+
+
+def log_probs(model: Any, prompt: tuple[int, ...], answer: Any) -> list[float]:
+    with torch.no_grad():
+        law = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+    return [float(law[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)]
+
+
+def greedy(model: Any, tokenizer: Any, prompt: tuple[int, ...]) -> tuple[str, list[int]]:
+    ids = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False, max_new_tokens=6, eos_token_id=2, pad_token_id=2,
+    )[0, len(prompt) :].tolist()  # fmt: skip
+    return tokenizer.decode(ids, skip_special_tokens=True).strip(), ids
+
+
+def test_finished_runs_are_reused_and_changed_ones_measured(
+    tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, out = make_llama(), tmp_path / "out"
+    first = run(model, tokenizer, data_dir, out)
+    before = (out / "samples.jsonl").read_bytes()
+    again = run(model, tokenizer, data_dir, out)
+    assert again.reused and "reused" in caplog.text and again.results == first.results
+
+    compared = run(model, tokenizer, data_dir, out, reference=out, target=out)
+    assert compared.reused and compared.metrics["forget_quality"].value == 1.0
+    assert compared.metrics["aggregate_score"].n > 0 and not compared.not_computed
+
+    path = data_dir / "forget10_perturbed.jsonl"
+    path.write_text(path.read_text().replace("wrote 7 books", "wrote 8 books"))  # one byte
+    changed = run(model, tokenizer, data_dir, out)
+    assert not changed.reused and "replaced" in caplog.text
+    assert changed.results["forget"] != first.results["forget"] and changed.results["retain"] == first.results["retain"]
+    path.write_text(path.read_text().replace("wrote 8 books", "wrote 7 books"))
+    assert not run(model, tokenizer, data_dir, out).reused
+    assert (out / "samples.jsonl").read_bytes() == before
+    with torch.no_grad():
+        model.lm_head.weight[7, 7] += 1.0  # one weight
+    assert not run(model, tokenizer, data_dir, out).reused
+    assert not run(model, tokenizer, data_dir, out, overwrite=True).reused
+
+
+def test_the_digest_knows_the_tilt() -> None:
+    model = unlearned()
+    before = model_digest(model)
+    assert before == model_digest(unlearned()) != model_digest(unlearned(4))
+    model.temperature = 3.0
+    assert model_digest(model) != before
+    with pytest.raises(ConfigError, match="no state_dict"):
+        model_digest(object())
+
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from tempertilt.suites import journal, tofu
+from tempertilt.suites.measure import MeasureConfig
+real, left = journal.Journal.add, int(sys.argv[4])
+def add(self, unit, value):
+    global left
+    if left == 0:
+        with self.path.open("ab") as file:  # half a line, as a kill in the middle of a write leaves it
+            file.write(b'{"unit": "greedy')
+            file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    real(self, unit, value)
+journal.Journal.add = add
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval(), AutoTokenizer.from_pretrained(sys.argv[1])
+import torch
+torch.set_num_threads(1)
+data = tofu.load_tofu(sys.argv[2], tofu.TofuConfig())
+measuring = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
+tofu.run_tofu(model, tokenizer, data, Path(sys.argv[3]), measuring=measuring, progress=False)
+"""
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    def go(out: str, units: int) -> int:
+        command = [sys.executable, "-c", KILL, str(tiny_dir), str(data_dir), str(tmp_path / out), str(units)]
+        return subprocess.run(command, capture_output=True, env=os.environ, check=False).returncode
+
+    assert go("whole", 10_000) == 0
+    for units in (3, 9):
+        assert go("killed", units) == -signal.SIGKILL
+    assert (tmp_path / "killed" / ".journal.jsonl").is_file() and not (tmp_path / "killed" / "results.json").exists()
+    assert go("killed", 10_000) == 0
+    for name in ("samples.jsonl", "results.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "killed" / ".journal.jsonl").exists()
+
+
+def test_a_journal_of_another_run_is_not_used(tmp_path: Path) -> None:
+    from tempertilt.suites.journal import Journal
+
+    first = Journal(tmp_path / "j", "a")
+    first.add("one", {"x": 1})
+    first.add("two", [2])
+    assert Journal(tmp_path / "j", "a").units == {"one": {"x": 1}, "two": [2]}
+    other = Journal(tmp_path / "j", "b")
+    assert other.units == {}
+    other.add("three", 3)
+    assert Journal(tmp_path / "j", "b").units == {"three": 3} and Journal(tmp_path / "j", "a").units == {}
+
+
+def test_foreign_and_damaged_files_are_errors(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(make_llama(), tokenizer, data_dir, out)
+    samples = (out / "samples.jsonl").read_text()
+    (out / "samples.jsonl").write_text(samples.replace("wrote", "write", 1))
+    with pytest.raises(DataError, match="not what this run wrote"):
+        run(make_llama(), tokenizer, data_dir, out)
+    (out / "results.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        run(make_llama(), tokenizer, data_dir, out)
+    assert not run(make_llama(), tokenizer, data_dir, out, overwrite=True).reused
+    (out / "letter.txt").write_text("mine")
+    with pytest.raises(TemperTiltError, match=r"letter\.txt"):
+        run(make_llama(), tokenizer, data_dir, out)
+
+
+BAD_ROWS = [
+    {"question": "Q?"},
+    {"question": "Q?", "answer": " "},
+    {"question": "Q?", "answer": "A", "perturbed_answer": {"a": 1}},
+    {"question": "Q?", "answer": "A", "perturbed_answer": ["a", None]},
+    {"question": "Q?", "answer": "A", "paraphrased_answer": 3},
+]
+
+
+@pytest.mark.parametrize("row", BAD_ROWS)
+def test_bad_rows_are_named(data_dir: Path, row: dict[str, Any]) -> None:
+    path = data_dir / "retain_perturbed.jsonl"
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"retain_perturbed\.jsonl:5: not a row of TOFU"):
+        load_tofu(data_dir, TofuConfig())
+
+
+def test_which_files_are_read(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [len(of) for of in load_tofu(data_dir, TofuConfig(limit=2)).values()] == [2] * 5
+    (data_dir / "holdout10.jsonl").unlink()
+    assert set(load_tofu(data_dir, TofuConfig())) == {"forget", "retain", "real_authors", "world_facts"}
+    with pytest.raises(DataError, match=r"no forget05_perturbed\.jsonl or forget_perturbed\.jsonl"):
+        load_tofu(data_dir, TofuConfig(split="forget05"))
+    (data_dir / "forget10_perturbed.jsonl").rename(data_dir / "forget_perturbed.jsonl")
+    assert len(load_tofu(data_dir, TofuConfig(split="forget05"))["forget"]) == 4
+    with pytest.raises(DataError, match="no directory"):
+        load_tofu(tmp_path / "none", TofuConfig())
+    with pytest.raises(ConfigError, match="forget01, forget05, forget10"):
+        TofuConfig(split="forget50")
+    asked = []
+
+    def load_rows(source: Any, *, limit: int | None = None) -> list[tuple[str, dict[str, str]]]:
+        asked.append(source)
+        return [("there:1", {"question": "Q?", "answer": "A"})]
+
+    monkeypatch.setattr(tofu, "load_rows", load_rows)
+    load_tofu(None, TofuConfig(split="forget05"))
+    names = ("forget05_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed", "holdout05")
+    assert asked == [f"locuslab/TOFU:{name}:train" for name in names]
+
+
+def test_a_row_with_one_wrong_answer_and_no_paraphrase() -> None:
+    item = tofu._item("f:1", {"question": "Q?", "answer": "A", "perturbed_answer": "B"})
+    assert item == Item("Q?", "A", None, ("B",), "f:1")
+
+
+def test_real_tofu_loads(shared: Path) -> None:
+    sizes = {"forget01": 40, "forget05": 200, "forget10": 400}
+    for split, n in sizes.items():
+        data = load_tofu(shared / "tofu", TofuConfig(split=split))
+        assert {name: len(of) for name, of in data.items()} == {
+            "forget": n, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": n
+        }  # fmt: skip
+    assert len(load_tofu(shared / "tofu30", TofuConfig())["forget"]) == 200
+
+
+def test_read_log_is_public() -> None:
+    assert read_log.__module__.startswith("tempertilt.suites")
