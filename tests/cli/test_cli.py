@@ -223,7 +223,7 @@ def test_an_adapter_for_another_base_or_a_damaged_one(
     assert main(["generate", "--adapter", str(tmp_path / "none"), "--prompt", "Who?"]) == 2
     assert main(["generate", "--model", str(other), "--prompts-file", str(tmp_path / "none")]) == 2
     assert main(["generate", "--prompt", "Who?"]) == 2
-    assert "--adapter is needed" in capsys.readouterr().err
+    assert "--adapter or --model is needed" in capsys.readouterr().err
 
 
 def test_dropping_the_overlap_is_said(

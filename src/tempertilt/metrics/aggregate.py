@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempertilt.errors import DataError
 from tempertilt.metrics.likelihood import probability
 from tempertilt.metrics.membership import membership
 from tempertilt.metrics.memorisation import exact_memorisation, extraction_strength
@@ -44,6 +45,8 @@ def utility_score(results: Results, target: Results | None = None) -> MetricResu
     """
     utility = model_utility(results)
     scale = model_utility(target).value if target is not None else 1.0
+    if scale == 0:
+        raise DataError("utility_score: the utility before unlearning is 0, so nothing is relative to it")
     relative = " relative to that before unlearning" if target is not None else ", not rescaled"
     protocol = f"model utility{relative}; no gibberish classifier"
     return _combined("utility_score", {"model_utility": utility.value / scale}, [utility], protocol)
