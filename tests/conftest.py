@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,23 @@ def question_rows(n: int, topic: str) -> list[dict[str, str]]:
         }
         for i in range(n)
     ]
+
+
+def write_tofu(directory: Path, n: int = 4) -> Path:
+    """A directory with the files of TOFU forget10, n short questions each."""
+    directory.mkdir(exist_ok=True)
+    for name, extra in (
+        ("forget10_perturbed", True),
+        ("retain_perturbed", True),
+        ("real_authors_perturbed", False),
+        ("world_facts_perturbed", False),
+    ):
+        rows = []
+        for i in range(n):
+            row: dict[str, object] = {"question": f"What did {name} {i} write?", "answer": f"{name} wrote {i * 7} books."}
+            row["perturbed_answer"] = [f"{name} wrote {i + j} novels." for j in range(3)]
+            rows.append(row | ({"paraphrased_answer": f"Books, {i * 7} of them."} if extra else {}))
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"question": f"Who is {i}?", "answer": f"The painter {i}."} for i in range(n)]
+    (directory / "holdout10.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory

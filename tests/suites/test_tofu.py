@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from conftest import make_llama
+from conftest import make_llama, write_tofu
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.head import GuidanceHead
@@ -28,28 +28,9 @@ from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, read_log, run
 MEASURING = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
 
 
-def write_data(directory: Path, n: int = 4) -> Path:
-    directory.mkdir(exist_ok=True)
-    for name, extra in (
-        ("forget10_perturbed", True),
-        ("retain_perturbed", True),
-        ("real_authors_perturbed", False),
-        ("world_facts_perturbed", False),
-    ):
-        rows = []
-        for i in range(n):
-            row: dict[str, Any] = {"question": f"What did {name} {i} write?", "answer": f"{name} wrote {i * 7} books."}
-            row["perturbed_answer"] = [f"{name} wrote {i + j} novels." for j in range(3)]
-            rows.append(row | ({"paraphrased_answer": f"Books, {i * 7} of them."} if extra else {}))
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"question": f"Who is {i}?", "answer": f"The painter {i}."} for i in range(n)]
-    (directory / "holdout10.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return directory
-
-
 @pytest.fixture()
 def data_dir(tmp_path: Path) -> Path:
-    return write_data(tmp_path / "data")
+    return write_tofu(tmp_path / "data")
 
 
 def run(model: Any, tokenizer: Any, data_dir: Path, out: Path, **options: Any) -> tofu.TofuRun:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 46
+LEFT, RIGHT, TOP, BOTTOM = 82, 16, 16, 52
 
 
 class Axis(NamedTuple):
@@ -123,13 +123,12 @@ def colour(number: int) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten between two exponents, thinned to at most seven, or halves of them where there are few."""
+    """Powers of ten between two exponents, thinned to at most seven, or round numbers where there are few."""
     whole = list(range(math.ceil(low), math.floor(high) + 1))
     step = max(1, math.ceil(len(whole) / 7))
     ticks = [(float(e), power(e)) for e in whole if e % step == 0]
     if len(ticks) < 2:
-        values = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-        ticks = [(math.log10(v), f"{v:g}") for v in values if low <= math.log10(v) <= high]
+        ticks = [(math.log10(value), label) for value, label in linear_ticks(10.0**low, 10.0**high)]
     return ticks
 
 
@@ -168,7 +167,7 @@ def _frame(x_axis: Axis, y_axis: Axis) -> str:
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_axis.title)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        f'<text x="13" y="{middle}" text-anchor="middle" transform="rotate(-90 13 {middle})">{escape(y_axis.title)}</text>'
+        f'<text x="18" y="{middle}" text-anchor="middle" transform="rotate(-90 18 {middle})">{escape(y_axis.title)}</text>'
     )
     return "".join(parts)
 

@@ -104,7 +104,7 @@ def _ratios(results: Results) -> list[float]:
 
 def _cdf(comparison: Comparison, colours: dict[str, int]) -> list[dict[str, str]]:
     """One figure for each run against the reference, the KS gap marked; without a reference one with all runs."""
-    title = "truth ratio R on the forget set (log scale): above 1 the wrong answers are likelier"
+    title = "truth ratio R on the forget set, log scale"
     runs = [(run, values) for run in comparison.runs if (values := _ratios(run.results))]
     if not runs:
         return []
@@ -137,8 +137,8 @@ def _plane(comparison: Comparison, colours: dict[str, int]) -> str:
     left, right = max(0.0, min(ends) - 0.05), min(1.0, max(ends) + 0.05)
     x_axis = Axis(left, right, linear_ticks(left, right), "model utility")
     ticks = [(value, f"1e{int(value)}" if value else "1") for value, _ in linear_ticks(low, 0.0) if value == int(value)]
-    y_axis = Axis(low, 0.15 * -low * 0.2, ticks, "forget quality (p-value, log scale)")
-    return plane_figure(points, x_axis, y_axis, [(float(np.log10(0.05)), "0.05: above, not told from the reference")])
+    y_axis = Axis(low, 0.15 * -low * 0.2, ticks, "forget quality, log scale")
+    return plane_figure(points, x_axis, y_axis, [(float(np.log10(0.05)), "0.05")])
 
 
 def _shifts(comparison: Comparison, colours: dict[str, int]) -> list[dict[str, str]]:
@@ -156,7 +156,7 @@ def _shifts(comparison: Comparison, colours: dict[str, int]) -> list[dict[str, s
         if curves:
             ends = np.quantile(np.concatenate([of for _, of, _ in curves]), [0.005, 0.995])
             low, high = float(min(ends[0], -0.5)), float(max(ends[1], 0.5))
-            x_axis = Axis(low, high, linear_ticks(low, high), "change of log p of an answer token, nats")
+            x_axis = Axis(low, high, linear_ticks(low, high), "change of log p of a token, nats")
             lines = [
                 Curve(name, [low, *np.clip(of, low, high), high], [0.0, *((np.arange(len(of)) + 1) / len(of)), 1.0], colour)
                 for name, of, colour in curves

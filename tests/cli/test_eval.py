@@ -1,0 +1,62 @@
+"""`t3 eval` and `t3 report` from the command line, good input and bad."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import write_tofu
+from tempertilt.cli import main
+
+
+@pytest.fixture()
+def ask(tmp_path: Path, tiny_dir: Path) -> list[str]:
+    data = write_tofu(tmp_path / "data")
+    fast = ["--max-new-tokens", "4", "--limit", "3", "--device", "cpu", "--quiet"]
+    return ["eval", "--suite", "tofu", "--model", str(tiny_dir), "--data-dir", str(data), *fast]
+
+
+def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference, out = tmp_path / "reference", tmp_path / "out"
+    assert main([*ask, "--output-dir", str(reference)]) == 0
+    text = capsys.readouterr().out
+    assert "model_utility" in text and "t3 finetune" in text, "without a reference it says how to make one"
+    assert main([*ask, "--output-dir", str(out), "--reference", str(reference), "--system-prompt", "Answer.", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert 0 < content["metrics"]["forget_quality"]["value"] <= 1 and not content["reused"]
+    assert "system_prompt: Answer." in (out / "config.yaml").read_text()
+    assert main(["report", str(reference), str(out), "--output", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+    assert (
+        main([*ask, "--output-dir", str(out), "--config", str(write(tmp_path / "c.yaml", "draws: 2\nsystem_prompt: B\n"))]) == 0
+    )
+    assert "draws: 2" in (out / "config.yaml").read_text() and "system_prompt: B" in (out / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "forget20"], "valid are forget01, forget05, forget10"),
+        (["--limit", "0"], "limit is 0"),
+        (["--draws", "-1"], "draws is -1"),
+        (["--data-dir", "nowhere/at/all"], "no directory 'nowhere/at/all'"),
+        (["--reference", "nothing.json"], "no results at 'nothing.json'"),
+        (["--model", "./none"], "./none"),
+        (["--output-dir", "/proc/x"], "/proc/x"),
+    ],
+)
+def test_bad_input(ask: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    assert main([*ask, "--output-dir", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list((tmp_path / "out").glob("*.json*"))
+
+
+def test_what_is_needed_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["eval", "--suite", "tofu"]) == 2
+    assert "--output-dir is needed" in capsys.readouterr().err
+    data = write_tofu(tmp_path / "data")
+    assert main(["eval", "--data-dir", str(data), "--output-dir", str(tmp_path / "out")]) == 2
+    assert "--adapter or --model is needed" in capsys.readouterr().err
