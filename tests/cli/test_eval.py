@@ -29,9 +29,9 @@ def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.C
     assert "system_prompt: Answer." in (out / "config.yaml").read_text()
     assert main(["report", str(reference), str(out), "--output", str(tmp_path / "r.html")]) == 0
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
-    assert (
-        main([*ask, "--output-dir", str(out), "--config", str(write(tmp_path / "c.yaml", "draws: 2\nsystem_prompt: B\n"))]) == 0
-    )
+    config = tmp_path / "c.yaml"
+    config.write_text("draws: 2\nsystem_prompt: B\n")
+    assert main([*ask, "--output-dir", str(out), "--config", str(config)]) == 0
     assert "draws: 2" in (out / "config.yaml").read_text() and "system_prompt: B" in (out / "config.yaml").read_text()
 
 

@@ -109,7 +109,7 @@ def _run(name: str, directory: Path, content: dict[str, Any], reference: Results
 def _check_same_questions(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        for split in first.results.keys() & run.results.keys():
+        for split in (split for split in first.results if split in run.results):
             ours, theirs = ([(s.question, s.answer) for s in of.results[split]] for of in (first, run))
             if ours != theirs:
                 raise DataError(f"{first.name} and {run.name} were measured on different {split} questions: not comparable")
