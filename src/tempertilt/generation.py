@@ -10,8 +10,10 @@ from torch import Tensor
 
 from tempertilt.memory import is_out_of_memory
 
+FIRST_ROUND = 64
+"""Tokens after which a batch is left by the continuations that have ended; the others go on by themselves."""
 
-@torch.inference_mode()
+
 def generate_ids(
     model: Any,
     tokenizer: Any,
@@ -23,7 +25,8 @@ def generate_ids(
 ) -> list[list[list[int]]]:
     """Continuations of prompts in one batch, padded on the left, each cut after its first end-of-sequence token.
 
-    A batch that does not fit in memory is done in two halves.
+    The few that are long do not keep the whole batch: what has not ended after 64 tokens goes on in a batch of its own. A
+    batch that does not fit in memory is done in two halves.
 
     Args:
         draws: 0 = one greedy continuation a prompt; else so many sampled ones, at temperature 1 without truncation.
@@ -32,10 +35,36 @@ def generate_ids(
     Returns:
         For each prompt its continuations as token ids.
     """
+    stops = stop_ids(model, tokenizer)
+    first = min(max_new_tokens, FIRST_ROUND)
+    found = _generate(model, tokenizer, prompts, stops, first, draws, hidden_token_id)
+    if first == max_new_tokens:
+        return found
+    unfinished = [row for of in found for row in of if row[-1] not in stops]
+    owners = [prompt for prompt, of in zip(prompts, found) for row in of if row[-1] not in stops]
+    if unfinished:
+        longer = [[*prompt, *row] for prompt, row in zip(owners, unfinished)]
+        rest = _generate(model, tokenizer, longer, stops, max_new_tokens - first, min(draws, 1), hidden_token_id)
+        for row, [more] in zip(unfinished, rest):
+            row += more
+    return found
+
+
+@torch.inference_mode()
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stops: set[int],
+    max_new_tokens: int,
+    draws: int,
+    hidden_token_id: int | None,
+) -> list[list[list[int]]]:
+    """One call of `generate`, or several where memory runs out."""
     sampling: dict[str, Any] = {"do_sample": False, "num_beams": 1, "temperature": None, "top_k": None, "top_p": None}
     if draws:
         sampling = {"do_sample": True, "num_return_sequences": draws, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    stops, pad = stop_ids(model, tokenizer), tokenizer.pad_token_id or 0
+    pad = tokenizer.pad_token_id or 0
     input_ids, mask = pad_left(prompts, pad, model.device)
     if hidden_token_id is not None:
         mask = mask * (input_ids != hidden_token_id)
@@ -52,8 +81,9 @@ def generate_ids(
         if len(prompts) == 1 or not is_out_of_memory(error):
             raise
         middle = len(prompts) // 2
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "draws": draws, "hidden_token_id": hidden_token_id}
-        return [row for half in (prompts[:middle], prompts[middle:]) for row in generate_ids(model, tokenizer, half, **options)]
+        halves = (prompts[:middle], prompts[middle:])
+        options = (stops, max_new_tokens, draws, hidden_token_id)
+        return [row for half in halves for row in _generate(model, tokenizer, half, *options)]
     rows = [_cut(row, stops) for row in generated[:, input_ids.shape[1] :].tolist()]
     each = max(1, draws)
     return [rows[i * each : (i + 1) * each] for i in range(len(prompts))]

@@ -43,7 +43,7 @@ class MeasureConfig:
     """How samples are measured."""
 
     max_new_tokens: int = field(default=200, metadata={"help": "length of a generated answer, tokens"})
-    generation_batch: int = field(default=32, metadata={"help": "prompts generated from at a time"})
+    generation_batch: int = field(default=64, metadata={"help": "prompts generated from at a time"})
     batch_tokens: int = field(default=0, metadata={"help": "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU"})
     draws: int = field(
         default=0, metadata={"help": "answers sampled at temperature 1 for each forget and retain question; 0 = none"}
