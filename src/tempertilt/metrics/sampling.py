@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from tempertilt.errors import ConfigError
+from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.result import MetricResult, mean_result
 from tempertilt.metrics.samples import Sample, Samples
 
 
 def sampled_rouge(samples: Samples, *, name: str = "sampled_rouge", higher_is_better: bool | None = None) -> MetricResult:
     """Mean over questions of the mean ROUGE-L recall of the sampled answers."""
+    _check_drawn(name, samples)
     values = [sum(d.rougeL_recall for d in s.draws) / len(s.draws) if s.draws else None for s in samples]
     protocol = f"mean ROUGE-L recall of {_draws(samples)} sampled answers a question, temperature 1"
     return mean_result(name, values, higher_is_better=higher_is_better, protocol=protocol)
@@ -18,6 +19,7 @@ def sampled_rouge(samples: Samples, *, name: str = "sampled_rouge", higher_is_be
 
 def best_of_n_rouge(samples: Samples, *, name: str = "best_of_n_rouge") -> MetricResult:
     """Mean over questions of the highest ROUGE-L recall among the sampled answers: what the most telling sample gives away."""
+    _check_drawn(name, samples)
     values = [max((d.rougeL_recall for d in s.draws), default=None) for s in samples]
     protocol = f"mean of the highest ROUGE-L recall among {_draws(samples)} sampled answers a question, temperature 1"
     return mean_result(name, values, higher_is_better=False, protocol=protocol)
@@ -55,6 +57,7 @@ def base_perplexity(samples: Samples, *, sampled: bool = False, name: str = "bas
         sampled: of the sampled answers (each question's median) instead of the greedy ones.
     """
     if sampled:
+        _check_drawn(name, samples)
         values = [_median([d.base_perplexity for d in s.draws if d.base_perplexity is not None]) for s in samples]
     else:
         values = [sample.base_perplexity for sample in samples]
@@ -71,6 +74,11 @@ def base_perplexity(samples: Samples, *, sampled: bool = False, name: str = "bas
         per_sample=tuple(values),
         protocol=f"geometric mean of the perplexity of {'sampled' if sampled else 'greedy'} answers under the base model",
     )
+
+
+def _check_drawn(name: str, samples: Samples) -> None:
+    if not any(sample.draws for sample in samples):
+        raise DataError(f"{name}: no sampled answers; measure with --draws N")
 
 
 def _median(values: list[float]) -> float | None:

@@ -83,11 +83,11 @@ def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bo
     return Question(prompts.pop(), tuple(tuple(answer_ids(e).tolist()) for e in examples), int(standardise))
 
 
-def run_key(model: Any, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
-    """A hash of everything that decides the samples: weights, adapter, text, tokens, options; 32 hex digits."""
+def run_key(weights: str, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
+    """A hash of everything that decides the samples: `model_digest`, text, tokens, options; 32 hex digits."""
     content = {
         "protocol": PROTOCOL,
-        "model": model_digest(model),
+        "model": weights,
         "items": {name: [asdict(item) | {"source": ""} for item in items] for name, items in splits.items()},
         "tokens": {name: [[q.prompt, q.answers] for q in of] for name, of in questions.items()},
         "config": config,
@@ -184,7 +184,11 @@ class _Work:
                 yield f"greedy {split} {n}", len(batch), _bind(self._greedy, split, batch)
         for split in self.plan.drawn if self.config.draws else ():
             for n, batch in enumerate(self._prompts(split, max(1, self.config.draws))):
-                yield f"draws {split} {n}", len(batch) * self.config.draws, _bind(self._draw, split, batch, n)
+                yield (
+                    f"draws {split} {n}x{self.config.draws}/{self.config.seed}",
+                    len(batch) * self.config.draws,
+                    _bind(self._draw, split, batch, n),
+                )
 
     def _prompts(self, split: str, each: int = 1) -> list[list[int]]:
         of, size = self.questions.get(split, []), max(1, self.config.generation_batch // each)

@@ -305,12 +305,14 @@ def run_tofu(
         split: questions_of(items, tokenizer, examples, standardise=split in standardised) for split, items in data.items()
     }
     options = {**asdict(config), **asdict(measuring), **asdict(examples)}
-    key = run_key(model, data, questions, options)
+    weights = model_digest(model)
+    key = run_key(weights, data, questions, options)
     _check_directory(output_dir)
-    journal = Journal(output_dir / JOURNAL, key)
+    # sampled answers are units by themselves: to want more of them, or none, undoes nothing else
+    part_key = run_key(weights, data, questions, {name: options[name] for name in options.keys() - {"draws", "seed"}})
     if overwrite:
-        journal.remove()
-        journal = Journal(output_dir / JOURNAL, key)
+        (output_dir / JOURNAL).unlink(missing_ok=True)
+    journal = Journal(output_dir / JOURNAL, part_key)
     samples, seconds = (None, {}) if overwrite else _finished(output_dir, key)
     reused = samples is not None
     if samples is None:
@@ -319,7 +321,7 @@ def run_tofu(
     content = {
         "suite": "tofu",
         "key": key,
-        "model": {**(describe or {}), "digest": model_digest(model)},
+        "model": {**(describe or {}), "digest": weights},
         "questions": {split: len(of) for split, of in samples.items()},
         "reference": None if reference is None else str(reference),
         "target": None if target is None else str(target),
