@@ -30,6 +30,10 @@ def test_one_split_of_the_tofu_authors_alone(shared: Path, tmp_path: Path) -> No
     (tmp_path / "eval_log_forget.json").write_text(json.dumps(log["eval_log_forget.json"]))
     whole = read_log(shared / "tofu_logs" / "phi_full_wd0.01.json")
     assert read_log(tmp_path / "eval_log_forget.json") == {"forget": whole["forget"]}
+    (tmp_path / "eval_log.json").write_text(json.dumps(log["eval_log.json"]))
+    assert read_log(tmp_path) == {split: whole[split] for split in ("forget", "retain")}
+    (tmp_path / "eval_log_aggregated.json").write_text(json.dumps(log))
+    assert read_log(tmp_path) == whole
 
 
 def test_open_unlearning_s_log(shared: Path) -> None:

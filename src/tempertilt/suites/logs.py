@@ -24,6 +24,9 @@ TOFU_FILES = {
 }
 """The files of the TOFU authors' evaluation (github.com/locuslab/tofu), alone or as the keys of one file."""
 
+WHOLE_RUNS = (SAMPLES, "TOFU_EVAL.json", "eval_log_aggregated.json")
+"""What a folder of results may hold: ours, open-unlearning's, the TOFU authors'."""
+
 OPEN_UNLEARNING_SPLITS = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
 
 VALID = (
@@ -37,7 +40,7 @@ def read_log(path: str | Path) -> Results:
 
     Args:
         path: a run folder of `t3 eval` or its samples.jsonl; a log of the TOFU authors' code, one split or all in one file;
-            a log of open-unlearning.
+            a log of open-unlearning; or a folder that holds such logs.
 
     Returns:
         The samples of each split that the log holds; what a log does not state is None or empty in them.
@@ -47,7 +50,11 @@ def read_log(path: str | Path) -> Results:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        path = path / SAMPLES
+        found = next((path / name for name in WHOLE_RUNS if (path / name).is_file()), None)
+        parts = [path / name for name in TOFU_FILES if (path / name).is_file()]
+        if found is None and parts:
+            return {split: samples for part in parts for split, samples in read_log(part).items()}
+        path = found or path / SAMPLES
     if not path.is_file():
         raise DataError(f"no results at {str(path)!r}; valid is {VALID}")
     try:
