@@ -35,6 +35,8 @@ HEADLINE = (
     ("retain_sampled_perplexity", "Retain perplexity, sampled", "of sampled answers under the base model: fluency"),
 )
 EXAMPLES = 8
+LONGEST = 420
+"""Characters of an answer that are shown."""
 EXAMPLE_SPLITS = (("forget", "Forget"), ("retain", "Retain"))
 
 
@@ -186,13 +188,19 @@ def _examples(comparison: Comparison) -> list[dict[str, Any]]:
             sample = runs[0].results[split][i]
             earlier = comparison.before.results[split][i].generation if comparison.before else None
             answers = [
-                {"name": run.name, "html": marked(earlier, run.results[split][i].generation or "(nothing)")}
+                {"name": run.name, "html": marked(earlier, clipped(run.results[split][i].generation or "(nothing)"))}
                 for run in runs
                 if comparison.before is None or run.directory.resolve() != comparison.before.directory.resolve()
             ]
-            items.append({"question": sample.question, "truth": sample.answer, "before": earlier, "answers": answers})
+            shown = None if earlier is None else clipped(earlier)
+            items.append({"question": sample.question, "truth": sample.answer, "before": shown, "answers": answers})
         out.append({"title": title, "items": items})
     return out
+
+
+def clipped(text: str) -> str:
+    """The beginning of a long answer."""
+    return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
 
 
 def marked(before: str | None, after: str) -> str:
