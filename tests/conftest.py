@@ -32,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """One thread for tiny models: more only wait for each other, badly so on a busy machine. Real models take all."""
+    torch.set_num_threads(THREADS if "integration" in Path(str(item.fspath)).parts else 1)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material beside the project; tests that need it skip without it."""
@@ -99,12 +105,6 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToke
     make_llama().save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
-
-
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest) -> None:
-    """One thread for tiny models: more only wait for each other, badly so on a busy machine. Real models take all."""
-    torch.set_num_threads(THREADS if "integration" in Path(str(request.node.fspath)).parts else 1)
 
 
 @pytest.fixture(autouse=True)

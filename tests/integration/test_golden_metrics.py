@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tempertilt import metrics
 from tempertilt.base import BaseModel, load_base
@@ -21,6 +22,8 @@ from tempertilt.metrics import Sample
 from tempertilt.scoring import AnswerScore, Question, Scorer
 
 HIDDEN = 2
+LAYOUT = 1.3e-4
+"""Nats by which that code's cross-entropy is off: it sums exponentials along a strided axis (see the test of it below)."""
 SPLITS = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
 
 
@@ -122,7 +125,7 @@ def test_likelihood_of_every_row(results: dict[str, list[Sample]], golden: dict[
         ):
             if f"{short}_Q_A_{kind}" in log:
                 expected = by_index(log, f"{short}_Q_A_{kind}", "avg_loss")
-                np.testing.assert_allclose([of(sample) for sample in results[split]], expected, rtol=1e-4)
+                np.testing.assert_allclose([of(sample) for sample in results[split]], expected, rtol=1e-4, atol=LAYOUT)
 
 
 def test_every_generation_and_its_rouge(results: dict[str, list[Sample]], golden: dict[str, Any]) -> None:
@@ -153,7 +156,9 @@ def test_attacks(results: dict[str, list[Sample]], golden: dict[str, Any], attac
     log = golden["tofu_eval"][f"mia_{attack}"]
     for side in ("forget", "holdout"):
         expected = [log[side]["value_by_index"][str(i)]["score"] for i in range(12)]
-        np.testing.assert_allclose(np.array(metrics.attack_scores(results[side], attack), float), expected, rtol=1e-4, atol=2e-5)
+        np.testing.assert_allclose(
+            np.array(metrics.attack_scores(results[side], attack), float), expected, rtol=1e-4, atol=LAYOUT
+        )
     assert metrics.membership(results, attack).value == pytest.approx(log["auc"], abs=1e-12)
 
 
@@ -178,6 +183,22 @@ def test_the_correct_mask_gives_other_figures(base: BaseModel, golden: dict[str,
     quirk = golden["mask_quirk"]
     for hidden, name in ((HIDDEN, "repo_mask"), (None, "true_mask")):
         scores = [score[0] for score in scored(base, golden, "forget_Q_A_Prob", hidden)]
-        np.testing.assert_allclose([score.nll for score in scores], [row["avg_loss"] for row in quirk[name]], rtol=1e-4)
+        expected = [row["avg_loss"] for row in quirk[name]]
+        np.testing.assert_allclose([score.nll for score in scores], expected, rtol=1e-4, atol=LAYOUT)
         memorised = [score.hits[:-1].mean() for score in scores]
         np.testing.assert_allclose(memorised, quirk["exact_memorization"][name], rtol=1e-6)
+
+
+def test_float64_sides_with_us_where_the_figures_differ(base: BaseModel, golden: dict[str, Any]) -> None:
+    ours = [score[0].nll for score in scored(base, golden, "forget_Q_A_Prob")]
+    theirs = by_index(golden["tofu_eval"], "forget_Q_A_Prob", "avg_loss")
+    for i in (5, 8):
+        row = golden["inputs"]["forget_Q_A_Prob"][str(i)]
+        ids, start = torch.tensor([row["input_ids"]]), row["labels"].count(-100)
+        with torch.no_grad():
+            logits = base.model(input_ids=ids, attention_mask=(ids != HIDDEN).long()).logits[0, start - 1 : -1]
+        targets = ids[0, start:]
+        exact = -logits.double().log_softmax(-1).gather(-1, targets[:, None]).mean().item()
+        strided = torch.nn.functional.cross_entropy(logits[None].transpose(-1, -2), targets[None], reduction="none").mean()
+        assert ours[i] == pytest.approx(exact, abs=2e-5)
+        assert theirs[i] == pytest.approx(strided.item(), abs=2e-6) and abs(theirs[i] - exact) > 5e-5

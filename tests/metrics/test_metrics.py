@@ -173,7 +173,7 @@ def test_membership(attack: str) -> None:
         if attack == "zlib":
             return s.nll / len(zlib.compress(s.answer.encode()))
         values = s.log_probs if attack == "min_k" else s.standardised
-        return -float(np.mean(sorted(values)[:4]))
+        return -float(np.mean(sorted(values[:-1])[:3]))  # floor(0.4 * 9): the end of the sequence does not count
 
     expected = [score(s) for s in results["forget"] + results["holdout"]]
     result = metrics.membership(results, attack)
@@ -183,9 +183,10 @@ def test_membership(attack: str) -> None:
 
 
 def test_min_k_takes_at_least_one_token_and_rounds_down() -> None:
-    of = [sample(log_probs=(-1.0, -5.0)), sample(log_probs=(-1.0, -2.0, -3.0, -4.0, -5.0)), sample()]
-    assert metrics.attack_scores(of, "min_k") == [5.0, 4.5, None]
-    assert metrics.attack_scores(of, "min_k", k=1.0) == [3.0, 3.0, None]
+    tokens = (-1.0, -2.0, -3.0, -4.0, -5.0)
+    of = [sample(log_probs=tokens[::4], ends=False), sample(log_probs=tokens, ends=False), sample(log_probs=tokens), sample()]
+    assert metrics.attack_scores(of, "min_k") == [5.0, 4.5, 4.0, None]
+    assert metrics.attack_scores(of, "min_k", k=1.0) == [3.0, 3.0, 2.5, None]
 
 
 def test_ties_count_half() -> None:

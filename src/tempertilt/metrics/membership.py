@@ -24,7 +24,7 @@ def attack_scores(samples: Samples, attack: str, *, k: float = 0.4, reference: S
     """The score of each sample: high = looks like text that was never seen. None where it can't be computed.
 
     Args:
-        k: share of the least likely tokens that Min-K and Min-K++ average.
+        k: share of the least likely tokens that Min-K and Min-K++ average, the end of the sequence left out.
         reference: the same samples under a reference model, for the attack "reference".
     """
     if attack not in ATTACKS:
@@ -36,8 +36,8 @@ def attack_scores(samples: Samples, attack: str, *, k: float = 0.4, reference: S
     compute: dict[str, Callable[[Sample], float | None]] = {
         "loss": lambda s: s.nll,
         "zlib": lambda s: s.nll / len(zlib.compress(s.answer.encode())) if s.nll is not None and s.answer else None,
-        "min_k": lambda s: _lowest(s.log_probs, k),
-        "min_k_plus_plus": lambda s: _lowest(s.standardised, k),
+        "min_k": lambda s: _lowest(s.without_end(s.log_probs), k),
+        "min_k_plus_plus": lambda s: _lowest(s.without_end(s.standardised), k),
     }
     return [sample.scores[attack] if attack in sample.scores else compute[attack](sample) for sample in samples]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 Number = float | None
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ class Sample:
     @property
     def scored_hits(self) -> tuple[bool, ...]:
         """`hits` without the end of the sequence, which is not part of what is memorised."""
-        return self.hits[:-1] if self.ends else self.hits
+        return self.without_end(self.hits)
+
+    def without_end(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Values of the answer's tokens but for the end of the sequence."""
+        return values[:-1] if self.ends else values
 
 
 Samples = Sequence[Sample]
