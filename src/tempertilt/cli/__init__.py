@@ -21,6 +21,7 @@ VERBS = {
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
     "report": "write finished runs as one HTML page, or as tables",
+    "theory": "experiments that show what is guaranteed, and why tempering is needed",
     "demo": "see a small model forget, offline, in a few minutes",
     "list": "list methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_common(verb)
     args = parser.parse_args(argv)
     _quieten(args.verbose)
-    if args.verb not in ("list", "env"):
+    if args.verb not in ("list", "env", "theory"):
         _quieten_loading()
     try:
         return int(_module(args.verb).run(args))

@@ -29,8 +29,7 @@ class TokenLaw:
         if not self.steps:
             raise DataError("a law needs at least one step")
         size = self.vocab_size
-        if size ** len(self.steps) > MAX_SEQUENCES:
-            raise ConfigError(f"{size} tokens at {len(self.steps)} positions are too many sequences; valid are {MAX_SEQUENCES:,}")
+        _check_size(size, len(self.steps))
         for t, step in enumerate(self.steps):
             rows = check_values(step, f"steps[{t}]")
             if rows.shape != (size**t, size) or (rows < 0).any() or not np.allclose(rows.sum(-1), 1, rtol=0, atol=1e-9):
@@ -40,12 +39,14 @@ class TokenLaw:
     def markov(cls, initial: Array, transition: Array, length: int) -> TokenLaw:
         """A Markov chain: `initial (V,)`, `transition (V, V)` by rows."""
         size = len(initial)
+        _check_size(size, length)
         later = (np.tile(transition, (size ** (t - 1), 1)) for t in range(1, length))
         return cls((np.asarray(initial)[None], *later))
 
     @classmethod
     def noisy_copy(cls, string: Sequence[int], vocab_size: int, slip: float) -> TokenLaw:
         """Copies of `string` in which each token is another one, any of them equally, with probability `slip`."""
+        _check_size(vocab_size, len(string))
         rows = []
         for t, token in enumerate(string):
             row = np.full(vocab_size, slip / (vocab_size - 1))
@@ -69,6 +70,11 @@ class TokenLaw:
         for step in self.steps:
             probs.append((probs[-1][:, None] * step).reshape(-1))
         return probs
+
+
+def _check_size(vocab_size: int, length: int) -> None:
+    if vocab_size**length > MAX_SEQUENCES:
+        raise ConfigError(f"{vocab_size} tokens at {length} positions are too many sequences; valid are {MAX_SEQUENCES:,}")
 
 
 @dataclass(frozen=True)
