@@ -60,7 +60,7 @@ def run(seed: int = 0) -> Result:
     )  # fmt: skip
     sharpest = EPS[-1]
     found = [
-        f"Closed forms against direct sums: forget error to {_order(forget_off)} relative, retain error to {_order(retain_off)} nats.",
+        f"Closed forms and sums agree: forget error to {_order(forget_off)} relative, retain error to {_order(retain_off)} nats.",
         f"At eps = {sharpest:.0e} the forget error is {show(at[sharpest, 1.0][3])} at T = 1 and {show(at[sharpest, 4.0][3])} "
         f"at T = 4; the retain error of T = 1 is {show(at[sharpest, 1.0][5])} nats and gives no warning.",
         "The forget error stops growing at T = "

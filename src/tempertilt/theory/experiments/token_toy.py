@@ -81,8 +81,8 @@ def run(seed: int = 0) -> Result:
     worst = f"log-odds within {CLIPS[0]:g}"
     tempered = of["exact posterior", 2.0]
     found = [
-        f"Exact posterior at T = 1: the retain law is recovered, total variation {_rounded(exact[7])}. Chain rule: the KL of sequences "
-        f"and the sum over positions differ by {_rounded(off_chain)} nats.",
+        f"Exact posterior at T = 1: the retain law is recovered, total variation {_rounded(exact[7])}. Chain rule: the KL of "
+        f"sequences and the sum over positions differ by {_rounded(off_chain)} nats.",
         f"Given {PROMPT} of its {len(STRING)} tokens the base continues the string with probability {before:.3f}; the retain law "
         f"with {show(truth)}.",
         f"With log-odds cut at {CLIPS[0]:g} plain guidance still has {show(of[worst, 1.0][6])}; T = 2 has "
