@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -124,6 +125,18 @@ def test_a_recommendation_is_covered_only_with_a_good_head_and_enough_held_out_d
     assert "largest T considered" in capped.sentence and capped.recommended_temperature == 3
     tokens = theory.diagnose(likelihoods, logits, gamma=0.2, token_rule=True)
     assert not tokens.covered and "each token" in tokens.sentence
+
+
+def test_the_diagnosis_of_an_adapter_is_never_covered_and_says_why() -> None:
+    likelihoods, logits = sides(4.0, 6.0)
+    plain = theory.diagnose_adapter(likelihoods, logits, temperature=2.5, forget_prior=0.2)
+    same = theory.diagnose(likelihoods, logits, gamma=0.2, temperature=2.5, token_rule=True)
+    assert plain == same and "each token" in plain.sentence
+    scaled = theory.diagnose_adapter(likelihoods, logits, temperature=0.8, guidance_scale=0.3)
+    assert "scaled by 0.3" in scaled.sentence and scaled.retain_bias_in_use is None
+    useless = theory.diagnose_adapter(likelihoods, theory.Sides([-1.0], [1.0]), temperature=2.5)
+    report = json.loads(json.dumps(useless.report(), allow_nan=False))
+    assert report["critical_temperature"] is None and report["covered"] is False and report["sentence"] == useless.sentence
 
 
 def test_without_a_spike_there_is_nothing_to_flatten() -> None:

@@ -32,7 +32,7 @@ from tempertilt.theory.classifier import (
     uncorrected_prior_bias_bound,
 )
 from tempertilt.theory.constants import TemperingConstants
-from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose
+from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose, diagnose_adapter
 from tempertilt.theory.distributions import FiniteDistribution, GaussianMixture, GridDistribution, mixture_density
 from tempertilt.theory.finite_samples import (
     excess_risk_bound_fast,
@@ -81,6 +81,7 @@ __all__ = [
     "correct_prior_shift",
     "critical_temperature",
     "diagnose",
+    "diagnose_adapter",
     "excess_bce_risk",
     "excess_risk_bound_fast",
     "excess_risk_bound_finite_class",

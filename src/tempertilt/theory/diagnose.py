@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,6 +64,11 @@ class Diagnosis:
         if self.covered:
             return text + "; the bounds cover it."
         return text + ", outside what the theory covers: " + "; ".join(self.outside) + "."
+
+    def report(self) -> dict[str, Any]:
+        """JSON-ready; None where a temperature is infinite."""
+        values = {name: None if value == math.inf else value for name, value in asdict(self).items()}
+        return values | {"covered": self.covered, "sentence": self.sentence}
 
     def lines(self) -> list[str]:
         """The diagnosis as text: numbers, then the sentence, then the remarks."""
@@ -165,6 +170,31 @@ def diagnose(
         outside=tuple(outside),
         remarks=tuple(remarks),
     )
+
+
+def diagnose_adapter(
+    log_likelihoods: Sides,
+    head_log_odds: Sides,
+    *,
+    temperature: float,
+    guidance_scale: float = 1.0,
+    forget_prior: float = 0.5,
+) -> Diagnosis:
+    """`diagnose` for a language model with an adapter: one number for each record, the head trained on both classes equally.
+
+    Args:
+        log_likelihoods: total log-likelihood of each record's answer under the base model, nats.
+        head_log_odds: the head's log-odds at the last token of records of documents that it was not fitted on, nats: what it
+            says of the whole record.
+        temperature, guidance_scale, forget_prior: the adapter's settings.
+
+    Raises:
+        DataError: a set is empty or not finite.
+    """
+    found = diagnose(log_likelihoods, head_log_odds, gamma=forget_prior, temperature=temperature, token_rule=True)
+    if guidance_scale == 1:
+        return found
+    return replace(found, outside=(*found.outside, f"the tilt is scaled by {guidance_scale:g}; the bounds are for 1"))
 
 
 def _outside(
