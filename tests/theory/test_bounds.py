@@ -87,6 +87,24 @@ def test_at_t_1_form_b_is_theorem_1a(problem: Drawn, delta: float) -> None:
         assert math.isclose(bound, delta / (1 - gamma), rel_tol=1e-9, abs_tol=1e-12)
 
 
+@QUICK
+@given(problems(), temperatures, st.floats(1e-6, 0.5))
+def test_the_normaliser_bound_is_the_least_over_theta(problem: Drawn, t: float, delta: float) -> None:
+    """Lemma 5(i), each theta by hand; its closed forms are the ends of the range."""
+    r, f, w, _, gamma = problem
+    c = theory.TemperingConstants.from_densities(r, f, gamma, t, w)
+
+    def direct(theta: float) -> float:
+        power = (1 / t - theta) / (1 - theta)
+        return (delta / 2) ** theta * float(w @ problem.p**power) ** (1 - theta)
+
+    bound = theory.normalizer_deviation_bound(c, delta)
+    assert math.isclose(bound, min(direct(theta) for theta, _ in c.power_integrals), rel_tol=1e-9)
+    if t <= 2:
+        assert bound <= math.sqrt(delta / 2) * math.sqrt(w @ problem.p ** (2 / t - 1)) * (1 + 1e-9)
+    assert bound <= w.sum() ** (1 - 1 / t) * (delta / 2) ** min(0.5, 1 / t) * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("t", [1.0, 1.5, 2.0, 4.0])
 @pytest.mark.parametrize("eps", [0.1, 1e-4, 1e-8])
 def test_spike_closed_forms_to_1e_10(eps: float, t: float) -> None:

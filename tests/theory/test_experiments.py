@@ -38,6 +38,16 @@ def test_learned_classifiers_leak_less_and_bias_more_as_t_grows() -> None:
         assert (retain[:, 0] <= delta[:, 0] / (1 - finite_samples.GAMMA)).all()  # Theorem 1(a)
 
 
+def test_the_learned_log_odds_are_corrected_to_the_true_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = finite_samples.Problem.make(0.1)
+    r, f = problem.retain.density, problem.forget.density
+    with np.errstate(divide="ignore"):
+        balanced = np.clip(np.log(r) - np.log(f), -600, 600)
+    monkeypatch.setitem(finite_samples.MODELS, "exact", lambda _x, _y, _seed: lambda _at: balanced)
+    [exact] = finite_samples.measure(problem, "exact", 20, 0, (1.0,))
+    assert exact.delta < 1e-12 and exact.forget < 1e-12 and exact.retain < 1e-12
+
+
 def test_the_learned_classifier_experiment_summarises_its_runs() -> None:
     result = finite_samples.run_grid(0, 3, (50,), (1e-3,), (1.0, 2.0))
     problem = finite_samples.Problem.make(1e-3)
@@ -69,13 +79,16 @@ def test_particles_match_the_quadrature() -> None:
     rng = np.random.default_rng(0)
     for t in (1.0, 2.0):
         exact = mixture_2d.quadrature(laws, log_f, t)
-        shares = [mixture_2d.on_spike(mixture_2d.smc(laws, log_f, t, rng, 1000)).mean() for _ in range(4)]
+        clouds = [mixture_2d.smc(laws, log_f, t, rng, 1000) for _ in range(8)]
+        shares = [mixture_2d.on_spike(cloud).mean() for cloud in clouds]
         spread = max(float(np.std(shares, ddof=1)), math.sqrt(exact.spike_mass / 1000))
-        assert abs(float(np.mean(shares)) - exact.spike_mass) < 4 * spread / 2
+        assert abs(float(np.mean(shares)) - exact.spike_mass) < 4 * spread / math.sqrt(8)
     # importance sampling from the base: E_base[p^(1/T - 1) f; spike] / E_base[p^(1/T - 1) f]
     x = laws.base.sample(200_000, rng)
     weights = np.exp(-0.5 * laws.base.log_density(x) + log_f(x))
     assert float(weights[mixture_2d.on_spike(x)].sum() / weights.sum()) == pytest.approx(exact.spike_mass, rel=0.05)
+    log_p = float(weights @ laws.base.log_density(x) / weights.sum())
+    assert float(laws.base.log_density(np.vstack(clouds)).mean()) == pytest.approx(log_p, abs=0.09)  # standard error 0.02
 
 
 def test_token_toy_recovers_the_retain_law_and_leaks_less_with_t() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 
-from tempertilt.theory.checks import check_at_least, check_positive, check_samples, check_share, check_tempering
+from tempertilt.theory.checks import check_positive, check_samples, check_share, check_tempering
 from tempertilt.theory.classifier import correct_prior_shift
 from tempertilt.theory.finite_samples import Bracket, held_out_excess_risk_bound, held_out_risk
 from tempertilt.theory.guidance import retain_tempering_bias
@@ -222,8 +222,8 @@ def _outside(
         )
     if math.isinf(critical):
         reasons.append(
-            f"no temperature brings the bound of the forget error to {check_at_least(tolerance, 0, 'tolerance'):g} times "
-            f"typical retained density: that takes an excess risk below {gamma * (1 - gamma) * tolerance:.2g} nats"
+            f"no temperature brings the bound of the relative forget error to the tolerance of {tolerance:g}: that takes an "
+            f"excess risk below {gamma * (1 - gamma) * tolerance:.2g} nats"
         )
     elif recommended < critical:
         reasons.append(f"the bound of the forget error meets the tolerance from T = {critical:.2f} on only")
