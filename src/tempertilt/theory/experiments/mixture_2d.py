@@ -115,7 +115,7 @@ def quadrature(laws: Laws, log_f: Log, temperature: float) -> Exact:
         return np.asarray(laws.base.log_density(at) / temperature + log_f(at))
 
     near, small = midpoints(-2 * REACH, 2 * REACH, 240, SPIKE)
-    far, large = midpoints(-7, 7, 700, (SPIKE[0], SPIKE[1]))
+    far, large = midpoints(-7, 7, 280, SPIKE)  # cells of 0.05: the finer square is six of them to each side
     outside = np.abs(far - SPIKE).max(-1) > 2 * REACH
     inside = float(np.exp(log_raw(near)).sum() * small)
     z = inside + float(np.exp(log_raw(far[outside])).sum() * large)
