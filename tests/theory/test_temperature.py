@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import QUICK
 
 from tempertilt import theory
+from tempertilt.errors import ConfigError
 
 deltas, gaps, gammas = st.floats(1e-8, 0.2), st.floats(0.1, 20.0), st.floats(0.02, 0.9)
 
@@ -82,6 +83,20 @@ def test_choices_at_the_ends() -> None:
     free = theory.optimal_temperature(0.05, 0.1, 6.0, np.random.default_rng(0).normal(0, 2, 200), t_max=6.0)
     guarded = theory.optimal_temperature(0.05, 0.1, 6.0, np.random.default_rng(0).normal(0, 2, 200), t_max=6.0, min_ess=0.5)
     assert 1 < guarded < free
+
+
+def test_extremes_are_infinite_and_nonsense_is_refused() -> None:
+    assert theory.temperature_objective(1.0, 0.1, 0.1, 900.0, [-1.0]) == math.inf
+    c = theory.TemperingConstants.from_densities([0.5, 0.5, 0.0], [0.0, 0.1, 0.9], 0.2, 2.0)
+    assert theory.tempered_forget_error_bound(c, 50.0, kappa=1e4) == math.inf
+    assert theory.sup_norm_forget_error_bound(1.0, 0.2, 5.0, 0.0, 0.0, 2.0, kappa=1e4) == math.inf
+    for call in (
+        lambda: theory.critical_temperature(0.1, 0.1, math.nan, 1.0),
+        lambda: theory.optimal_temperature(0.1, 0.1, math.inf, [-1.0]),
+        lambda: theory.temperature_objective(1.0, 0.1, 0.1, math.nan, [-1.0]),
+    ):
+        with pytest.raises(ConfigError, match="gap is"):
+            call()
 
 
 def test_lambert_goes_to_the_threshold_of_the_spike() -> None:

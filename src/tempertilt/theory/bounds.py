@@ -102,6 +102,8 @@ def tempered_forget_error_bound(constants: TemperingConstants, delta: float, kap
     deviation = normalizer_deviation_bound(c, delta)
     floor = math.exp(log_guided_normalizer_lower_bound(c.log_p_bar, c.gamma, c.temperature, kappa))
     z_low = max(c.normalizer - deviation, floor)
+    if z_low <= 0:  # kappa so large that the floor is below the smallest number
+        return math.inf
     a, o = c.tempered_sup, c.tempered_overlap
     error = min(a * math.sqrt(delta / 2), a * delta + 2 * math.sqrt(a * delta * o))
     shift = o / c.normalizer * min(deviation / z_low, max(1.0, c.normalizer / z_low - 1))
@@ -139,7 +141,8 @@ def sup_norm_forget_error_bound(
     kappa = retain_log_ratio_bound(delta, gamma) if kappa is None else kappa
     gap = math.log(gamma * h) - log_p_bar
     x = h * delta / (1 - gamma) * math.exp(-beta * gap)
-    return omega + math.exp(kappa) * (math.sqrt(omega) + math.sqrt(x)) ** 2
+    with np.errstate(over="ignore"):
+        return omega + float(np.exp(kappa)) * (math.sqrt(omega) + math.sqrt(x)) ** 2
 
 
 def bounded_logit_forget_error_lower_bound(constants: TemperingConstants, logit_bound: float) -> float:

@@ -47,7 +47,8 @@ def temperature_objective(
     The first term bounds `F_T / p_bar` up to `e^kappa` for disjoint supports. Arguments and errors as `optimal_temperature`.
     """
     t, gamma = check_tempering(temperature), check_share(gamma)
-    first = check_risk(delta) / (gamma * (1 - gamma)) * math.exp(gap / t)
+    with np.errstate(over="ignore"):
+        first = check_risk(delta) / (gamma * (1 - gamma)) * float(np.exp(_check_gap(gap) / t))
     return first + check_positive(penalty, "penalty") * retain_tempering_bias(log_p_retain, t)
 
 
@@ -86,8 +87,7 @@ def optimal_temperature(
     t_max, min_ess = check_tempering(t_max), check_at_least(min_ess, 0, "min_ess")
     if method not in METHODS:
         raise ConfigError(f"method is {method!r}; valid are {', '.join(METHODS)}")
-    if not math.isfinite(gap):
-        raise ConfigError(f"gap is {gap!r}; valid is a finite number of nats")
+    gap = _check_gap(gap)
     x = -check_samples(log_p_retain, "log_p_retain")
     top = 1 - 1 / t_max
     if gap <= 0 or delta == 0 or top == 0:
@@ -95,6 +95,12 @@ def optimal_temperature(
     log_gain = math.log(delta) - math.log(gamma) - math.log1p(-gamma) + gap  # log E_0'
     beta = _lambert(log_gain, gap, lam, x) if method == "lambert" else _stationary(log_gain, gap, lam, x, top, min_ess)
     return t_max if beta >= top else 1 / (1 - beta)
+
+
+def _check_gap(gap: float) -> float:
+    if not math.isfinite(gap):
+        raise ConfigError(f"gap is {gap!r}; valid is a finite number of nats")
+    return float(gap)
 
 
 def _lambert(log_gain: float, gap: float, penalty: float, x: Array) -> float:
@@ -152,6 +158,7 @@ def critical_temperature(delta: float, gamma: float, gap: float, tolerance: floa
         ConfigError: an argument is out of range.
     """
     delta, gamma, tolerance = check_risk(delta), check_share(gamma), check_positive(tolerance, "tolerance")
+    gap = _check_gap(gap)
     if delta == 0:
         return 1.0
     room = math.log(gamma) + math.log1p(-gamma) + math.log(tolerance) - math.log(delta)
