@@ -82,7 +82,8 @@ class FitResult:
     """A fitted head and how well it separates.
 
     `train` is of the returned head on all records; `held_out` is of a head that was fitted without the held-out documents,
-    on those documents (None if there are too few documents). `parameter_share` is the trained numbers over the base's.
+    on those documents (None if there are too few documents), `held_out_log_odds` what that head says at the last token of each of
+    their examples, (retain, forget), nats. `parameter_share` is the trained numbers over the base's.
     """
 
     head: GuidanceHead
@@ -94,10 +95,13 @@ class FitResult:
     num_parameters: int
     parameter_share: float
     history: list[dict[str, float]]
+    held_out_log_odds: tuple[np.ndarray, np.ndarray] | None = None
 
     def summary(self) -> dict[str, Any]:
         """Everything but the head, JSON-ready."""
-        out = {name: value for name, value in self.__dict__.items() if name not in ("head", "train", "held_out")}
+        out = {
+            name: value for name, value in self.__dict__.items() if name not in ("head", "train", "held_out", "held_out_log_odds")
+        }
         return out | {"train": self.train._asdict(), "held_out": self.held_out._asdict() if self.held_out else None}
 
 
@@ -144,13 +148,14 @@ def fit_head(
     """
     started = time.perf_counter()
     split = split_documents(retain, forget, config)
-    epochs, held_out = config.epochs, None
+    epochs, held_out, log_odds = config.epochs, None, None
     history: list[dict[str, float]] = []
     if split is not None:
         (retain_in, forget_in), (retain_out, forget_out) = split
         trial = _Trainer(retain_in, forget_in, config, device)
         watched = _Data(retain_out, forget_out, device)
         epochs, history, held_out = trial.run(config.epochs, watched, progress=progress)
+        log_odds = trial.last_log_odds(watched)
     trainer = _Trainer(retain, forget, config, device)
     _, full_history, _ = trainer.run(epochs, None, progress=progress)
     head = trainer.head.to("cpu")
@@ -164,6 +169,7 @@ def fit_head(
         num_parameters=head.num_parameters,
         parameter_share=head.num_parameters / base_parameters if base_parameters else math.nan,
         history=history or full_history,
+        held_out_log_odds=log_odds,
     )
 
 
@@ -332,6 +338,13 @@ class _Trainer:
             log_odds = self._log_odds(features, targets)
             per_token = F.softplus(torch.where(is_retain, -log_odds, log_odds))
             yield (per_token * torch.where(is_retain, weights[0], weights[1])).sum()
+
+    @torch.no_grad()
+    def last_log_odds(self, data: _Data) -> tuple[np.ndarray, np.ndarray]:
+        """Log-odds at the last scored token of each example, float64: retain `(R,)` and forget `(F,)`."""
+        every = torch.cat([self._log_odds(features, targets) for features, targets, _ in data.chunks()])
+        last = every.double().cpu().numpy()[data.starts[1:] - 1]
+        return last[: data.num_retain], last[data.num_retain :]
 
     @torch.no_grad()
     def scores(self, data: _Data) -> Scores:

@@ -18,11 +18,12 @@ from tempertilt.data.examples import Example, ExampleConfig, build_examples, enc
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
-from tempertilt.evidence import Summary, greedy_answers, likelihoods, spread
+from tempertilt.evidence import Likelihood, Summary, greedy_answers, likelihoods, spread
 from tempertilt.features import ExtractionStats, FeatureConfig, FeatureStore, example_key, extract_features, store_name
 from tempertilt.fit import FitConfig, FitResult, fit_head
 from tempertilt.modeling import T3ForCausalLM
 from tempertilt.storage import cache_dir, make_dir, write_text
+from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
 from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature
 
 log = logging.getLogger("tempertilt")
@@ -91,7 +92,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class UnlearnResult:
-    """The unlearned model and how it came about. `fit` and `extraction` are None where a finished adapter was reused."""
+    """The unlearned model and how it came about. `fit` and `extraction` are None where a finished adapter was reused.
+
+    `diagnosis` is what the theory says; None without held-out documents, without measured records, or for a reused adapter.
+    """
 
     model: T3ForCausalLM
     directory: Path
@@ -101,6 +105,7 @@ class UnlearnResult:
     summaries: dict[str, Summary]
     shown: list[Shown]
     seconds: dict[str, float]
+    diagnosis: Diagnosis | None = None
 
     def report(self) -> dict[str, Any]:
         """What `unlearn.json` holds."""
@@ -110,6 +115,7 @@ class UnlearnResult:
             "extraction": asdict(self.extraction) if self.extraction else None,
             "fit": self.fit.summary() if self.fit else None,
             "likelihood": {name: asdict(summary) for name, summary in self.summaries.items()},
+            "diagnosis": self.diagnosis.report() if self.diagnosis else None,
             "answers": [asdict(item) for item in self.shown],
             "environment": environment(),
         }
@@ -146,9 +152,12 @@ def unlearn(
         else:
             model, extraction, fit = _make(base, records, examples, config, key, output_dir, clock, progress)
         with clock("evidence"):
-            summaries = _summaries(model, examples, config.evidence)
+            chosen = {name: spread(of, config.evidence.report_records) for name, of in examples.items()}
+            measured = {name: likelihoods(model, of) for name, of in chosen.items() if of}
+            summaries = {name: Summary.of(of) for name, of in measured.items()}
+            diagnosis = _diagnosis(fit, chosen, measured, config.tilt)
             shown = _shown(model, base, records, config)
-        result = UnlearnResult(model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds)
+        result = UnlearnResult(model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds, diagnosis)
         write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
     return result
 
@@ -249,9 +258,15 @@ def _make(
     return model, extraction, fit
 
 
-def _summaries(model: T3ForCausalLM, examples: dict[str, list[Example]], config: EvidenceConfig) -> dict[str, Summary]:
-    chosen = {name: spread(of, config.report_records) for name, of in examples.items() if of and config.report_records}
-    return {name: Summary.of(likelihoods(model, of)) for name, of in chosen.items()}
+def _diagnosis(
+    fit: FitResult | None, examples: dict[str, list[Example]], measured: dict[str, list[Likelihood]], tilt: TiltConfig
+) -> Diagnosis | None:
+    """What the theory says of the measured records and the held-out documents; None where there are none."""
+    if fit is None or fit.held_out_log_odds is None or not {"retain", "forget"} <= set(measured):
+        return None
+    totals = {name: [e.n_scored * of.base_log_prob for e, of in zip(examples[name], measured[name])] for name in measured}
+    sides = Sides(totals["retain"], totals["forget"])
+    return diagnose_adapter(sides, Sides(*fit.held_out_log_odds), **asdict(tilt))
 
 
 def _shown(model: T3ForCausalLM, base: BaseModel, records: dict[str, list[Record]], config: UnlearnConfig) -> list[Shown]:

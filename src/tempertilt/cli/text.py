@@ -36,6 +36,13 @@ def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[st
     return lines
 
 
+def labelled(name: str, texts: Sequence[str], width: int = 130) -> list[str]:
+    """Texts beside a name of at most 12 letters, wrapped."""
+    indent = " " * 13
+    body = [line for text in texts for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)]
+    return [f"{name:<13}{body[0][13:]}", *body[1:]] if body else []
+
+
 def metric_table(results: Mapping[str, MetricResult]) -> list[str]:
     """One line for each metric: value, interval, samples, missing ones."""
     lines = [f"{'metric':<28}{'value':>11}  {'95 % interval':<24}{'n':>6}{'missing':>9}"]

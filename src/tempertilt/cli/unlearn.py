@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tempertilt.base import load_base
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
-from tempertilt.cli.text import changes
+from tempertilt.cli.text import changes, labelled
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import check_records, load_records
 from tempertilt.errors import ConfigError
@@ -84,6 +84,8 @@ def _text(result: UnlearnResult) -> str:
                 f"forget {fit.held_out.forget_accuracy:.2%}, retain {fit.held_out.retain_accuracy:.2%}"
             ]
         lines += [f"trained      {fit.num_parameters:,} numbers, {fit.parameter_share:.3%} of the base model"]
+    if result.diagnosis is not None:
+        lines += labelled("theory", result.diagnosis.lines())
     size = sum(path.stat().st_size for path in result.directory.glob("adapter_*"))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     lines += [
