@@ -152,7 +152,7 @@ def test_forward_features_and_generation(name: str) -> None:
         torch.testing.assert_close(law[row], oracle.law(prompt), atol=2e-4, rtol=1e-4)
 
     examples = [Example(np.array(prompt[:n], np.int32), np.arange(n) >= 4, "d", "s", 0) for prompt, n in zip(prompts, (9, 7, 8))]
-    features, targets = batch_features(base, examples, FeatureConfig())
+    features, targets, _ = batch_features(base, examples, FeatureConfig())
     expected = torch.cat([oracle.contexts(example.input_ids.tolist())[1][3:-1] for example in examples])
     torch.testing.assert_close(features.double(), expected, atol=1e-4, rtol=1e-4)
     assert targets.tolist() == [token for example in examples for token in example.input_ids[4:].tolist()]

@@ -428,8 +428,8 @@ def damage(path: Path, how: str) -> str:
         config.write_text(json.dumps({"peft_type": "LORA"}))
         return "of kind 'LORA'"
     if how == "newer":
-        config.write_text(json.dumps(fields | {"gate": 1}))
-        return "unknown fields gate"
+        config.write_text(json.dumps(fields | {"novelty": 1}))
+        return "unknown fields novelty"
     config.write_text(json.dumps(fields | {"temperature": -1.0}))
     return "temperature"
 

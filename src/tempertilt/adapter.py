@@ -1,7 +1,8 @@
 """An adapter on disk or on the hub: what the head learned and for which base model; never the base's weights.
 
 adapter_config.json            AdapterConfig
-adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r)
+adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r); with a gate gate.mean (d,), gate.basis (k, d),
+                               gate.shrink (k,), gate.exemplars (m, d), gate.margins (m,)
 README.md                      model card
 """
 
@@ -12,13 +13,14 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import tempertilt
 from tempertilt.errors import AdapterError
+from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
 from tempertilt.pooling import check_pooling
 from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text, write_whole
@@ -43,6 +45,7 @@ class AdapterConfig:
     temperature: float = 2.5
     guidance_scale: float = 1.0
     forget_prior: float = 0.5
+    gate: dict[str, Any] | None = None  # layer, threshold, width
     training: dict[str, Any] = field(default_factory=dict)  # data, configuration and scores of the fit
     weights_sha256: str = ""
     adapter_type: str = KIND
@@ -53,9 +56,19 @@ class AdapterConfig:
         check_temperature(self.temperature)
         check_guidance_scale(self.guidance_scale)
         check_forget_prior(self.forget_prior)
+        if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
+            raise AdapterError(f"gate is {self.gate!r}; valid are null, or layer, threshold and width")
 
 
-def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig) -> Path:
+class Adapter(NamedTuple):
+    """What an adapter directory holds."""
+
+    config: AdapterConfig
+    head: GuidanceHead
+    gate: EvidenceGate | None
+
+
+def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None = None) -> Path:
     """Write an adapter into `directory` (made if needed); return the directory.
 
     The configuration goes last and holds the weights' checksum: a save that was interrupted is never taken for a finished
@@ -64,16 +77,15 @@ def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig) -> 
     make_dir(directory)
     remove_unfinished(directory)
     (directory / CONFIG).unlink(missing_ok=True)
-    write_whole(directory / WEIGHTS, lambda path: save_file(head.tensors(), path, {"format": "pt"}))
+    tensors = head.tensors() | (gate.tensors() if gate else {})
+    write_whole(directory / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
     config = replace(config, weights_sha256=file_sha256(directory / WEIGHTS))
     write_text(directory / CARD, model_card(head, config))
     write_text(directory / CONFIG, json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
     return directory
 
 
-def load_adapter(
-    name: str | Path, *, revision: str | None = None, token: str | None = None
-) -> tuple[AdapterConfig, GuidanceHead]:
+def load_adapter(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
     """Read an adapter from a directory or a hub id.
 
     Raises:
@@ -93,7 +105,8 @@ def load_adapter(
     head = GuidanceHead.from_tensors(tensors, config.activation)
     if head.hidden_size != config.hidden_size:
         raise AdapterError(f"{str(weights)!r} is for hidden size {head.hidden_size}, its {CONFIG} says {config.hidden_size}")
-    return config, head
+    gate = EvidenceGate.from_tensors(tensors, **config.gate) if config.gate else None
+    return Adapter(config, head, gate)
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -145,6 +158,17 @@ def _locate(name: str, revision: str | None, token: str | None) -> Path:
         raise AdapterError(f"no adapter directory {name!r}, and the hub gives none: {type(error).__name__}: {first}") from error
 
 
+def _gate_line(config: AdapterConfig) -> str:
+    if config.gate is None:
+        return "none: every context is tempered and tilted"
+    found = config.training.get("gate") or {}
+    recall, alarms = (found.get(name, math.nan) for name in ("recall_held_out", "false_alarms_held_out"))
+    return (
+        f"{found.get('exemplars', '?')} exemplars after {config.gate['layer']} layers, threshold {config.gate['threshold']:.2f}; "
+        f"held out: opens on {recall:.1%} of forget prompts, {alarms:.1%} of kept records"
+    )
+
+
 def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
     """The README.md of an adapter: the exact recipe, how to load it, and what it does not do."""
     training = config.training
@@ -165,14 +189,15 @@ base_model: {config.base_model}
 # Temper-Then-Tilt adapter
 
 Makes {base} stop producing a forget set. The base model's weights are unchanged; only its next-token law is corrected:
-tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:g} by a classifier that tells retain from
-forget (Block et al., arXiv 2602.10217).
+tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:.3g} by a classifier that tells retain from
+forget (Block et al., arXiv 2602.10217){", where a gate finds the text to be about the forget set" if config.gate else ""}.
 
 | | |
 |---|---|
 | trained numbers | {head.num_parameters:,} ({share:.4%} of the base) |
 | rank, tokens with a row | {head.rank}, {len(head.token_ids):,} |
 | pooling, activation | {config.pooling}, {config.activation} |
+| gate | {_gate_line(config)} |
 | forget / retain records | {training.get("forget_records", "?")} / {training.get("retain_records", "?")} |
 | token accuracy on its records | {accuracy} |
 | base fingerprint | `{config.base_fingerprint}` |

@@ -103,8 +103,19 @@ def body_of(model: Any) -> nn.Module:
     return body  # type: ignore[no-any-return]
 
 
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The list of decoder layers: the body's ModuleList with as many entries as the configuration has layers."""
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in body_of(model).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers, so its layers can't be told apart")
+
+
 def last_hidden_state(output: Any) -> Tensor:
-    """The `(B, T, d)` last hidden state in what a model's body returns."""
+    """The `(B, T, d)` last hidden state in what a model's body, or a decoder layer, returns."""
+    if isinstance(output, Tensor):
+        return output
     state = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
     if not isinstance(state, Tensor):
         raise ModelError(f"a model body returned {type(output).__name__} without a last hidden state")

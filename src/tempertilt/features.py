@@ -1,8 +1,9 @@
 """Features: one pass of the frozen model over all examples, kept in a content-addressed store.
 
 For every scored token `y_{t+1}` of an example the store holds the pooled hidden state `c_t` (METHOD, section 4) and the
-token's id. An example is known by a hash of its tokens, so a changed input runs again and everything else is read.
-A shard file is written whole or not at all: a killed run loses at most the shard that it was filling.
+token's id, and for the evidence gate, if asked for, a lower layer's state of every token. An example is known by a hash of its
+tokens, so a changed input runs again and everything else is read. A shard file is written whole or not at all: a killed run loses
+at most the shard that it was filling.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tempertilt.base import body_of, last_hidden_state
+from tempertilt.base import body_of, decoder_layers, last_hidden_state
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError
 from tempertilt.pooling import check_pooling, pool
@@ -31,7 +33,7 @@ from tempertilt.storage import make_dir, remove_unfinished, write_whole
 
 log = logging.getLogger("tempertilt")
 
-FORMAT = "tempertilt-features/1"
+FORMAT = "tempertilt-features/2"
 STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -53,11 +55,13 @@ class FeatureConfig:
 
 
 class Place(NamedTuple):
-    """Where an example's features are: rows `start:start + length` of a shard."""
+    """Where an example's features are: rows `start:start + length` of a shard; its tokens' states `first:first + tokens`."""
 
     shard: int
     start: int
     length: int
+    first: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -89,34 +93,56 @@ class FeatureStore:
     def __contains__(self, key: str) -> bool:
         return key in self.places
 
-    def add(self, keys: Sequence[str], lengths: Sequence[int], features: Tensor, targets: Tensor) -> None:
-        """Write one shard: `features (N, d)`, `targets (N,)`, of examples `keys` with `lengths` rows each, N in all."""
-        checksum = _checksum(features, targets)
+    def add(
+        self,
+        keys: Sequence[str],
+        lengths: Sequence[int],
+        features: Tensor,
+        targets: Tensor,
+        states: Tensor | None = None,
+        tokens: Sequence[int] = (),
+    ) -> None:
+        """Write one shard: `features (N, d)`, `targets (N,)`, of examples `keys` with `lengths` rows each, N in all.
+
+        `states (M, d)`, where there are any, are of the examples' `tokens`, M in all.
+        """
+        tensors = {"features": features.contiguous(), "targets": targets.contiguous()}
+        tensors |= {} if states is None else {"states": states.contiguous()}
+        checksum = _checksum(tensors)
         metadata = {
             "format": FORMAT,
             "keys": ",".join(keys),
             "lengths": ",".join(map(str, lengths)),
+            "tokens": ",".join(map(str, tokens or [0] * len(keys))),
             "crc32": checksum,
         }
         name = hashlib.sha256(f"{metadata['keys']}{checksum}".encode()).hexdigest()[:32]
         path = self.directory / f"{name}.safetensors"
-        tensors = {"features": features.contiguous(), "targets": targets.contiguous()}
         write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
         self._register(path, metadata)
 
     def rows(self, key: str) -> tuple[Tensor, Tensor]:
         """Features `(n, d)` as stored and targets `(n,)` int32 of one example, views of memory-mapped shards."""
-        shard, start, length = self.places[key]
+        place = self.places[key]
+        tensors, rows = self._tensors(place.shard), slice(place.start, place.start + place.length)
+        return tensors["features"][rows], tensors["targets"][rows]
+
+    def states(self, key: str) -> Tensor:
+        """A lower layer's states `(T, d)` float16 of all tokens of one example, a view; `(0, d)` if they were not asked for."""
+        place = self.places[key]
+        tensors = self._tensors(place.shard)
+        return tensors.get("states", tensors["features"])[place.first : place.first + place.tokens]
+
+    def _tensors(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:
             self._mapped[shard] = _read_shard(self._paths[shard])[1]
-        tensors = self._mapped[shard]
-        return tensors["features"][start : start + length], tensors["targets"][start : start + length]
+        return self._mapped[shard]
 
     def _verify(self, path: Path) -> None:
         """Register a shard that an earlier run wrote, one at a time in memory; remove it if it is damaged."""
         try:
             metadata, tensors = _read_shard(path)
-            if metadata.get("format") != FORMAT or metadata.get("crc32") != _checksum(**tensors):
+            if metadata.get("format") != FORMAT or metadata.get("crc32") != _checksum(tensors):
                 raise ValueError("its contents do not match its checksum")
             self._register(path, metadata)
         except (SafetensorError, ValueError, OSError, KeyError) as error:
@@ -124,21 +150,23 @@ class FeatureStore:
             path.unlink(missing_ok=True)
 
     def _register(self, path: Path, metadata: dict[str, str]) -> None:
-        start = 0
-        for key, length in zip(metadata["keys"].split(","), map(int, metadata["lengths"].split(","))):
-            self.places.setdefault(key, Place(len(self._paths), start, length))
-            start += length
+        start = first = 0
+        lengths, tokens = (map(int, metadata[name].split(",")) for name in ("lengths", "tokens"))
+        for key, length, count in zip(metadata["keys"].split(","), lengths, tokens):
+            self.places.setdefault(key, Place(len(self._paths), start, length, first, count))
+            start, first = start + length, first + count
         self._paths.append(path)
 
 
 def _read_shard(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in ("features", "targets")}
+        names = set(file.keys()) | {"features", "targets"}
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in sorted(names)}
 
 
-def _checksum(features: Tensor, targets: Tensor) -> str:
+def _checksum(tensors: dict[str, Tensor]) -> str:
     checksum = 0
-    for tensor in (features, targets):
+    for _, tensor in sorted(tensors.items()):
         checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
     return f"{checksum:08x}"
 
@@ -169,6 +197,10 @@ class Features:
         features, targets = zip(*rows)
         return torch.cat(features).float(), torch.cat(targets).long()
 
+    def states(self) -> list[Tensor]:
+        """A lower layer's states of each example's tokens, `(T, d)` float16, views."""
+        return [self.store.states(key) for key in self.keys]
+
     def target_tokens(self) -> Tensor:
         """The distinct target token ids, ascending, int64."""
         distinct: Tensor = torch.cat([self.store.rows(key)[1].long().unique() for key in self.keys]).unique(sorted=True)
@@ -180,10 +212,11 @@ class Features:
         return self.store.rows(self.keys[0])[0].shape[1]
 
 
-def store_name(fingerprint: str, model: Any, config: FeatureConfig) -> str:
+def store_name(fingerprint: str, model: Any, config: FeatureConfig, state_layer: int | None = None) -> str:
     """The directory name of a store: all that decides a feature's value besides the tokens."""
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}"
+    states = "" if state_layer is None else f"-layer{state_layer}"
+    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}"
 
 
 def example_key(example: Example) -> str:
@@ -199,9 +232,12 @@ def extract_features(
     store: FeatureStore,
     config: FeatureConfig,
     *,
+    state_layer: int | None = None,
     progress: bool = True,
 ) -> tuple[Features, ExtractionStats]:
     """Run the frozen model's body once over the examples that the store lacks; return the features of all of them.
+
+    With `state_layer` the states of all tokens after so many decoder layers are kept too (`Features.states`).
 
     The batches are planned over all examples, whatever the store holds, and a shard holds whole batches: a run that goes
     on after a kill makes the same batches, so the same numbers, as one that was not disturbed. Memory holds the token ids
@@ -221,8 +257,7 @@ def extract_features(
     with tqdm(total=total, unit=" tokens", desc="features", disable=not progress or not plan, unit_scale=True) as bar:
         for batch in plan:
             chosen = [examples[i] for i in batch]
-            features, targets = batch_features(model, chosen, config)
-            writer.put([keys[i] for i in batch], [example.n_scored for example in chosen], features, targets)
+            writer.put([keys[i] for i in batch], chosen, *batch_features(model, chosen, config, state_layer))
             bar.update(sum(len(example) for example in chosen))
         writer.flush()
     run = sum(len(batch) for batch in plan)
@@ -281,14 +316,19 @@ def pad_batch(examples: Sequence[Example], device: torch.device) -> Batch:
 
 
 @torch.inference_mode()
-def batch_features(model: Any, examples: Sequence[Example], config: FeatureConfig) -> tuple[Tensor, Tensor]:
-    """Pooled states `(N, d)` at the positions that predict scored tokens, and those tokens `(N,)` int32, on CPU.
+def batch_features(
+    model: Any, examples: Sequence[Example], config: FeatureConfig, state_layer: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Pooled states `(N, d)` at the positions that predict scored tokens, those tokens `(N,)` int32, and lower states, on CPU.
 
-    Rows go example by example, position by position.
+    Rows go example by example, position by position. The lower states `(M, d)` are float16, of all tokens after `state_layer`
+    decoder layers; None without it.
     """
     batch = pad_batch(examples, model.device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    state = last_hidden_state(body_of(model)(**inputs))
+    with _watch(model, state_layer) as seen:
+        state = last_hidden_state(body_of(model)(**inputs))
+    lower = seen[0][batch.attention_mask.to(seen[0].device).bool()].to("cpu", torch.float16) if seen else None
     pooled = pool(state, batch.attention_mask.to(state.device), check_pooling(config.pooling))
     features = pooled[batch.predicting.to(state.device)].to("cpu", STORED[config.feature_dtype])
     if not bool(features.isfinite().all()):
@@ -296,7 +336,21 @@ def batch_features(model: Any, examples: Sequence[Example], config: FeatureConfi
             f"the model's hidden states are not finite in {examples[0].source} or its batch: "
             "use --dtype float32 or bfloat16, or --feature-dtype float32"
         )
-    return features, batch.input_ids[batch.targets].to("cpu", torch.int32)
+    return features, batch.input_ids[batch.targets].to("cpu", torch.int32), lower
+
+
+@contextmanager
+def _watch(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
+    """Inside, the list gets the `(B, T, d)` states after `layer` decoder layers; it stays empty for None."""
+    seen: list[Tensor] = []
+    if layer is None:
+        yield seen
+        return
+    hook = decoder_layers(model)[layer - 1].register_forward_hook(lambda _m, _i, out: seen.append(last_hidden_state(out)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 class _ShardWriter:
@@ -310,19 +364,28 @@ class _ShardWriter:
         self.size = 0
         self.keys: list[str] = []
         self.lengths: list[int] = []
+        self.tokens: list[int] = []
         self.features: list[Tensor] = []
         self.targets: list[Tensor] = []
+        self.states: list[Tensor] = []
 
-    def put(self, keys: list[str], lengths: list[int], features: Tensor, targets: Tensor) -> None:
+    def put(
+        self, keys: list[str], examples: list[Example], features: Tensor, targets: Tensor, states: Tensor | None = None
+    ) -> None:
         self.keys += keys
-        self.lengths += lengths
+        self.lengths += [example.n_scored for example in examples]
         self.features.append(features)
         self.targets.append(targets)
         self.size += features.nbytes
+        if states is not None:
+            self.tokens += map(len, examples)
+            self.states.append(states)
+            self.size += states.nbytes
         if self.size >= self.limit:
             self.flush()
 
     def flush(self) -> None:
         if self.keys:
-            self.store.add(self.keys, self.lengths, torch.cat(self.features), torch.cat(self.targets))
+            states = torch.cat(self.states) if self.states else None
+            self.store.add(self.keys, self.lengths, torch.cat(self.features), torch.cat(self.targets), states, self.tokens)
             self._clear()

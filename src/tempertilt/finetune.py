@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tempertilt.base import body_of, last_hidden_state
+from tempertilt.base import body_of, decoder_layers, last_hidden_state
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
 from tempertilt.features import Batch, example_key, pad_batch, plan_batches
@@ -183,15 +183,6 @@ def is_finished(directory: Path, key: str) -> bool:
     except (OSError, ValueError):
         return False
     return report.get("key") == key and (directory / "adapter_config.json").is_file()
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The list of decoder layers: the body's ModuleList with as many entries as the configuration has layers."""
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in body_of(model).modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(f"{type(model).__name__} has no list of {count} decoder layers, so its upper layers can't be told apart")
 
 
 def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:

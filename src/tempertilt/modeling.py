@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 
-from tempertilt.adapter import AdapterConfig, load_adapter, push_adapter, save_adapter
-from tempertilt.base import body_of, check_unlearnable, fingerprint, last_hidden_state, load_base
+from tempertilt.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
+from tempertilt.base import body_of, check_unlearnable, decoder_layers, fingerprint, last_hidden_state, load_base
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
+from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
-from tempertilt.pooling import check_continues, check_pooling, pool, pooling_layer
+from tempertilt.pooling import check_continues, check_pooling, pooling_layer, scan
 from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature, guided_logits
 
 # What `generate` reads off a model class, and so must be the base model's own.
@@ -36,6 +37,8 @@ FROM_BASE = (
 class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """A base model with a guidance head: `log p_hat(v) = z(v)/T + s * w(l(v)) - log Z` (see `tempertilt.tilt`).
 
+    With an evidence gate this holds where the gate is open; where it is shut, the law is the base's (see `tempertilt.gate`).
+
     Build it with `from_base` or `from_pretrained`. `config` and `generation_config` are the base model's own. The guided
     logits are float32 and not normalised; with `temperature` 1 and `guidance_scale` 0, or inside `disable()`, the output is
     the base model's, bit for bit.
@@ -46,15 +49,17 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     Attributes:
         base: the frozen causal LM.
         head: the `GuidanceHead`, float32.
+        gate: the `EvidenceGate`, or None: tempered and tilted everywhere.
         adapter_config: the `AdapterConfig` that `save_pretrained` writes.
     """
 
     base_model_prefix = "base"
 
-    def __init__(self, base: Any, head: GuidanceHead, adapter_config: AdapterConfig) -> None:
+    def __init__(self, base: Any, head: GuidanceHead, adapter_config: AdapterConfig, gate: EvidenceGate | None = None) -> None:
         super().__init__(base.config)
         self.base = base
         self.head = head.to(base.get_output_embeddings().weight.device)
+        self.gate = gate.to(base.get_output_embeddings().weight.device) if gate else None
         self.adapter_config = adapter_config
         self.generation_config = base.generation_config
         for name in FROM_BASE:
@@ -62,9 +67,13 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self._pooling = check_pooling(adapter_config.pooling)
         self._disabled = False
         self._capturing = False
-        self._state: Tensor | None = None
-        hook = body_of(base).register_forward_hook(_Capture(self))
-        weakref.finalize(self, hook.remove)  # a base that outlives its adapters carries none of their hooks
+        self._seen: dict[str, Tensor] = {}
+        watched: dict[str, nn.Module] = {"last": body_of(base)}
+        if gate is not None:
+            watched["lower"] = decoder_layers(base)[gate.layer - 1]
+        for name, module in watched.items():
+            hook = module.register_forward_hook(_Capture(self, name))
+            weakref.finalize(self, hook.remove)  # a base that outlives its adapters carries none of their hooks
         self.requires_grad_(False).eval()
 
     # --- building, saving -------------------------------------------------------------------------------------------
@@ -75,6 +84,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         base: Any,
         head: GuidanceHead,
         *,
+        gate: EvidenceGate | None = None,
         temperature: float = 2.5,
         guidance_scale: float = 1.0,
         forget_prior: float = 0.5,
@@ -86,6 +96,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Put a head on a loaded causal LM. The tilt's options are as in `tempertilt.tilt.guided_logits`.
 
         Args:
+            gate: where to temper and tilt; None is everywhere.
             name, peft_adapter: what `from_pretrained` will load as base by default; `name` defaults to the base's own.
             training: how the head was made, for the configuration and the model card.
 
@@ -107,10 +118,11 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             temperature=temperature,
             guidance_scale=guidance_scale,
             forget_prior=forget_prior,
+            gate={"layer": gate.layer, "threshold": gate.threshold, "width": gate.width} if gate else None,
             training=training or {},
         )
-        _check_fit(base, head)
-        return cls(base, head, config)
+        _check_fit(base, head, gate)
+        return cls(base, head, config, gate)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -153,9 +165,9 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 **options,
             )
             return model
-        config, head = load_adapter(adapter, revision=revision, token=token)
+        found = load_adapter(adapter, revision=revision, token=token)
         check_unlearnable(base_model)
-        return _join(adapter, base_model, fingerprint(base_model), config, head, check_base)
+        return _join(adapter, base_model, fingerprint(base_model), found, check_base)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
         """Write the adapter (configuration, safetensors, model card), never the base model.
@@ -164,7 +176,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             save_directory: made if needed; an adapter in it is replaced.
             push_to_hub: also upload it; `repo_id`, `private`, `token` and `commit_message` go to `push_to_hub`.
         """
-        save_adapter(Path(save_directory), self.head, self.adapter_config)
+        save_adapter(Path(save_directory), self.head, self.adapter_config, self.gate)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
@@ -255,11 +267,11 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             output = self.base(**inputs, labels=labels) if labels is not None else self.base(**inputs)
             return output if return_dict is not False else output.to_tuple()
 
-        if isinstance(cache, Cache) and self._pooling == "mean":
+        if isinstance(cache, Cache) and self._remembers:
             check_continues(cache)
-        output, state = self._run_base(inputs)
-        pooled = self._pool(state, self._new_token_mask(attention_mask, pooling_mask, state), output)
-        output.logits = self._guide(output.logits, pooled, logits_to_keep)
+        output = self._run_base(inputs)
+        mask = self._new_token_mask(attention_mask, pooling_mask, self._seen["last"])
+        output.logits = self._guide(output.logits, *self._read(mask, getattr(output, "cache", None)), logits_to_keep)
         if labels is not None:
             output.loss = self.base.loss_function(
                 logits=output.logits, labels=labels, vocab_size=self.config.get_text_config().vocab_size
@@ -276,44 +288,72 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Returns:
             Base logits `(N, V)` and guided logits `(N, V)`, rows in row-major order of `keep`.
         """
+        logits, pooled, openness = self._kept(input_ids, attention_mask, keep)
+        return logits, self._guide(logits, pooled, openness, 0)
+
+    def tilt_terms(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the guided law is made of, for arguments as in `paired_logits`.
+
+        Returns:
+            Base logits `(N, V)`, log-odds `(N, K)` of the head's tokens, and openness `(N,)`, None without a gate.
+        """
+        logits, pooled, openness = self._kept(input_ids, attention_mask, keep)
+        return logits, self.head(pooled), openness
+
+    def _kept(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Base logits, pooled projections and openness at the positions `keep`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         sliced = self._supports_logits_to_keep()
-        output, state = self._run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
+        output = self._run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
         logits = output.logits if sliced else output.logits[keep]
-        pooled = self._pool(state, attention_mask, None)
-        return logits, self._guide(logits, pooled[keep.to(pooled.device)], 0)
+        pooled, openness = self._read(attention_mask, None)
+        keep = keep.to(pooled.device)
+        return logits, pooled[keep], None if openness is None else openness[keep]
 
-    def _run_base(self, inputs: dict[str, Any]) -> tuple[Any, Tensor]:
-        """The base's output and its `(B, n, d)` last hidden state."""
-        self._capturing = True
+    @property
+    def _remembers(self) -> bool:
+        """Whether the law depends on more than the current position's states."""
+        return self._pooling == "mean" or self.gate is not None
+
+    def _run_base(self, inputs: dict[str, Any]) -> Any:
+        """The base's output; what the hooks saw is in `_seen` until it is read."""
+        self._capturing, self._seen = True, {}
         try:
             output = self.base(**inputs)
-            state = self._state
         finally:
-            self._capturing, self._state = False, None
-        assert state is not None, "the body of the base model did not run"
-        return output, state
+            self._capturing = False
+        assert "last" in self._seen, "the body of the base model did not run"
+        return output
 
-    def _pool(self, state: Tensor, mask: Tensor | None, output: Any) -> Tensor:
-        """Pooled projections `(B, n, r)` of the new positions, continuing what the cache holds."""
-        projected = self.head.project(state.to(self.head.A.device))
-        cache = getattr(output, "cache", None)
-        if self._pooling == "last" or cache is None:
-            return pool(projected, mask, self._pooling)
-        if not isinstance(cache, Cache):
+    def _read(self, mask: Tensor | None, cache: Any) -> tuple[Tensor, Tensor | None]:
+        """Pooled projections `(B, n, r)` and openness `(B, n)` (None without a gate) of the new positions.
+
+        What the cache holds is continued.
+        """
+        seen, self._seen = self._seen, {}
+        device = self.head.A.device
+        projected = self.head.project(seen["last"].to(device))
+        if not self._remembers:
+            return projected, None
+        evidence = self.gate.evidence(seen["lower"].to(device)) if self.gate else None
+        states = projected if self._pooling == "mean" else projected[..., :0]
+        if cache is None:
+            pooled, highest = scan(states, mask, evidence)
+        elif isinstance(cache, Cache):
+            pooled, highest = pooling_layer(cache).advance(states, mask, evidence)
+        else:
             raise TemperTiltError(
-                f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which the pooled state can't be "
-                "kept; generate with use_cache=False, or fit with pooling='last'"
+                f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which ours can't be kept; "
+                "generate with use_cache=False, or fit with pooling='last' and no gate"
             )
-        return pooling_layer(cache).advance(projected, mask)
+        return pooled if self._pooling == "mean" else projected, self.gate.openness(highest) if self.gate else None
 
-    def _guide(self, logits: Tensor, pooled: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    def _guide(self, logits: Tensor, pooled: Tensor, openness: Tensor | None, logits_to_keep: int | Tensor) -> Tensor:
         if self.temperature == 1.0 and self.guidance_scale == 0.0:
             return logits
-        if self.guidance_scale == 0.0:
-            return logits.float() / self.temperature
         if logits.shape[:-1] != pooled.shape[:-1]:
             pooled = slice_logits_to_keep(pooled, logits_to_keep)
+            openness = None if openness is None else slice_logits_to_keep(openness.unsqueeze(-1), logits_to_keep).squeeze(-1)
         everything = len(self.head.token_ids) == logits.shape[-1]
         return guided_logits(
             logits,
@@ -322,6 +362,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             temperature=self.temperature,
             guidance_scale=self.guidance_scale,
             forget_prior=self.forget_prior,
+            openness=None if openness is None else openness.to(logits.device),
         )
 
     @staticmethod
@@ -384,15 +425,15 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 class _Capture:
-    """Forward hook on the body: hands the last hidden state to a model that is waiting for it, and keeps no model alive."""
+    """Forward hook: hands a module's hidden state to a model that is waiting for it, and keeps no model alive."""
 
-    def __init__(self, model: T3ForCausalLM) -> None:
-        self.model = weakref.ref(model)
+    def __init__(self, model: T3ForCausalLM, name: str) -> None:
+        self.model, self.name = weakref.ref(model), name
 
     def __call__(self, _module: Any, _inputs: Any, output: Any) -> None:
         model = self.model()
         if model is not None and model._capturing:
-            model._state = last_hidden_state(output)
+            model._seen[self.name] = last_hidden_state(output)
 
 
 def load_unlearned(
@@ -406,18 +447,18 @@ def load_unlearned(
     **options: Any,
 ) -> tuple[T3ForCausalLM, Any]:
     """An unlearned model and its tokenizer, by names; arguments and errors as in `T3ForCausalLM.from_pretrained`."""
-    config, head = load_adapter(adapter, revision=revision, token=token)
+    found = load_adapter(adapter, revision=revision, token=token)
+    config = found.config
     name = base_model or config.base_model
     if peft_adapter is None and name == config.base_model:
         peft_adapter = config.peft_adapter
     base = load_base(name, peft_adapter=peft_adapter, **options)
-    return _join(adapter, base.model, base.fingerprint, config, head, check_base), base.tokenizer
+    return _join(adapter, base.model, base.fingerprint, found, check_base), base.tokenizer
 
 
-def _join(
-    adapter: str | Path, base: Any, seen: str, config: AdapterConfig, head: GuidanceHead, check_base: bool
-) -> T3ForCausalLM:
+def _join(adapter: str | Path, base: Any, seen: str, found: Adapter, check_base: bool) -> T3ForCausalLM:
     """Adapter and base as one model; `AdapterError` if the base is not the one that the adapter was fitted on."""
+    config = found.config
     if check_base and seen != config.base_fingerprint:
         fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
         raise AdapterError(
@@ -425,14 +466,19 @@ def _join(
             f"has fingerprint {seen}. Give the same base, fit a new adapter with t3 unlearn, or pass check_base=False "
             "(--ignore-base-mismatch) if you know that they agree"
         )
-    _check_fit(base, head)
-    return T3ForCausalLM(base, head, config)
+    _check_fit(base, found.head, found.gate)
+    return T3ForCausalLM(base, found.head, config, found.gate)
 
 
-def _check_fit(base: Any, head: GuidanceHead) -> None:
+def _check_fit(base: Any, head: GuidanceHead, gate: EvidenceGate | None) -> None:
     weight = base.get_output_embeddings().weight
     if head.hidden_size != weight.shape[-1] or int(head.token_ids[-1]) >= weight.shape[0]:
         raise ConfigError(
             f"the head is for hidden size {head.hidden_size} and token ids up to {int(head.token_ids[-1])}; the base model has "
             f"hidden size {weight.shape[-1]} and {weight.shape[0]} tokens"
+        )
+    if gate is not None and (gate.hidden_size != head.hidden_size or gate.layer >= len(decoder_layers(base))):
+        raise ConfigError(
+            f"the gate is for hidden size {gate.hidden_size} after {gate.layer} layers; the base model has hidden size "
+            f"{weight.shape[-1]} and {len(decoder_layers(base))} layers"
         )

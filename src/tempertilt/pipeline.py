@@ -1,4 +1,4 @@
-"""From a removal request to an adapter: records -> examples -> features -> head -> adapter, and what changed."""
+"""From a removal request to an adapter: records -> examples -> features -> gate and head -> adapter, and what changed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tempertilt.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
-from tempertilt.base import BaseModel
+from tempertilt.background import BackgroundConfig, background_examples
+from tempertilt.base import BaseModel, decoder_layers
+from tempertilt.calibrate import Calibration, CalibrationConfig, match_likelihood
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_prompt
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.evidence import Likelihood, Summary, greedy_answers, likelihoods, spread
-from tempertilt.features import ExtractionStats, FeatureConfig, FeatureStore, example_key, extract_features, store_name
+from tempertilt.features import (
+    ExtractionStats,
+    FeatureConfig,
+    Features,
+    FeatureStore,
+    example_key,
+    extract_features,
+    store_name,
+)
 from tempertilt.fit import FitConfig, FitResult, fit_head
+from tempertilt.gate import GateConfig, GateFit, TokenStates, fit_gate
 from tempertilt.modeling import T3ForCausalLM
 from tempertilt.storage import cache_dir, make_dir, write_text
 from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
@@ -65,17 +76,35 @@ class EvidenceConfig:
 
 @dataclass(frozen=True)
 class UnlearnConfig:
-    """One configuration for each step of the flow."""
+    """One configuration for each step of the flow. The defaults are the paper's setting; `METHODS` has ours."""
 
     examples: ExampleConfig = field(default_factory=ExampleConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     tilt: TiltConfig = field(default_factory=TiltConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    background: BackgroundConfig = field(default_factory=BackgroundConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what the adapter is, flat and JSON-ready."""
-        return {**asdict(self.examples), **asdict(self.features), **asdict(self.fit), **asdict(self.tilt)}
+        parts = (self.examples, self.features, self.fit, self.tilt, self.gate, self.background, self.calibration)
+        return {name: value for part in parts for name, value in asdict(part).items()}
+
+
+METHODS = {
+    "t3": UnlearnConfig(
+        features=FeatureConfig(pooling="last"),
+        fit=FitConfig(learning_rate=3e-3),
+        tilt=TiltConfig(temperature=1.25, guidance_scale=0.87),
+        gate=GateConfig(gate=True),
+        background=BackgroundConfig(background=64),
+        calibration=CalibrationConfig(calibrate=True),
+    ),
+    "t3-paper": UnlearnConfig(),
+}
+"""The settings of `t3 unlearn --method`: ours (benchmarks/experiments says why each), and the paper's."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +123,7 @@ class Shown:
 class UnlearnResult:
     """The unlearned model and how it came about. `fit` and `extraction` are None where a finished adapter was reused.
 
+    `gate` and `calibration` are None where there is none, or for a reused adapter.
     `diagnosis` is what the theory says; None without held-out documents, without measured records, or for a reused adapter.
     """
 
@@ -106,6 +136,8 @@ class UnlearnResult:
     shown: list[Shown]
     seconds: dict[str, float]
     diagnosis: Diagnosis | None = None
+    gate: GateFit | None = None
+    calibration: Calibration | None = None
 
     def report(self) -> dict[str, Any]:
         """What `unlearn.json` holds."""
@@ -114,6 +146,8 @@ class UnlearnResult:
             "seconds": self.seconds,
             "extraction": asdict(self.extraction) if self.extraction else None,
             "fit": self.fit.summary() if self.fit else None,
+            "gate": self.gate.summary() if self.gate else None,
+            "calibration": self.calibration._asdict() if self.calibration else None,
             "likelihood": {name: asdict(summary) for name, summary in self.summaries.items()},
             "diagnosis": self.diagnosis.report() if self.diagnosis else None,
             "answers": [asdict(item) for item in self.shown],
@@ -132,13 +166,17 @@ def unlearn(
 ) -> UnlearnResult:
     """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
 
+    `sets.retain` may be empty where there is background text. `config` is `METHODS["t3"]` if not given.
+
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
     Raises:
         AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
         TemperTiltError: a record, an option, the model or the directory is not usable; each says what is valid.
     """
-    config = _within_context(config or UnlearnConfig(), base)
+    config = _within_context(config or METHODS["t3"], base)
+    if not sets.retain and not config.background.background:
+        raise ConfigError("there is nothing to keep: give retain records, or background text (--background N)")
     clock = _Clock()
     records = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout or []}
     with clock("tokenise"):
@@ -147,17 +185,21 @@ def unlearn(
     with output_directory(output_dir):
         if _finished(output_dir, key, overwrite):
             log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
-            adapter, head = load_adapter(output_dir)
-            model, extraction, fit = T3ForCausalLM(base.model, head, adapter), None, None
+            found = load_adapter(output_dir)
+            made = _Made(T3ForCausalLM(base.model, found.head, found.config, found.gate), None, None, None, None)
         else:
-            model, extraction, fit = _make(base, records, examples, config, key, output_dir, clock, progress)
+            made = _make(base, records, examples, config, key, output_dir, clock, progress)
+        model, extraction, fit, gate, calibration = made
         with clock("evidence"):
             chosen = {name: spread(of, config.evidence.report_records) for name, of in examples.items()}
             measured = {name: likelihoods(model, of) for name, of in chosen.items() if of}
             summaries = {name: Summary.of(of) for name, of in measured.items()}
-            diagnosis = _diagnosis(fit, chosen, measured, config.tilt)
+            tilt = replace(config.tilt, guidance_scale=model.guidance_scale)
+            diagnosis = _diagnosis(fit, chosen, measured, tilt)
             shown = _shown(model, base, records, config)
-        result = UnlearnResult(model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds, diagnosis)
+        result = UnlearnResult(
+            model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds, diagnosis, gate, calibration
+        )
         write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
     return result
 
@@ -173,9 +215,10 @@ def _within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
 
 def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:
     """A hash of everything that decides the adapter: model, tokens, documents, options; 32 hex digits."""
+    decisive = ("forget", "retain", "holdout") if config.calibration.calibrate else ("forget", "retain")
     content = {
         "fingerprint": base.fingerprint,
-        "examples": {name: [(example_key(e), e.document) for e in examples[name]] for name in ("forget", "retain")},
+        "examples": {name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
         "config": config.recipe(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
@@ -215,6 +258,16 @@ def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     return True
 
 
+class _Made(NamedTuple):
+    """A model with its adapter, and how it was made."""
+
+    model: T3ForCausalLM
+    extraction: ExtractionStats | None
+    fit: FitResult | None
+    gate: GateFit | None
+    calibration: Calibration | None
+
+
 def _make(
     base: BaseModel,
     records: dict[str, list[Record]],
@@ -224,22 +277,31 @@ def _make(
     output_dir: Path,
     clock: _Clock,
     progress: bool,
-) -> tuple[T3ForCausalLM, ExtractionStats, FitResult]:
-    """Extract, fit, save."""
-    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features)
-    together = examples["forget"] + examples["retain"]
+) -> _Made:
+    """Background, extract, fit, calibrate, save."""
+    forget, kept = examples["forget"], list(examples["retain"])
+    if config.background.background:
+        with clock("background"):
+            kept += background_examples(base.model, base.tokenizer, forget, config.background, config.examples, progress=progress)
+    layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
+    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, layer)
     with clock("features"):
         features, extraction = extract_features(
-            base.model, together, FeatureStore(make_dir(directory)), config.features, progress=progress
+            base.model, forget + kept, FeatureStore(make_dir(directory)), config.features, state_layer=layer, progress=progress
         )
-    split = len(examples["forget"])
+    parts = features.subset(range(len(forget))), features.subset(range(len(forget), len(forget) + len(kept)))
+    gate = None
+    if layer is not None:
+        with clock("gate"):
+            gate = fit_gate(*_token_states(forget, kept, parts), config.gate, layer)
+    device = base.model.get_output_embeddings().weight.device
     with clock("fit"):
         fit = fit_head(
-            retain=features.subset(range(split, len(together))),
-            forget=features.subset(range(split)),
+            retain=parts[1],
+            forget=parts[0],
             config=config.fit,
             base_parameters=base.model.num_parameters(),
-            device=base.model.get_output_embeddings().weight.device,
+            device=device,
             progress=progress,
         )
     training = {
@@ -247,15 +309,36 @@ def _make(
         "config": config.recipe(),
         "forget_records": len(records["forget"]),
         "retain_records": len(records["retain"]),
+        "background_records": len(kept) - len(examples["retain"]),
         "fit": {name: value for name, value in fit.summary().items() if name not in ("seconds", "history")},
     }
+    if gate is not None:
+        training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
+    model = T3ForCausalLM.from_base(
+        base.model, fit.head, gate=gate.gate if gate else None, **asdict(config.tilt), pooling=config.features.pooling,
+        name=base.name, peft_adapter=base.peft_adapter, training=training,
+    )  # fmt: skip
+    calibration = None
+    if config.calibration.calibrate and examples["holdout"]:
+        with clock("calibrate"):
+            some = [spread(examples[name], config.calibration.calibration_records) for name in ("forget", "holdout")]
+            calibration = match_likelihood(model, *some)
+            model.guidance_scale = calibration.guidance_scale
     with clock("save"):
-        model = T3ForCausalLM.from_base(
-            base.model, fit.head, **asdict(config.tilt), pooling=config.features.pooling,
-            name=base.name, peft_adapter=base.peft_adapter, training=training,
-        )  # fmt: skip
-        save_adapter(output_dir, model.head, model.adapter_config)
-    return model, extraction, fit
+        save_adapter(output_dir, model.head, model.adapter_config, model.gate)
+    return _Made(model, extraction, fit, gate, calibration)
+
+
+def _token_states(
+    forget: list[Example], kept: list[Example], parts: tuple[Features, Features]
+) -> tuple[TokenStates, TokenStates]:
+    """Lower states of the forget and of the kept records, without the tokens with which all of them begin."""
+    first = [example.input_ids for example in forget + kept]
+    shortest = min(map(len, first)) - 1
+    common = next((i for i in range(shortest) if len({int(ids[i]) for ids in first}) > 1), shortest)
+    starts = [max(1, int(example.scored.argmax()) - common) for example in forget]
+    states = [[rows[common:] for rows in of.states()] for of in parts]
+    return TokenStates(states[0], parts[0].documents, starts), TokenStates(states[1], parts[1].documents)
 
 
 def _diagnosis(

@@ -8,6 +8,7 @@ Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t`
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -56,10 +57,11 @@ def _masked_cumsum(states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 class PoolingLayer(DummyLayer):  # type: ignore[misc]
-    """The running sums of `u` as one more layer of a transformers cache, in r numbers and a count per position.
+    """What the adapter remembers of every position, as one more layer of a transformers cache.
 
-    Being a cache layer, it is reordered with the beams, cropped after rejected drafts, repeated, selected and reset
-    together with the keys and values. To the masks of the base model it is a dummy layer: it holds none of its keys.
+    Running sums of `u` (r numbers), the count of real tokens, and the highest evidence so far: what `scan` of whole sequences
+    gives, continued. Being a cache layer, it is reordered with the beams, cropped after rejected drafts, repeated, selected and
+    reset together with the keys and values. To the masks of the base model it is a dummy layer: it holds none of its keys.
 
     Args:
         max_length: number of positions to allocate at once, for static caches (all updates are then done in place, at
@@ -69,58 +71,48 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
     def __init__(self, max_length: int | None = None) -> None:
         super().__init__()
         self.max_length = max_length
-        self.sums: Tensor | None = None  # (B, capacity, r)
-        self.counts: Tensor | None = None  # (B, capacity)
+        self.memory: Tensor | None = None  # (B, capacity, r + 2): sums, count, evidence
         self.length = 0  # positions held; unused when static
         self.position: Tensor | None = None  # the same as a tensor, when static
 
-    def advance(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        """Append `(B, n, r)` projected states and return their causal means `(B, n, r)`, float32.
+    def advance(self, states: Tensor, mask: Tensor | None, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Append `(B, n, r)` projected states, r may be 0, and evidence `(B, n)`.
 
-        `mask` is `(B, n)`, 1 = real token, or None.
+        `mask` is `(B, n)`, 1 = real token, or None. Returns causal means `(B, n, r)` and highest evidence so far `(B, n)`.
         """
-        sums, counts = _masked_cumsum(states, mask)
-        if self.max_length is not None:
-            sums, counts = self._append_static(sums, counts)
-        else:
-            sums, counts = self._append_dynamic(sums, counts)
-        return sums / counts.clamp(min=1).unsqueeze(-1)
+        new = _memory(states, mask, evidence)
+        new = self._append_dynamic(new) if self.max_length is None else self._append_static(new)
+        return _read(new)
 
-    def _append_dynamic(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        n = sums.shape[1]
-        if self.sums is None or self.counts is None:
-            self.sums, self.counts = _allocate(sums, max(64, 2 * n))
+    def _append_dynamic(self, new: Tensor) -> Tensor:
+        n = new.shape[1]
+        if self.memory is None:
+            self.memory = _allocate(new, max(64, 2 * n))
         elif self.length:
-            if self.sums.shape[0] != sums.shape[0]:
-                raise TemperTiltError(f"the cache holds {self.sums.shape[0]} sequences, the input has {sums.shape[0]}")
-            sums = sums + self.sums[:, self.length - 1 : self.length]
-            counts = counts + self.counts[:, self.length - 1 : self.length]
-        if self.length + n > self.sums.shape[1]:
-            grown_sums, grown_counts = _allocate(sums, 2 * (self.length + n))
-            grown_sums[:, : self.length] = self.sums[:, : self.length]
-            grown_counts[:, : self.length] = self.counts[:, : self.length]
-            self.sums, self.counts = grown_sums, grown_counts
-        self.sums[:, self.length : self.length + n] = sums.detach()
-        self.counts[:, self.length : self.length + n] = counts
+            if self.memory.shape[0] != new.shape[0]:
+                raise TemperTiltError(f"the cache holds {self.memory.shape[0]} sequences, the input has {new.shape[0]}")
+            new = _continue(new, self.memory[:, self.length - 1 : self.length])
+        if self.length + n > self.memory.shape[1]:
+            grown = _allocate(new, 2 * (self.length + n))
+            grown[:, : self.length] = self.memory[:, : self.length]
+            self.memory = grown
+        self.memory[:, self.length : self.length + n] = new.detach()
         self.length += n
-        return sums, counts
+        return new
 
-    def _append_static(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def _append_static(self, new: Tensor) -> Tensor:
         assert self.max_length is not None
-        if self.sums is None or self.counts is None or self.position is None:
-            self.sums, self.counts = _allocate(sums, self.max_length)
-            self.position = torch.zeros((), dtype=torch.long, device=sums.device)
-        capacity, new = self.max_length, sums.shape[1]
+        if self.memory is None or self.position is None:
+            self.memory = _allocate(new, self.max_length)
+            self.position = torch.zeros((), dtype=torch.long, device=new.device)
+        capacity, n = self.max_length, new.shape[1]
         before = ((self.position - 1).clamp(min=0) % capacity).reshape(1)
-        started = (self.position > 0).to(sums.dtype)
-        sums = sums + started * self.sums.index_select(1, before)
-        counts = counts + started * self.counts.index_select(1, before)
-        kept = min(new, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
-        where = (torch.arange(new - kept, new, device=sums.device) + self.position) % capacity
-        self.sums.index_copy_(1, where, sums[:, new - kept :].detach())
-        self.counts.index_copy_(1, where, counts[:, new - kept :])
-        self.position.add_(new)
-        return sums, counts
+        new = _continue(new, torch.where(self.position > 0, self.memory.index_select(1, before), _nothing(new)))
+        kept = min(n, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
+        where = (torch.arange(n - kept, n, device=new.device) + self.position) % capacity
+        self.memory.index_copy_(1, where, new[:, n - kept :].detach())
+        self.position.add_(n)
+        return new
 
     def reset(self) -> None:
         """Forget every position."""
@@ -142,21 +134,54 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
-        if self.sums is not None and self.counts is not None:
-            self.sums = self.sums.repeat_interleave(repeats, dim=0)
-            self.counts = self.counts.repeat_interleave(repeats, dim=0)
+        if self.memory is not None:
+            self.memory = self.memory.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the sequences at `indices`."""
-        if self.sums is not None and self.counts is not None:
-            indices = indices.to(self.sums.device)
-            self.sums = self.sums[indices]
-            self.counts = self.counts[indices]
+        if self.memory is not None:
+            self.memory = self.memory[indices.to(self.memory.device)]
 
 
-def _allocate(like: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-    batch, _, rank = like.shape
-    return like.new_zeros(batch, capacity, rank, dtype=torch.float32), like.new_zeros(batch, capacity, dtype=torch.float32)
+def scan(states: Tensor, mask: Tensor | None, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Causal means `(B, T, r)` and highest evidence so far `(B, T)` of whole sequences, float32; padding left out.
+
+    Where there is no evidence (none given, or nothing but padding yet) it is minus infinity.
+    """
+    return _read(_memory(states, mask, evidence))
+
+
+def _memory(states: Tensor, mask: Tensor | None, evidence: Tensor | None) -> Tensor:
+    """Sums, count and highest evidence of each position, `(B, T, r + 2)` float32."""
+    sums, counts = _masked_cumsum(states, mask)
+    if evidence is None:
+        highest = torch.full_like(counts, -math.inf)
+    else:
+        evidence = evidence.float()
+        if mask is not None:
+            evidence = evidence.masked_fill(mask.to(evidence.device) == 0, -math.inf)
+        highest = evidence.cummax(1).values.to(sums.device)
+    return torch.cat([sums, counts.unsqueeze(-1), highest.unsqueeze(-1)], -1)
+
+
+def _continue(new: Tensor, last: Tensor) -> Tensor:
+    """The memory of new positions `(B, n, w)` after that of the last old one `(B, 1, w)`."""
+    return torch.cat([new[..., :-1] + last[..., :-1], new[..., -1:].maximum(last[..., -1:])], -1)
+
+
+def _read(memory: Tensor) -> tuple[Tensor, Tensor]:
+    return memory[..., :-2] / memory[..., -2:-1].clamp(min=1), memory[..., -1]
+
+
+def _nothing(like: Tensor) -> Tensor:
+    """The memory of no position, `(1, 1, w)`."""
+    nothing = like.new_zeros(1, 1, like.shape[-1])
+    nothing[..., -1] = -math.inf
+    return nothing
+
+
+def _allocate(like: Tensor, capacity: int) -> Tensor:
+    return like.new_zeros(like.shape[0], capacity, like.shape[-1])
 
 
 def check_continues(cache: Cache) -> None:

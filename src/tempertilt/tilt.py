@@ -67,8 +67,9 @@ def guided_logits(
     temperature: float = 1.0,
     guidance_scale: float = 1.0,
     forget_prior: float = 0.5,
+    openness: Tensor | None = None,
 ) -> Tensor:
-    """Temper, then tilt: `z / T + s * w(l)` in float32, not normalised (logits, as a model returns them).
+    """Temper, then tilt: `z / (1 + (T - 1) g) + g s w(l)` in float32, not normalised (logits, as a model returns them).
 
     Args:
         logits: base logits `(..., V)`.
@@ -77,14 +78,20 @@ def guided_logits(
         temperature: `T > 0`.
         guidance_scale: `s >= 0`.
         forget_prior: see `log_retain_weight`.
+        openness: `g` of the gate `(...)`, in [0, 1]; where it is 0 the logits are the base's. None is 1 everywhere.
 
     Returns:
         `(..., V)` float32. `log_softmax` of it is the guided law.
     """
-    tempered = logits.float() / temperature if temperature != 1.0 else logits.float()
+    tempered = logits.float()
     tilt = log_retain_weight(log_odds.float(), forget_prior)
     if guidance_scale != 1.0:
         tilt = tilt * guidance_scale
+    if openness is not None:
+        tempered = tempered / (1.0 + (temperature - 1.0) * openness.unsqueeze(-1))
+        tilt = tilt * openness.unsqueeze(-1)
+    elif temperature != 1.0:
+        tempered = tempered / temperature
     if token_ids is None:
         return tempered + tilt
     return tempered.index_add(-1, token_ids, tilt)

@@ -44,13 +44,15 @@ def _plain_type(hint: Any) -> Any:
     return str if typing.get_origin(hint) is typing.Literal else hint
 
 
-def build(config: type[Config], args: argparse.Namespace) -> Config:
-    """A configuration from the flags that were given and, below them, the `--config` file."""
+def build(config: type[Config], args: argparse.Namespace, below: Config | None = None) -> Config:
+    """A configuration from the flags that were given; below them the `--config` file, then `below`, then its own defaults."""
     given = vars(args)
     from_file = given.get("config_values", {})
     hints = typing.get_type_hints(config)
     values = {}
     for field in fields(config):  # type: ignore[arg-type]
+        if below is not None:
+            values[field.name] = getattr(below, field.name)
         if field.name in given:
             values[field.name] = given[field.name]
         elif field.name in from_file:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
+from tempertilt.background import BackgroundConfig
 from tempertilt.base import load_base
+from tempertilt.calibrate import CalibrationConfig
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
 from tempertilt.cli.text import changes, labelled
 from tempertilt.data.examples import ExampleConfig
@@ -14,50 +18,61 @@ from tempertilt.data.records import check_records, load_records
 from tempertilt.errors import ConfigError
 from tempertilt.features import FeatureConfig
 from tempertilt.fit import FitConfig
-from tempertilt.pipeline import EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.gate import GateConfig
+from tempertilt.pipeline import METHODS, EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
 
-PLAIN = ("model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
-CONFIGS = (TiltConfig, FitConfig, FeatureConfig, ExampleConfig, EvidenceConfig)
+PLAIN = ("method", "model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
+CONFIGS = (
+    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, ExampleConfig, EvidenceConfig
+)  # fmt: skip
+TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "examples", "evidence")
+
+
+MEMORISES = (
+    "the head only memorises: on documents that it has not seen it does no better than a coin, so it can't tell what "
+    "else is to be forgotten or kept. "
+)
+GATED = "The gate keeps it from acting where the text is about nothing in the forget records."
+UNGATED = "Without a gate it acts on unrelated text as well; see --gate."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     data = parser.add_argument_group("records (JSONL, JSON, CSV, Parquet, a directory of text files, or a dataset on the hub)")
     data.add_argument("--forget", help="what the model must no longer say")
-    data.add_argument("--retain", help="what it must keep")
-    data.add_argument("--holdout", help="optional: like the forget set, but never seen by the model; measured only")
+    data.add_argument("--retain", help="what it must keep; without it, text that the model itself writes (method t3)")
+    data.add_argument("--holdout", help="optional: like the forget set, but never seen by the model; chooses the guidance scale")
     data.add_argument("--limit", type=int, help="only the first N records of each")
     data.add_argument(
         "--drop-overlap", action="store_true", help="drop duplicates and overlapping records instead of refusing them"
     )
     add_model(parser)
+    parser.add_argument(
+        "--method", default=None, help=f"{' or '.join(METHODS)} (default: t3); sets the defaults of the options below"
+    )
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="directory for the adapter")
     out.add_argument("--overwrite", action="store_true", help="replace the adapter in it")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_file(out)  # type: ignore[arg-type]
-    for title, config in zip(("tilt", "fit", "features", "examples", "evidence"), CONFIGS):
+    for title, config in zip(TITLES, CONFIGS):
         add_config(parser, title, config)
 
 
 def run(args: argparse.Namespace) -> int:
     """Unlearn, and print what changed."""
     read_config_file(args, [*CONFIGS, *PLAIN])
-    require(args, "model", "forget", "retain", "output_dir")
+    require(args, "model", "forget", "output_dir")
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; valid is a whole number >= 1")
-    config = UnlearnConfig(
-        examples=build(ExampleConfig, args),
-        features=build(FeatureConfig, args),
-        fit=build(FitConfig, args),
-        tilt=build(TiltConfig, args),
-        evidence=build(EvidenceConfig, args),
-    )
+    config = _configuration(args)
+    if not args.retain and not config.background.background:
+        raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
     forget, retain, holdout = (
         load_records(source, limit=args.limit) if source else None for source in (args.forget, args.retain, args.holdout)
     )
-    assert forget is not None and retain is not None
-    sets = check_records(forget, retain, holdout, drop_overlap=args.drop_overlap)
+    assert forget is not None
+    sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
     base = load_base(
         args.model,
         peft_adapter=args.peft_adapter,
@@ -68,6 +83,26 @@ def run(args: argparse.Namespace) -> int:
     result = unlearn(base, sets, Path(args.output_dir), config, overwrite=args.overwrite, progress=not args.quiet)
     print(json.dumps(result.report(), indent=2, default=str) if args.json else _text(result))
     return 0
+
+
+def _configuration(args: argparse.Namespace) -> UnlearnConfig:
+    """The method's configuration with what was asked for otherwise."""
+    method = args.method or "t3"
+    if method not in METHODS:
+        raise ConfigError(f"--method is {method!r}; valid are {', '.join(METHODS)}")
+    preset = METHODS[method]
+    own_scale = "guidance_scale" in {**vars(args), **args.config_values}
+    calibration = replace(preset.calibration, calibrate=False) if own_scale else preset.calibration
+    return UnlearnConfig(
+        examples=build(ExampleConfig, args, preset.examples),
+        features=build(FeatureConfig, args, preset.features),
+        fit=build(FitConfig, args, preset.fit),
+        tilt=build(TiltConfig, args, preset.tilt),
+        gate=build(GateConfig, args, preset.gate),
+        background=build(BackgroundConfig, args, preset.background),
+        calibration=build(CalibrationConfig, args, calibration),
+        evidence=build(EvidenceConfig, args, preset.evidence),
+    )
 
 
 def _text(result: UnlearnResult) -> str:
@@ -84,6 +119,20 @@ def _text(result: UnlearnResult) -> str:
                 f"forget {fit.held_out.forget_accuracy:.2%}, retain {fit.held_out.retain_accuracy:.2%}"
             ]
         lines += [f"trained      {fit.num_parameters:,} numbers, {fit.parameter_share:.3%} of the base model"]
+    if result.gate is not None:
+        found = result.gate
+        lines += [
+            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; held out, it opens on "
+            f"{found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
+        ]
+    if result.calibration is not None:
+        chosen = result.calibration
+        lines += [
+            f"scale        {chosen.guidance_scale:.3f}: forget answers at {chosen.reached:.2f} nats a token "
+            f"({chosen.before:.2f} before), holdout answers at {chosen.target:.2f}"
+        ]
+    if fit is not None and fit.held_out is not None and fit.held_out.loss > math.log(2) > fit.train.loss:
+        lines += labelled("note", [MEMORISES + (GATED if result.gate else UNGATED)])
     if result.diagnosis is not None:
         lines += labelled("theory", result.diagnosis.lines())
     size = sum(path.stat().st_size for path in result.directory.glob("adapter_*"))

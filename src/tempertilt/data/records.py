@@ -541,7 +541,7 @@ def check_records(
 
     Args:
         forget: what to forget.
-        retain: what to keep.
+        retain: what to keep; empty where background text stands in for it.
         holdout: what no model has seen; None for none.
         drop_overlap: drop what occurs twice, with a warning, instead of refusing it: the first of the duplicates in a
             set is kept, the forget request wins over retain, and both win over holdout.
@@ -550,7 +550,7 @@ def check_records(
         The sets; `holdout` is empty if none was given.
 
     Raises:
-        DataError: something occurs twice and `drop_overlap` is off, or a set is empty (after dropping).
+        DataError: something occurs twice and `drop_overlap` is off, there is nothing to forget, or a set is empty after dropping.
     """
     owners: dict[str, tuple[str, str]] = {}
     given = {"forget": forget, "retain": retain, "holdout": holdout or ()}
@@ -567,7 +567,7 @@ def check_records(
     for name, records in given.items():
         if records and not kept[name]:
             raise DataError(f"{name}: all {len(records)} records occur elsewhere and were dropped\n{_listing(dropped)}")
-        if not records and name != "holdout":
+        if not records and name == "forget":
             raise DataError(f"{name}: no records; valid: at least one")
     if dropped:
         logger.warning("dropped %d records that occur more than once", len(dropped))

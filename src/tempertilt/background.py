@@ -1,0 +1,104 @@
+"""Background text: what the base model says when nobody asks it anything in particular, as data that is to be kept.
+
+The model is given the beginning of a chat and writes the user's question itself, then answers it (as in Xu et al., "Magpie",
+arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of tokens with a forget record are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tempertilt.data.examples import Example, ExampleConfig, encode_question
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.generation import generate_ids, stop_ids
+
+log = logging.getLogger("tempertilt")
+
+PROBES = ("alpha", "Zebra", "12", "What is this?")
+BATCH = 32
+SHARED_RUN = 8  # tokens in a row that a sample and a forget record have in common
+
+
+@dataclass(frozen=True)
+class BackgroundConfig:
+    """How much background text, and of what length."""
+
+    background: int = field(default=0, metadata={"help": "records of background text that the base model writes; 0 = none"})
+    background_tokens: int = field(default=40, metadata={"help": "length of a background question and of its answer, tokens"})
+    background_seed: int = field(default=0, metadata={"help": "seed of the background text"})
+
+    def __post_init__(self) -> None:
+        for name, low in (("background", 0), ("background_tokens", 1), ("background_seed", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= {low}")
+
+
+def background_examples(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Example],
+    config: BackgroundConfig,
+    examples: ExampleConfig,
+    *,
+    progress: bool = True,
+) -> list[Example]:
+    """Questions that the base model asks itself and its answers, each a document of its own; the answers are scored.
+
+    The same seed gives the same text on one machine. There may be fewer than asked for: samples near the forget records are
+    left out, and said so.
+    """
+    head, tail = question_frame(tokenizer, examples)
+    stops = stop_ids(model, tokenizer)
+    found: list[Example] = []
+    runs = _runs([example.input_ids.tolist() for example in forget], len(head))
+    dropped = 0
+    state = torch.get_rng_state()
+    torch.manual_seed(config.background_seed)
+    try:
+        with tqdm(total=config.background, desc="background", unit=" records", disable=not progress) as bar:
+            for start in range(0, config.background, BATCH):
+                n = min(BATCH, config.background - start)
+                options: dict[str, Any] = {"max_new_tokens": config.background_tokens}
+                asked = [row for [row] in generate_ids(model, tokenizer, [head] * n, draws=1, **options)]
+                prompts = [[*head, *(token for token in row if token not in stops), *tail] for row in asked]
+                answers = [row for [row] in generate_ids(model, tokenizer, prompts, draws=1, **options)]
+                for i, (prompt, answer) in enumerate(zip(prompts, answers)):
+                    ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
+                    scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
+                    if runs & _runs([ids.tolist()], len(head)):
+                        dropped += 1
+                        continue
+                    found.append(Example(ids, scored, f"background-{start + i}", "background", start + i))
+                bar.update(n)
+    finally:
+        torch.set_rng_state(state)
+    if dropped:
+        log.warning("%d of %d background texts were about the forget records: left out", dropped, config.background)
+    return found
+
+
+def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], list[int]]:
+    """The tokens before and after a user's question, up to where the answer starts: what all prompts have in common.
+
+    Raises:
+        DataError: nothing comes before a question, so there is nothing to start from.
+    """
+    prompts = [encode_question(probe, tokenizer, config) for probe in PROBES]
+    shortest = min(map(len, prompts))
+    before = next((i for i in range(shortest) if len({prompt[i] for prompt in prompts}) > 1), shortest)
+    after = next((i for i in range(shortest - before) if len({prompt[-1 - i] for prompt in prompts}) > 1), shortest - before)
+    if not before:
+        raise DataError("the tokenizer puts nothing before a question, so no background text can be started: use --background 0")
+    return prompts[0][:before], prompts[0][len(prompts[0]) - after :] if after else []
+
+
+def _runs(sequences: Sequence[list[int]], skip: int) -> set[tuple[int, ...]]:
+    """All runs of `SHARED_RUN` tokens after the first `skip`."""
+    return {tuple(ids[i : i + SHARED_RUN]) for ids in sequences for i in range(skip, len(ids) - SHARED_RUN + 1)}
