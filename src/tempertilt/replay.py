@@ -94,6 +94,31 @@ class _Stand(nn.Module):
             return getattr(self.__dict__["layer"], name)
 
 
+@torch.no_grad()
+def returns_tuple(model: Any, layers: nn.ModuleList, probe: Example) -> bool:
+    """Whether decoder layers return tuples, or their states alone."""
+    seen: dict[str, Any] = {}
+    hook = layers[0].register_forward_hook(lambda _m, _i, output: seen.__setitem__("output", output))
+    try:
+        hidden_states(model, pad_batch([probe], model.device))
+    finally:
+        hook.remove()
+    return isinstance(seen["output"], tuple)
+
+
+@contextmanager
+def skipped(layers: nn.ModuleList, start: int, returns_tuple: bool) -> Iterator[None]:
+    """Inside, `layers[start:]` hand on what they are given."""
+    originals = list(layers)[start:]
+    try:
+        for i, layer in enumerate(originals, start):
+            layers[i] = _Stand(layer, returns_tuple)
+        yield
+    finally:
+        for i, layer in enumerate(originals, start):
+            layers[i] = layer
+
+
 class Replay:
     """The states that enter the first trained layer, one tensor `(T, d)` for each example, and their replay."""
 
