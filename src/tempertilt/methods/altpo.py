@@ -59,9 +59,8 @@ class AltPO(IdkDPO):
         ]
         torch.manual_seed(task.seed)
         with self.clock("alternates"):
-            texts = [
-                text for start in range(0, len(prompts), BATCH) for text in self._sample(task, prompts[start : start + BATCH])
-            ]
+            batches = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+            texts = [text for batch in batches for text in self._sample(task, batch)]
         rng = np.random.default_rng(task.seed)
         chosen = [other_answer(record.answer, of) for record, of in zip(task.forget, texts)]
         self.refused = sum(text is None for text in chosen)

@@ -20,7 +20,7 @@ class CEUConfig(BalanceConfig):
 
 
 def ceu_loss(logits: Tensor, targets: Tensor, is_first: Tensor) -> Tensor:
-    """Cross-entropy from softmax(own logits with the true token at -inf, detached), mean over tokens but the first of each answer.
+    """Cross-entropy from softmax(own logits, the true token at -inf, detached), mean over all tokens of an answer but its first.
 
     Args:
         logits: `(N, V)`.

@@ -1,4 +1,4 @@
-"""IdkDPO: prefer “I don't know” to the true answer, by DPO (Rafailov et al., arXiv 2305.18290; Maini et al., arXiv 2401.06121)."""
+"""IdkDPO: prefer “I don't know” to the true answer, by DPO (arXiv 2305.18290; Maini et al., arXiv 2401.06121)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class NPOConfig(BalanceConfig):
 
 
 def npo_loss(nll: Tensor, frozen_nll: Tensor, beta: float) -> Tensor:
-    """-(2/beta) log sigmoid(beta (S - S_frozen)), mean over answers (arXiv 2404.05868, equation 3).
+    """-(2/beta) log sigmoid(beta (S - S_frozen)), mean over answers (Zhang et al., arXiv 2404.05868).
 
     At least 0, and its gradient vanishes where S is far above S_frozen; as beta goes to 0 its gradient goes to that of -S.
 

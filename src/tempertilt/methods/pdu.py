@@ -54,7 +54,7 @@ class PDU(TrainedMethod):
     def loss(self, step: Step) -> Tensor:
         """Flatness on forget + multiplier * (L_retain - bound); after the warm-up the multiplier follows."""
         config, retain_nll = self.config, step.retain.mean_nll
-        total = flatness_loss(step.forget.logits) + self.multiplier * (retain_nll - config.retain_bound)
+        total: Tensor = flatness_loss(step.forget.logits) + self.multiplier * (retain_nll - config.retain_bound)
         if step.epoch >= config.dual_warmup:
             self.multiplier = next_multiplier(self.multiplier, float(retain_nll.detach()), config.retain_bound, config.dual_rate)
         return total

@@ -29,7 +29,7 @@ class RMUConfig(TrainConfig):
 
 
 def squared_distance(states: Tensor, goal: Tensor) -> Tensor:
-    """mean over answer tokens of |h - goal|^2 / d (arXiv 2403.03218, equations 1 and 2).
+    """mean over answer tokens of |h - goal|^2 / d (Li et al., arXiv 2403.03218).
 
     Args:
         states: `(N, d)`.
@@ -40,8 +40,9 @@ def squared_distance(states: Tensor, goal: Tensor) -> Tensor:
 
 def random_direction(size: int, seed: int) -> Tensor:
     """A unit vector `(size,)` of non-negative random numbers, the same for the same seed."""
-    values = torch.rand(size, generator=torch.Generator().manual_seed(seed))
-    return values / values.norm()
+    values: Tensor = torch.rand(size, generator=torch.Generator().manual_seed(seed))
+    unit: Tensor = values / values.norm()
+    return unit
 
 
 @register("RMU", "https://arxiv.org/abs/2403.03218", RMUConfig)
@@ -63,7 +64,8 @@ class RMU(TrainedMethod):
     def loss(self, step: Step) -> Tensor:
         """|h_forget - c u|^2 / d + alpha |h_retain - frozen h_retain|^2 / d."""
         forget = step.hidden("forget")
-        total = squared_distance(forget, self.goal.to(forget.device))
+        total: Tensor = squared_distance(forget, self.goal.to(forget.device))
         if not self.config.alpha:
             return total
-        return total + self.config.alpha * squared_distance(step.hidden("retain"), step.frozen_hidden("retain"))
+        kept: Tensor = self.config.alpha * squared_distance(step.hidden("retain"), step.frozen_hidden("retain"))
+        return total + kept

@@ -28,7 +28,7 @@ class SimNPOConfig(BalanceConfig):
 
 
 def simnpo_loss(mean_nll: Tensor, beta: float, delta: float) -> Tensor:
-    """-(2/beta) log sigmoid(beta (L - delta)), mean over answers (arXiv 2410.07163, equation 5).
+    """-(2/beta) log sigmoid(beta (L - delta)), mean over answers (Fan et al., arXiv 2410.07163).
 
     Args:
         mean_nll: `(B,)` length-normalised NLL of each answer, nats a token.

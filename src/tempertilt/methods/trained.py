@@ -98,7 +98,7 @@ class BalancedMethod(TrainedMethod):
 
     def loss(self, step: Step) -> Tensor:
         """gamma * forget + alpha * retain; the retain answers run only where alpha is not 0."""
-        total = self.config.gamma * self.forget_loss(step)
+        total: Tensor = self.config.gamma * self.forget_loss(step)
         return total + self.config.alpha * self.retain_loss(step.retain) if self.config.alpha else total
 
     def retain_loss(self, retain: Answers) -> Tensor:

@@ -407,7 +407,7 @@ def _trainer(runner: Runner, config: TrainConfig, task: Task) -> tuple[Any, Any]
             outputs = model(**inputs)
             if not bool(outputs["loss"].isfinite()):
                 raise TemperTiltError(
-                    f"the loss is {float(outputs['loss'])} after {self.state.global_step} steps; "
+                    f"the loss is {float(outputs['loss'].detach())} after {self.state.global_step} steps; "
                     f"lower learning_rate ({config.learning_rate})"
                 )
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]

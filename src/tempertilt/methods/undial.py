@@ -22,7 +22,7 @@ class UndialConfig(BalanceConfig):
 
 
 def undial_loss(logits: Tensor, frozen_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Cross-entropy from softmax(frozen logits - beta * onehot(true token)), mean over tokens (arXiv 2402.10052, section 3).
+    """Cross-entropy from softmax(frozen logits - beta * onehot(true token)), mean over tokens (arXiv 2402.10052).
 
     Args:
         logits, frozen_logits: `(N, V)`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -29,10 +28,9 @@ def base_model(tokenizer: Any, seed: int = 0, **overrides: Any) -> BaseModel:
     return BaseModel(model, tokenizer, "tiny", None, fingerprint(model))
 
 
-@pytest.fixture()
-def task(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Task:
+def make_task(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Task:
     torch.manual_seed(0)
     base = base_model(tokenizer, num_hidden_layers=4)
     work = tmp_path / "work"
-    work.mkdir()
-    return Task(base, records(6, "Hina"), records(7, "Ameen"), ExampleConfig(system_prompt="", max_length=200), work)
+    work.mkdir(parents=True)
+    return Task(base, records(6, "Hina"), records(7, "Ameen"), ExampleConfig(system_prompt="", max_length=200, overlap=40), work)
