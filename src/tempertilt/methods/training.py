@@ -144,6 +144,10 @@ class Step:
         """Other answers to the questions of `forget`, in their order."""
         return self._runner.answers(self._indices["alternate"])
 
+    def numbers(self, role: str) -> list[int]:
+        """The numbers of a role's examples, counted over all roles in their order."""
+        return self._indices[role]
+
     def hidden(self, role: str) -> Tensor:
         """States `(N, d)` of the objective's layer at the answer tokens of a role."""
         return self._runner.hidden(self._indices[role])
@@ -330,6 +334,23 @@ class Runner(nn.Module):
         if torch.is_grad_enabled():
             again = 4 if self.full else 2
             self.flops += again * (tokens * sum(self.sizes[self.first : last]) + scored * self.output_size)
+
+
+@torch.no_grad()
+def answer_states(model: Any, examples: Sequence[Example]) -> list[Tensor]:
+    """Last hidden states `(n, d)` at the positions that predict each example's scored tokens.
+
+    Raises:
+        ModelError: the output layer alone does not make the model's logits of them.
+    """
+    if not has_plain_output(model, examples[0]):
+        raise ModelError(f"{type(model).__name__} changes its logits after the output layer; this method is not there for it")
+    states: dict[int, Tensor] = {}
+    for indices in plan_batches(examples, PASS_TOKENS):
+        batch = pad_batch([examples[i] for i in indices], model.device)
+        parts = hidden_states(model, batch)[batch.predicting].split([examples[i].n_scored for i in indices])
+        states.update(zip(indices, (part.clone() for part in parts)))
+    return [states[i] for i in range(len(examples))]
 
 
 class _Pairs(Dataset):  # type: ignore[type-arg]
