@@ -118,6 +118,8 @@ def subjects(forget: Iterable[Record], retain: Iterable[Record], limit: int) -> 
 class PromptGuardrail(Method):
     """An instruction in the system message not to answer about the forget records' names."""
 
+    is_random = False
+
     def unlearn(self, task: Task) -> Unlearned:
         """Find the names and write the instruction."""
         clock = Clock()
@@ -179,6 +181,8 @@ class InputFilterModel(RefusingModel):
 class InputFilter(Method):
     """A classifier of questions; those about the forget set get a refusal."""
 
+    is_random = False
+
     def unlearn(self, task: Task) -> Unlearned:
         """Fit the classifier."""
         clock, config = Clock(), self.config
@@ -235,6 +239,8 @@ class OutputFilterModel(RefusingModel):
 @register("OutputFilter", URL, OutputFilterConfig)
 class OutputFilter(Method):
     """Answers are cut off after a few tokens in a row that only forget answers have."""
+
+    is_random = False
 
     def unlearn(self, task: Task) -> Unlearned:
         """List the runs."""

@@ -35,6 +35,8 @@ def reference_of(task: Task) -> Any:
 class Target(Method):
     """The model before unlearning."""
 
+    is_random = False
+
     def unlearn(self, task: Task) -> Unlearned:
         """Nothing."""
         return Unlearned(task.base.model)
@@ -43,6 +45,8 @@ class Target(Method):
 @register("reference", URL, PointConfig)
 class Reference(Method):
     """The model that never saw the forget set."""
+
+    is_random = False
 
     def unlearn(self, task: Task) -> Unlearned:
         """Load it."""
@@ -68,6 +72,8 @@ class OracleModel(RoutedModel):
 @register("oracle", URL, PointConfig)
 class Oracle(Method):
     """The target model, but the reference model answers the forget questions: what a perfect router would give."""
+
+    is_random = False
 
     def unlearn(self, task: Task) -> Unlearned:
         """Note the questions."""

@@ -81,11 +81,11 @@ def find_method(name: str) -> Entry:
 
 
 def methods() -> dict[str, Entry]:
-    """All methods by name: those of this package first, in the order of their modules' names, then what was added."""
+    """All methods by name, in alphabetical order: those of this package and what was added."""
     package = importlib.import_module("tempertilt.methods")
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"tempertilt.methods.{module}")
-    return dict(_METHODS)
+    return dict(sorted(_METHODS.items(), key=lambda item: item[0].lower()))
 
 
 def load_plugin(path: str | Path) -> None:

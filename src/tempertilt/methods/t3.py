@@ -92,6 +92,10 @@ class T3(Method):
             details={"recipe": config.recipe(), "fit_seconds": result.fit.seconds, "epochs": result.fit.epochs},
         )
 
+    def recipe(self) -> dict[str, Any]:
+        """Every option of `t3 unlearn` that decides the adapter, whatever the package's defaults are; the bench has the seed."""
+        return {name: value for name, value in unlearn_config(self.options()).recipe().items() if name != "seed"}
+
     def options(self) -> dict[str, Any]:
         """Options of `t3 unlearn`."""
         return dict(self.config.options)

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,20 @@ class Unlearned:
 
 
 class Method(ABC):
-    """An unlearning method with its options. Its docstring's first line is its description."""
+    """An unlearning method with its options. Its docstring's first line is its description.
+
+    Attributes:
+        is_random: whether another seed gives another model.
+    """
+
+    is_random = True
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def recipe(self) -> dict[str, Any]:
+        """Every option that decides the outcome, JSON-ready."""
+        return asdict(self.config)
 
     @abstractmethod
     def unlearn(self, task: Task) -> Unlearned:
