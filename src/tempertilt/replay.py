@@ -178,15 +178,16 @@ class Replay:
 def _lower_states(model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example]) -> tuple[list[Tensor], bool]:
     """What the last frozen layer gives for each example `(T, d)`, and whether layers return tuples."""
     seen: dict[str, Any] = {}
+    tuples = returns_tuple(model, layers, examples[0])
     hook = layers[first - 1].register_forward_hook(lambda _m, _i, output: seen.__setitem__("output", output))
     states: dict[int, Tensor] = {}
     try:
-        for batch in plan_batches(examples, 2048):
-            hidden_states(model, pad_batch([examples[i] for i in batch], model.device))
-            output = seen["output"]
-            hidden = output[0] if isinstance(output, tuple) else output
-            for row, i in enumerate(batch):
-                states[i] = hidden[row, : len(examples[i])].clone()
+        with skipped(layers, first, tuples):
+            for batch in plan_batches(examples, 2048):
+                hidden_states(model, pad_batch([examples[i] for i in batch], model.device))
+                hidden = seen["output"][0] if tuples else seen["output"]
+                for row, i in enumerate(batch):
+                    states[i] = hidden[row, : len(examples[i])].clone()
     finally:
         hook.remove()
-    return [states[i] for i in range(len(examples))], isinstance(seen["output"], tuple)
+    return [states[i] for i in range(len(examples))], tuples

@@ -198,10 +198,10 @@ def _escape(text: str) -> str:
 
 def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
     """Everything, with the configuration and the machine."""
-    ours = next((row for row in rows if row.name == OURS), None)
+    ours, rivals = next((row for row in rows if row.name == OURS), None), [row for row in rows if row.name not in POINTS]
     content = {
         "rows": [asdict(row) | {"figures": {name: of._asdict() for name, of in row.figures.items()}} for row in rows],
-        "t3_against_rivals": [] if ours is None else [d._asdict() for d in differences(ours, rows)],
+        "t3_against_rivals": [] if ours is None else [d._asdict() for d in differences(ours, rivals)],
         "cost_ratio": cost_ratio(rows),
         "config": config,
         "environment": environment(),

@@ -185,7 +185,7 @@ def train(model: Any, roles: Mapping[str, Sequence[Example]], objective: Objecti
         model=runner.model,
         parameters=sum(parameter.numel() for parameter in trained),
         artefact_bytes=sum(parameter.numel() * parameter.element_size() for parameter in trained),
-        flops=runner.flops,
+        flops=runner.flops * int(trainer.args.world_size),
         steps=int(trainer.state.global_step),
         seconds=clock.seconds,
         losses=log.losses,
