@@ -151,9 +151,17 @@ def test_trained_methods_work_under_accelerate_launch(tmp_path: Path, tiny_dir: 
     assert result["details"]["steps"] == 2, "six records, two processes of two records: two steps"
 
 
-def test_tracking_writes_into_the_trial(tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tracking_writes_into_the_trial(tmp_path: Path, tiny_dir: Path) -> None:
+    run = RunOptions(report_to="tensorboard")
+    rows = tiny_bench(tmp_path, tiny_dir, {"tracked": {"method": "NPO", "options": FAST | {"epochs": 2}}}, run, seeds=[0])
+    trial = next((shared(tmp_path) / "out" / "trials").glob("tracked-*"))
+    assert rows[2].failures == () and list(trial.glob("tensorboard/**/events.out.tfevents.*")) and not (trial / "work").exists()
+
+
+def test_a_tracker_that_is_missing_is_named(tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_bench(tmp_path, tiny_dir, {"NPO": {"options": FAST}}, seeds=[0])
-    missing = next((name for name in ("wandb", "trackio", "tensorboard") if find_spec(name) is None), None)
+    missing = next((name for name in ("wandb", "trackio") if find_spec(name) is None), None)
     if missing is None:
         pytest.skip("every tracker is installed")
     assert main(["bench", "--config", str(path), "--output-dir", str(tmp_path / "out"), "--report-to", missing]) == 2

@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
 
 def run(config: BenchConfig, spec: dict[str, Any], directory: Path) -> dict[str, Any] | None:
     """Unlearn and measure; None in all processes but the first."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory / "tensorboard"))
     if config.threads:
         torch.set_num_threads(config.threads)
     clock, data = Clock(), load_data(config)
