@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -66,8 +67,7 @@ def _run_local(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], N
         except BaseException:
             stop.set()
             for process in started:
-                if process.poll() is None:
-                    process.terminate()
+                _end(process, signal.SIGTERM)
             raise
 
 
@@ -82,15 +82,22 @@ def _process(
     if stop is not None and stop.is_set():
         return "not started"
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        streams: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+        process = subprocess.Popen(command, start_new_session=True, **streams)
         started(process)
         try:
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _end(process, signal.SIGKILL)
             process.wait()
             return f"it took longer than trial_seconds ({timeout:g})"
     return "" if status == 0 else f"exit status {status}; see {log}"
+
+
+def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal a trial's process and those that it has started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, number)
 
 
 def _run_ray(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,8 @@ class Bench:
     def run(self) -> list[Row]:
         """Run what has not finished, in three rounds; return the rows in the configuration's order."""
         self._run([self._trial(c, 0, self._seeds(c)[0], part) for c in self.contenders if c.name in POINTS for part in PARTS])
+        for name, part in itertools.product(POINTS, PARTS):
+            self._point(name, part)  # nothing can be compared without them
         self._run(
             [
                 self._trial(c, number, seed, "validation")

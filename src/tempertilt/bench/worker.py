@@ -41,10 +41,9 @@ def main(arguments: list[str]) -> int:
     spec = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
     directory = Path(arguments[1]).parent
     first = os.environ.get("RANK", "0") == "0"
-    lock = _lock(directory / ".lock") if first else None
-    if first and lock is None:
-        print("another process is running this trial", file=sys.stderr)
-        return 4
+    lock = _lock(directory / ".lock") if first else None  # held until the process ends
+    if lock is not None and (directory / RESULT).is_file() and _key(directory / RESULT) == spec["key"]:
+        return 0
     try:
         result = run(read_config(arguments[0]), spec, directory)
         if result is not None:
@@ -181,15 +180,23 @@ def _peak_memory() -> float:
 
 
 def _lock(path: Path) -> Any:
-    """An exclusive lock that ends with the process, None if another process holds it."""
+    """An exclusive lock that ends with the process; waits for another process that holds it."""
     import fcntl
 
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return None
+        print("another process is running this trial: waiting for it", file=sys.stderr, flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
     return file
+
+
+def _key(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def spec_of(trial: Any, label: str, report_to: str) -> dict[str, Any]:
