@@ -12,14 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from benches import shared, tiny_bench, write_bench
+from scipy.stats import ks_2samp
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, read_config
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
-from tempertilt.bench.scores import Figure, Row, Value, differences, figure, score
+from tempertilt.bench.scores import Figure, Row, Value, differences, figure, ks_error, score
 from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
@@ -90,6 +92,9 @@ def test_a_setting_is_chosen_on_other_documents_and_seeds_and_nothing_runs_twice
     assert float(next(r for r in table if r["name"] == "t3")["ks_distance_mean"]) == rows["t3"]["figures"]["ks_distance"]["mean"]
     page = (out / "leaderboard.html").read_text()
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "") and page.count("<svg") == 2
+    assert main([*command, "--report-only", "--only", "GradDiff"]) == 0
+    partial = capsys.readouterr()
+    assert "none is run" in partial.err and "| GradDiff |" in partial.out and "| t3 |" not in partial.out
 
 
 def test_a_killed_trial_runs_again_and_a_failed_one_only_if_asked(tmp_path: Path, tiny_dir: Path) -> None:
@@ -244,6 +249,18 @@ def test_a_figure_is_the_mean_with_both_variances() -> None:
     assert one.high == pytest.approx(0.2 + 1.96 * 0.05) and math.isnan(one.seed_low)
     quality = figure("forget_quality", [Value(1e-4, math.nan), Value(1e-2, math.nan)])
     assert quality.mean == pytest.approx(1e-3) and (quality.low, quality.high) == (1e-4, 1e-2)
+
+
+def test_the_distance_has_the_error_of_the_choice_of_questions() -> None:
+    rng = np.random.default_rng(1)
+    whole = rng.lognormal(0.0, 1.0, (20000, 2)) * np.array([1.0, 1.8])
+    distances = []
+    for _ in range(200):
+        some = whole[rng.integers(0, len(whole), 80)]
+        distances.append(float(ks_2samp(some[:, 0], some[:, 1]).statistic))
+    errors = [ks_error(*whole[rng.integers(0, len(whole), 80)].T.tolist()) for _ in range(10)]
+    assert np.mean(errors) == pytest.approx(np.std(distances), rel=0.25)
+    assert ks_error([1.0, 2.0, None, 3.0], [1.0, 2.0, 5.0, 3.0]) == 0.0, "a model against itself"
 
 
 def test_a_score_is_the_harmonic_mean_of_forgetting_and_keeping() -> None:

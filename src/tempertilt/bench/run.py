@@ -32,6 +32,7 @@ class RunOptions:
     launcher: tuple[str, ...] = ()
     report_to: str = "none"
     retry_failed: bool = False
+    report_only: bool = False
 
 
 class Bench:
@@ -100,6 +101,9 @@ class Bench:
         """Run those of the trials that have not finished."""
         wanted = list({trial.key: trial for trial in trials}.values())
         todo = [trial for trial in wanted if trial.result() is None and (self.options.retry_failed or trial.failure() is None)]
+        if self.options.report_only:
+            self.say(f"{len(wanted) - len(todo)} of {len(wanted)} trials are finished; none is run")
+            return
         if kept := len(wanted) - len(todo):
             self.say(f"{kept} of {len(wanted)} trials are finished: not run again")
         count, started = 0, time.perf_counter()

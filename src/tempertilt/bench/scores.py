@@ -14,19 +14,24 @@ from scipy import stats
 
 from tempertilt.bench.trial import EVALUATION, Trial
 from tempertilt.errors import DataError
-from tempertilt.metrics.result import harmonic_mean
+from tempertilt.metrics import truth_ratios
+from tempertilt.metrics.result import exp_nll, harmonic_mean
+from tempertilt.metrics.samples import Samples
 from tempertilt.storage import write_text
 from tempertilt.suites.tofu import evaluate, read_log
 
 log = logging.getLogger("tempertilt")
 
 METRICS_FILE = "metrics.json"
+RESAMPLES = 300
+UNBOUNDED = ("privleak",)
+"""Figures that are no shares; the intervals of all others end at 0 and 1."""
 
 UTILITY_PARTS = ("retain_Q_A_Prob", "ra_Q_A_Prob_normalised", "wf_Q_A_Prob_normalised", "retain_Truth_Ratio", "ra_Truth_Ratio",
                  "wf_Truth_Ratio")  # fmt: skip
 """What the likelihood-based utility is the harmonic mean of: the six of TOFU's nine parts that need no generated answer."""
 
-HIGHER = {"forget_quality": True, "ks_distance": False, "forget_Q_A_Prob": False, "forget_Q_A_ROUGE": False,
+HIGHER = {"forget_quality": True, "ks_distance": False, "forget_gap": False, "forget_Q_A_Prob": False, "forget_Q_A_ROUGE": False,
           "exact_memorization": False, "extraction_strength": False, "retain_Q_A_Prob": True, "retain_Q_A_ROUGE": True,
           "likelihood_utility": True, "model_utility": True, "mu_rouge": True, "privleak": None, "mia_min_k": None,
           "utility": True, "score": True}  # fmt: skip
@@ -95,12 +100,15 @@ def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -
     except (OSError, ValueError, KeyError, TypeError):
         pass
     others = [None if t is None else read_log(t.directory / EVALUATION) for t in (reference, target)]
-    found, _ = evaluate(read_log(trial.directory / EVALUATION), *others)
+    results = read_log(trial.directory / EVALUATION)
+    found, _ = evaluate(results, *others)
     values = {name: Value(r.value, _error(r.interval)) for name, r in found.items() if name in HIGHER}
     if "forget_quality" in found:
-        quality = found["forget_quality"]
-        spread = quality.n * quality.details["n_reference"] / (quality.n + quality.details["n_reference"])
-        values["ks_distance"] = Value(float(quality.details["statistic"]), 0.5 / math.sqrt(spread))
+        assert others[0] is not None
+        ours, theirs = (truth_ratios(of["forget"]) for of in (results, others[0]))
+        distance = float(found["forget_quality"].details["statistic"])
+        values["ks_distance"] = Value(distance, ks_error(ours, theirs))
+        values["forget_gap"] = _gap(results["forget"], others[0]["forget"])
     if all(name in found for name in UTILITY_PARTS):
         parts = [found[name] for name in UTILITY_PARTS]
         values["likelihood_utility"] = _harmonic([Value(part.value, _error(part.interval)) for part in parts])
@@ -108,6 +116,27 @@ def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -
         values["utility"] = values.get("model_utility", values.get("likelihood_utility", Value(math.nan, math.nan)))
     write_text(path, json.dumps({"key": key, "values": values}) + "\n")
     return values
+
+
+def ks_error(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
+    """Standard error of the Kolmogorov-Smirnov distance: a bootstrap over questions, those of both sides drawn together."""
+    pairs = np.array([(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None], dtype=np.float64)
+    rng = np.random.default_rng(0)
+    distances = []
+    for _ in range(RESAMPLES):
+        a, b = np.sort(pairs[rng.integers(0, len(pairs), len(pairs))], axis=0).T
+        points = np.concatenate([a, b])
+        gaps = np.searchsorted(a, points, side="right") - np.searchsorted(b, points, side="right")
+        distances.append(float(np.abs(gaps).max()) / len(pairs))
+    return float(np.std(distances))
+
+
+def _gap(ours: Samples, theirs: Samples) -> Value:
+    """|mean P(answer) - that of the reference|; its error is that of the mean of the questions' differences."""
+    pairs = [(exp_nll(a.nll), exp_nll(b.nll)) for a, b in zip(ours, theirs)]
+    changes = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    error = float(changes.std(ddof=1) / math.sqrt(len(changes))) if len(changes) > 1 else math.nan
+    return Value(abs(float(changes.mean())), error)
 
 
 def _error(interval: tuple[float, float] | None) -> float:
@@ -152,7 +181,10 @@ def figure(name: str, values: Sequence[Value]) -> Figure:
     known = [value.error for value in values if not math.isnan(value.error)]
     questions = float(np.mean(np.square(known))) if known else 0.0
     error = math.sqrt(seeds**2 + questions)
-    return Figure(mean, mean - 1.96 * error, mean + 1.96 * error, mean - half, mean + half, n, error)
+    low, high = mean - 1.96 * error, mean + 1.96 * error
+    if name not in UNBOUNDED:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Figure(mean, low, high, mean - half, mean + half, n, error)
 
 
 def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -183,7 +215,7 @@ class Difference(NamedTuple):
     better: str
 
 
-COMPARED = ("score", "ks_distance", "utility", "forget_Q_A_Prob", "retain_Q_A_Prob")
+COMPARED = ("score", "ks_distance", "forget_gap", "utility", "retain_Q_A_Prob")
 
 
 def differences(row: Row, rivals: Sequence[Row]) -> list[Difference]:

@@ -18,6 +18,7 @@ SHOWN = (
     ("score", "score"),
     ("ks_distance", "KS distance"),
     ("forget_quality", "forget quality"),
+    ("forget_gap", "forget gap"),
     ("forget_Q_A_Prob", "P(forget)"),
     ("exact_memorization", "exact mem."),
     ("forget_Q_A_ROUGE", "forget ROUGE"),
@@ -44,6 +45,8 @@ LIMITS = (
     "the utility over the target's (at most 1). Settings were chosen by it on other documents and seeds than those reported.",
     "Intervals are 95 %: the variance of the mean over seeds and that of a bootstrap over questions, added. Forget quality is a "
     "p-value: its geometric mean over seeds, and the lowest and highest seed.",
+    "Forget gap: distance of the mean probability of forget answers from the reference's. A lower P(forget) than the reference's "
+    "is no better forgetting: it tells that something was removed.",
     "Questions about one author are not independent, so intervals are on the narrow side.",
     "Utility is TOFU's model utility where answers were generated on retain, real authors and world facts, else the harmonic "
     "mean of its six likelihood-based parts.",

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", help="folder for trials and tables; the same one goes on where it was")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="only this row of methods; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and whether they are finished; run nothing")
+    parser.add_argument("--report-only", action="store_true", help="write the tables of what has finished; run nothing")
     parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
     run = parser.add_argument_group("running")
     run.add_argument("--engine", choices=ENGINES, default="local", help="where trials run (default: local)")
@@ -40,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise ConfigError(f"--workers is {args.workers}; valid is a whole number >= 1")
     config, output = read_config(args.config, args.only), Path(args.output_dir)
-    options = RunOptions(args.engine, args.workers, tuple(shlex.split(args.launcher)), args.report_to, args.retry_failed)
+    launcher = tuple(shlex.split(args.launcher))
+    options = RunOptions(args.engine, args.workers, launcher, args.report_to, args.retry_failed, args.report_only)
     say = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     bench = Bench(config, Path(args.config), output, options, say)
     if args.dry_run:
