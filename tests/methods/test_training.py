@@ -90,6 +90,12 @@ def test_every_forget_record_once_an_epoch_and_retain_in_turn(task: Task, monkey
     assert sorted(seen["retain"][:7]) == list(range(6, 13)), "no retain record twice before each has been once"
 
 
+@pytest.mark.parametrize(("name", "options"), [("GradAscent", {}), ("NPO", {"alpha": 0.0}), ("RMU", {"alpha": 0.0, "layer": 3})])
+def test_retain_records_are_not_read_where_the_loss_has_no_use_for_them(task: Task, name: str, options: dict[str, Any]) -> None:
+    result = find_method(name).build(FAST | options).unlearn(replace(task, retain=[]))
+    assert result.details["steps"] == 4
+
+
 def test_the_budget_ends_training(task: Task) -> None:
     steps = find_method("GradAscent").build(FAST).unlearn(replace(task, budget=Budget(train_steps=1)))
     assert steps.details["steps"] == 1

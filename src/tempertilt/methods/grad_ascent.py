@@ -22,6 +22,8 @@ def ascent_loss(token_nll: Tensor) -> Tensor:
 class GradAscent(TrainedMethod):
     """Gradient ascent on the forget answers' loss."""
 
+    uses_retain = False
+
     def loss(self, step: Step) -> Tensor:
         """-L on forget."""
         return ascent_loss(step.forget.token_nll)

@@ -49,11 +49,11 @@ def random_direction(size: int, seed: int) -> Tensor:
 class RMU(TrainedMethod):
     """Representation misdirection: forget states of one layer are steered to a random vector."""
 
-    hidden_reference = ("retain",)
-
     def __init__(self, config: RMUConfig) -> None:
         super().__init__(config)
         self.hidden_layer = config.layer
+        self.uses_retain = config.alpha > 0
+        self.hidden_reference = ("retain",) if self.uses_retain else ()
 
     def unlearn(self, task: Task) -> Unlearned:
         """Draw the direction, then train."""

@@ -49,7 +49,10 @@ class TrainedMethod(Method):
 
     Attributes:
         reference, hidden_layer, hidden_reference: see `training.Objective`.
+        uses_retain: whether the loss looks at retain answers; if not, they are not read at all.
     """
+
+    uses_retain = True
 
     reference: tuple[str, ...] = ()
     hidden_layer: int | None = None
@@ -65,7 +68,9 @@ class TrainedMethod(Method):
 
     def unlearn(self, task: Task) -> Unlearned:
         """Train, and merge."""
-        roles = {"forget": task.examples_of(task.forget), "retain": task.examples_of(task.retain)}
+        roles = {"forget": task.examples_of(task.forget)}
+        if self.uses_retain:
+            roles["retain"] = task.examples_of(task.retain)
         if (records := self.alternates(task)) is not None:
             roles["alternate"] = aligned(roles["forget"], task.examples_of(records))
         trained = train(task.base.model, roles, self, self.config, task)
@@ -89,6 +94,7 @@ class BalancedMethod(TrainedMethod):
 
     def __init__(self, config: BalanceConfig) -> None:
         super().__init__(config)
+        self.uses_retain = config.alpha > 0
         if config.retain_loss == "kl" and config.alpha:
             self.reference = (*self.reference, "retain")
 
