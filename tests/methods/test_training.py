@@ -11,6 +11,7 @@ from tasks import make_task
 from transformers import PreTrainedTokenizerFast
 
 from conftest import make_llama
+from tempertilt import catalogue
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.methods import registry
 from tempertilt.methods.altpo import other_answer
@@ -151,7 +152,9 @@ class Nothing(Method):
 
 def test_the_registry_has_every_method_with_its_paper() -> None:
     known = methods()
-    assert set(TRAINED) <= known.keys()
+    inference = {"ULD", "offset", "DivergenceDecoding", "ECO", "InputFilter", "OutputFilter", "PromptGuardrail", "t3", "t3-paper"}
+    assert {*TRAINED, *inference, "target", "reference", "oracle"} <= known.keys()
+    assert [entry["name"] for entry in catalogue.methods()] == list(known)
     for entry in known.values():
         assert entry.url.startswith("https://") and entry.description and not entry.description.endswith(".")
 
