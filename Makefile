@@ -39,6 +39,7 @@ test: $(READY)
 DATA ?= ../shared/tofu30
 MODELS ?= ../shared/models
 BENCH ?= benchmarks/results/bench_small
+BENCH_FLAGS ?= --workers 2
 bench-small: $(READY)
 	DATA=$(abspath $(DATA)) MODELS=$(abspath $(MODELS)) $(BIN)/t3 bench --config benchmarks/bench_small.yaml --output-dir $(BENCH) $(BENCH_FLAGS)
 

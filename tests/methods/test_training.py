@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import make_llama
 from tempertilt import catalogue
+from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.methods import registry
 from tempertilt.methods.altpo import other_answer
@@ -89,6 +90,24 @@ def test_every_forget_record_once_an_epoch_and_retain_in_turn(task: Task, monkey
     find_method("GradDiff").build(FAST).unlearn(task)
     assert sorted(seen["forget"][:6]) == sorted(seen["forget"][6:]) == list(range(6))
     assert sorted(seen["retain"][:7]) == list(range(6, 13)), "no retain record twice before each has been once"
+
+
+def test_an_alternate_answers_the_same_question(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a long record has become several examples: each has the alternate of its own record beside it."""
+    long = replace(task.forget[1], messages=(*task.forget[1].messages[:-1], Message("assistant", "Of the sea, he said. " * 30)))
+    task = replace(task, forget=[task.forget[0], long, *task.forget[2:]])
+    assert len(task.examples_of(task.forget)) > len(task.forget)
+    seen: list[tuple[int, int]] = []
+    original = Runner.forward
+
+    def forward(self: Runner, **indices: torch.Tensor) -> Any:
+        pairs = zip(*(indices[role].tolist() for role in ("forget", "alternate")))
+        seen.extend((self.examples[a].record_index, self.examples[b].record_index) for a, b in pairs)
+        return original(self, **indices)
+
+    monkeypatch.setattr(Runner, "forward", forward)
+    find_method("IdkDPO").build(FAST).unlearn(task)
+    assert len(seen) == 2 * len(task.examples_of(task.forget)) and all(a == b for a, b in seen)
 
 
 @pytest.mark.parametrize(("name", "options"), [("GradAscent", {}), ("NPO", {"alpha": 0.0}), ("RMU", {"alpha": 0.0, "layer": 3})])
