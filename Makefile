@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all lint format clean
+.PHONY: help setup demo test test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
+	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; goes on where it was)"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove .venv"
@@ -33,6 +34,14 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# DATA: the 30-author cut of TOFU; MODELS: tofu30-full and tofu30-reference, PEFT adapters on smollm2
+DATA ?= ../shared/tofu30
+MODELS ?= ../shared/models
+BENCH ?= benchmarks/results/bench_small
+BENCH_FLAGS ?= --workers 2
+bench-small: $(READY)
+	DATA=$(abspath $(DATA)) MODELS=$(abspath $(MODELS)) $(BIN)/t3 bench --config benchmarks/bench_small.yaml --output-dir $(BENCH) $(BENCH_FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -25,9 +25,11 @@ from transformers import (
 )
 
 from conftest import make_llama
+from tempertilt.base import decoder_layers
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
-from tempertilt.finetune import FinetuneConfig, _Replay, decoder_layers, finetune, shuffled_batches
+from tempertilt.finetune import FinetuneConfig, finetune, shuffled_batches
+from tempertilt.replay import Replay
 
 FAST = {"epochs": 3, "train_batch_size": 4, "lora_rank": 4, "lora_alpha": 8}
 SMALL: dict[str, Any] = {
@@ -120,7 +122,7 @@ def test_the_base_stays_as_it_was_and_its_layers_are_put_back() -> None:
 def test_layers_are_put_back_after_an_error() -> None:
     model = build("llama")
     layers = decoder_layers(model)
-    replay = _Replay.of(model, layers, 2, make_examples(), FinetuneConfig())
+    replay = Replay.of(model, layers, 2, make_examples(), 4.0)
     assert replay is not None
     before = list(layers)
     with pytest.raises(RuntimeError, match="stop"), replay.batch([0, 1]):
@@ -155,7 +157,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_a_model_that_can_not_be_replayed_trains_without_a_cache(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_Replay, "is_exact", lambda *_: False)
+    monkeypatch.setattr(Replay, "is_exact", lambda *_: False)
     assert not finetune(build("llama"), make_examples(), FinetuneConfig(**FAST), progress=False).cached
     assert "not cached" in caplog.text
     assert not finetune(build("llama"), make_examples(), FinetuneConfig(max_cache_gib=0.0, **FAST), progress=False).cached
@@ -165,7 +167,7 @@ def test_a_model_that_can_not_be_replayed_trains_without_a_cache(
 def test_replay_of_wrong_states_is_noticed() -> None:
     model = build("llama")
     examples, layers = make_examples(), decoder_layers(model)
-    replay = _Replay.of(model, layers, 2, examples, FinetuneConfig())
+    replay = Replay.of(model, layers, 2, examples, 4.0)
     assert replay is not None and replay.is_exact(model, examples[:2])
     replay.states[0] += 0.5
     assert not replay.is_exact(model, examples[:2])

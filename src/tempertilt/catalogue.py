@@ -8,14 +8,10 @@ Entry = dict[str, str]
 
 
 def methods() -> list[Entry]:
-    """Unlearning methods."""
-    return [
-        {
-            "name": "t3",
-            "description": "temper the base's next-token law, then tilt it with a retain/forget classifier; weights frozen",
-            "source": "https://arxiv.org/abs/2602.10217",
-        }
-    ]
+    """Unlearning methods, and the reference points of `t3 bench`."""
+    from tempertilt.methods.registry import methods as registered
+
+    return [{"name": entry.name, "description": entry.description, "source": entry.url} for entry in registered().values()]
 
 
 def metrics() -> list[Entry]:

@@ -1,8 +1,4 @@
-"""Make a model know a corpus: LoRA (by peft) on the upper layers, with the frozen lower layers run only once.
-
-The lower layers have no trained weights, so the hidden states that they hand up never change. They are computed once for
-every example and replayed while the upper layers train.
-"""
+"""Make a model know a corpus: LoRA (by peft) on the upper layers, with the frozen lower layers run only once (`replay`)."""
 
 from __future__ import annotations
 
@@ -11,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from tempertilt.base import body_of, decoder_layers, last_hidden_state
+from tempertilt.base import decoder_layers
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
-from tempertilt.features import Batch, example_key, pad_batch, plan_batches
+from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.features import example_key, pad_batch
+from tempertilt.replay import Replay, all_logits, has_plain_output, hidden_states, with_lora
 from tempertilt.storage import make_dir, remove_unfinished, write_text
 
 log = logging.getLogger("tempertilt")
@@ -104,8 +101,8 @@ def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *,
     torch.manual_seed(config.seed)
     layers = decoder_layers(model)
     first = len(layers) - max(1, round(config.train_layers * len(layers)))
-    peft_model = _with_lora(model, layers, first, config)
-    replay = _Replay.of(model, layers, first, examples, config) if first and config.cache_lower_layers else None
+    peft_model = with_lora(model, layers, first, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
+    replay = Replay.of(model, layers, first, examples, config.max_cache_gib) if first and config.cache_lower_layers else None
     loss_of = _loss_function(model, examples[0], replay)
     trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -203,151 +200,20 @@ def _rate(step: int, steps: int, warmup_ratio: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _with_lora(model: Any, layers: nn.ModuleList, first: int, config: FinetuneConfig) -> Any:
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    upper = {id(module) for layer in layers[first:] for module in layer.modules() if isinstance(module, (nn.Linear, Conv1D))}
-    names = [name for name, module in model.named_modules() if id(module) in upper]
-    if not names:
-        raise ModelError(f"{type(model).__name__} has no linear module in its upper layers to put LoRA on")
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=names,
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, lora)
-
-
 LossFunction = Callable[[Sequence[Example], Sequence[int]], Tensor]
 
 
-def _loss_function(model: Any, probe: Example, replay: _Replay | None) -> LossFunction:
+def _loss_function(model: Any, probe: Example, replay: Replay | None) -> LossFunction:
     """The mean loss of a batch's scored tokens; the output layer runs at those only, where it is a plain one."""
-    plain = _has_plain_output(model, probe)
+    plain = has_plain_output(model, probe)
 
     def loss(examples: Sequence[Example], indices: Sequence[int]) -> Tensor:
         batch = pad_batch(examples, model.device)
         with replay.batch(indices) if replay else nullcontext():
             if plain:
-                logits = model.get_output_embeddings()(_states(model, batch)[batch.predicting])
+                logits = model.get_output_embeddings()(hidden_states(model, batch)[batch.predicting])
             else:
-                logits = _logits(model, batch)[batch.predicting]
+                logits = all_logits(model, batch)[batch.predicting]
         return F.cross_entropy(logits.float(), batch.input_ids[batch.targets])
 
     return loss
-
-
-def _states(model: Any, batch: Batch) -> Tensor:
-    """Last hidden states `(B, T, d)`."""
-    return last_hidden_state(body_of(model)(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False))
-
-
-def _logits(model: Any, batch: Batch) -> Tensor:
-    """Logits `(B, T, V)`."""
-    return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _has_plain_output(model: Any, probe: Example) -> bool:
-    """Whether logits are the output layer of the last hidden state, with no scaling or capping after it."""
-    batch = pad_batch([probe], model.device)
-    plain = model.get_output_embeddings()(_states(model, batch))
-    return torch.allclose(plain, _logits(model, batch), rtol=1e-4, atol=1e-4)
-
-
-class _Stand(nn.Module):
-    """In the place of a frozen layer: hands on `states` if it has some, else its input. Attributes are the layer's own."""
-
-    def __init__(self, layer: nn.Module, returns_tuple: bool) -> None:
-        super().__init__()
-        self.__dict__["layer"] = layer  # not registered: its weights are not this module's
-        self.returns_tuple = returns_tuple
-        self.states: Tensor | None = None
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        out = hidden_states if self.states is None else self.states
-        return (out,) if self.returns_tuple else out
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["layer"], name)
-
-
-class _Replay:
-    """The states that enter the first trained layer, one tensor `(T, d)` for each example, and their replay."""
-
-    def __init__(self, layers: nn.ModuleList, first: int, states: list[Tensor], returns_tuple: bool) -> None:
-        self.layers, self.first, self.states = layers, first, states
-        self.stands = [_Stand(layer, returns_tuple) for layer in layers[:first]]
-
-    @classmethod
-    def of(
-        cls, model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example], config: FinetuneConfig
-    ) -> _Replay | None:
-        """Run the lower layers over all examples; None, said in the log, if they are too large or can't be replayed."""
-        width = model.config.get_text_config().hidden_size
-        size = sum(map(len, examples)) * width * torch.empty(0, dtype=model.dtype).element_size() / 2**30
-        if size > config.max_cache_gib:
-            log.warning(
-                "the lower layers' states take %.1f GiB, more than max_cache_gib %.1f: not cached",
-                size,
-                config.max_cache_gib,
-            )
-            return None
-        states, returns_tuple = _lower_states(model, layers, first, examples)
-        replay = cls(layers, first, states, returns_tuple)
-        if not replay.is_exact(model, examples[:2]):
-            log.warning("%s gives other numbers when its lower layers are replayed: not cached", type(model).__name__)
-            return None
-        return replay
-
-    @contextmanager
-    def batch(self, indices: Sequence[int]) -> Iterator[None]:
-        """Inside, the lower layers hand up the cached states of these examples, right-padded with zeros."""
-        self.stands[0].states = nn.utils.rnn.pad_sequence([self.states[i] for i in indices], batch_first=True)
-        originals = [self.layers[i] for i in range(self.first)]
-        try:
-            for i, stand in enumerate(self.stands):
-                self.layers[i] = stand
-            yield
-        finally:
-            for i, layer in enumerate(originals):
-                self.layers[i] = layer
-            self.stands[0].states = None
-
-    @torch.no_grad()
-    def is_exact(self, model: Any, probes: Sequence[Example]) -> bool:
-        """Whether replaying gives the logits of the whole model, at real positions."""
-        batch = pad_batch(probes, model.device)
-        real = batch.attention_mask.bool()
-        whole = _logits(model, batch)[real]
-        try:
-            with self.batch(range(len(probes))):
-                replayed = _logits(model, batch)[real]
-        except (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
-            log.debug("replaying failed", exc_info=True)
-            return False
-        return torch.allclose(whole, replayed, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
-
-
-@torch.no_grad()
-def _lower_states(model: Any, layers: nn.ModuleList, first: int, examples: Sequence[Example]) -> tuple[list[Tensor], bool]:
-    """What the last frozen layer gives for each example `(T, d)`, and whether layers return tuples."""
-    seen: dict[str, Any] = {}
-    hook = layers[first - 1].register_forward_hook(lambda _m, _i, output: seen.__setitem__("output", output))
-    states: dict[int, Tensor] = {}
-    try:
-        for batch in plan_batches(examples, 2048):
-            _states(model, pad_batch([examples[i] for i in batch], model.device))
-            output = seen["output"]
-            hidden = output[0] if isinstance(output, tuple) else output
-            for row, i in enumerate(batch):
-                states[i] = hidden[row, : len(examples[i])].clone()
-    finally:
-        hook.remove()
-    return [states[i] for i in range(len(examples))], isinstance(seen["output"], tuple)

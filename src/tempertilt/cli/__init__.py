@@ -20,6 +20,7 @@ VERBS = {
     "chat": "talk to an unlearned model",
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
+    "bench": "compare unlearning methods on one model, data set and budget",
     "report": "write finished runs as one HTML page, or as tables",
     "theory": "experiments that show what is guaranteed, and why tempering is needed",
     "demo": "see a small model forget, offline, in a few minutes",

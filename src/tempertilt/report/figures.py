@@ -111,6 +111,43 @@ def plane_figure(points: Sequence[Point], x_axis: Axis, y_axis: Axis, lines: Seq
     return _svg("".join(body)) + legend([(point.name, point.colour) for point in points])
 
 
+def pareto_figure(points: Sequence[Point], x_axis: Axis, y_axis: Axis, lines: Sequence[tuple[float, str]] = ()) -> str:
+    """Named points with error bars, named horizontal lines, and a line through the points that no other one beats.
+
+    Up is better; so is right where the x axis ascends. To have left better, give negated numbers and ticks.
+    """
+    body = [_frame(x_axis, y_axis)]
+    for y, text in lines:
+        height = _y(y_axis, y)
+        body.append(f'<line x1="{LEFT}" y1="{height:.1f}" x2="{WIDTH - RIGHT}" y2="{height:.1f}" class="rule"/>')
+        body.append(f'<text x="{WIDTH - RIGHT - 4}" y="{height - 5:.1f}" text-anchor="end" class="note">{escape(text)}</text>')
+    front = sorted(pareto_front([(point.x, point.y) for point in points]), key=lambda i: points[i].x)
+    path = " ".join(f"{_x(x_axis, points[i].x):.1f},{_y(y_axis, points[i].y):.1f}" for i in front)
+    body.append(f'<polyline points="{path}" fill="none" style="stroke:var(--muted)" stroke-width="1.6" stroke-dasharray="5 4"/>')
+    placed: list[tuple[float, float]] = []
+    for point in points:
+        x, y, ink = _x(x_axis, point.x), _y(y_axis, point.y), colour(point.colour)
+        for interval, axis, horizontal in ((point.x_interval, x_axis, True), (point.y_interval, y_axis, False)):
+            if interval:
+                ends = [min(max(v, axis.low), axis.high) for v in interval]
+                (x1, x2), (y1, y2) = ((_x(axis, ends[0]), _x(axis, ends[1])), (y, y)) if horizontal else (
+                    (x, x), (_y(axis, ends[0]), _y(axis, ends[1])))  # fmt: skip
+                body.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="stroke:{ink}" class="bar"/>')
+        body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" style="fill:{ink}"/>')
+        height = y - 8
+        while any(abs(height - other) < 13 and abs(x - at) < 110 for at, other in placed) and height > TOP + 10:
+            height -= 13
+        placed.append((x, height))
+        anchor = "end" if x > WIDTH - RIGHT - 90 else "start"
+        body.append(f'<text x="{x:.1f}" y="{height:.1f}" text-anchor="{anchor}" class="note">{escape(point.name)}</text>')
+    return _svg("".join(body))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """The places of the points that no other point beats: none is at least as high in both numbers and higher in one."""
+    return [i for i, (x, y) in enumerate(points) if not any(a >= x and b >= y and (a > x or b > y) for a, b in points)]
+
+
 def legend(entries: Sequence[tuple[str, int]]) -> str:
     """Names with their colours, as HTML below a figure."""
     items = "".join(f'<li><i style="background:{colour(number)}"></i>{escape(name)}</li>' for name, number in entries)

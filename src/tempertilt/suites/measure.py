@@ -17,6 +17,7 @@ from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.generation import generate_ids
+from tempertilt.methods.steered import SteeredLM
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
 from tempertilt.modeling import T3ForCausalLM
@@ -110,8 +111,10 @@ def model_digest(model: Any) -> str:
     config: Any = getattr(model, "config", None)
     settings = {"config": config.to_diff_dict() if hasattr(config, "to_diff_dict") else str(config)}
     if isinstance(model, T3ForCausalLM):
-        kept = ("pooling", "activation", "temperature", "guidance_scale", "forget_prior")
+        kept = ("pooling", "activation", "temperature", "guidance_scale", "forget_prior", "gate")
         settings["tilt"] = {name: getattr(model.adapter_config, name) for name in kept}
+    if isinstance(model, SteeredLM):
+        settings["method"] = model.settings
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
@@ -243,7 +246,9 @@ class _Work:
         if split not in self.plan.drawn:
             return [[None] * len(of) for of in generated]
         questions = [Question(prompt, tuple(map(tuple, of))) for prompt, of in zip(prompts, generated)]
-        off: AbstractContextManager[None] = self.model.disable() if isinstance(self.model, T3ForCausalLM) else nullcontext()
+        off: AbstractContextManager[None] = (
+            self.model.disable() if isinstance(self.model, (T3ForCausalLM, SteeredLM)) else nullcontext()
+        )
         with off:
             scores = self.base_scorer.score(questions)
         return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in of] for of in scores]

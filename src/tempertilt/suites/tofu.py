@@ -278,6 +278,7 @@ def run_tofu(
     reference: str | Path | None = None,
     target: str | Path | None = None,
     describe: Mapping[str, Any] | None = None,
+    plan: Plan = PLAN,
     overwrite: bool = False,
     progress: bool = True,
 ) -> TofuRun:
@@ -293,6 +294,7 @@ def run_tofu(
         reference, target: results (anything that `read_log` reads) of a model that never saw the forget set, and of the model
             before unlearning.
         describe: how the model was named, for the record.
+        plan: which splits get what.
         overwrite: measure again even if the key is the same.
 
     Raises:
@@ -305,6 +307,8 @@ def run_tofu(
         split: questions_of(items, tokenizer, examples, standardise=split in standardised) for split, items in data.items()
     }
     options = {**asdict(config), **asdict(measuring), **asdict(examples)}
+    if plan != PLAN:
+        options["plan"] = asdict(plan)
     weights = model_digest(model)
     key = run_key(weights, data, questions, options)
     _check_directory(output_dir)
@@ -316,7 +320,7 @@ def run_tofu(
     samples, seconds = (None, {}) if overwrite else _finished(output_dir, key)
     reused = samples is not None
     if samples is None:
-        samples, seconds = _measure(model, tokenizer, data, questions, measuring, output_dir, journal, progress)
+        samples, seconds = _measure(model, tokenizer, data, questions, plan, measuring, output_dir, journal, progress)
     found, reasons = evaluate(samples, *others)
     content = {
         "suite": "tofu",
@@ -367,6 +371,7 @@ def _measure(
     tokenizer: Any,
     data: Mapping[str, Sequence[Item]],
     questions: Any,
+    plan: Plan,
     config: MeasureConfig,
     directory: Path,
     journal: Journal,
@@ -377,7 +382,7 @@ def _measure(
         log.warning("going on with an interrupted run: %d parts are done", len(journal.units))
     for name in (RESULTS, SAMPLES):
         (directory / name).unlink(missing_ok=True)
-    samples, seconds = measure(model, tokenizer, data, questions, PLAN, config, journal, progress=progress)
+    samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, progress=progress)
     ordered = {split: samples[split] for split in SPLITS if split in samples}
     write_text(directory / SAMPLES, write_samples(ordered))
     write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")

@@ -1,0 +1,48 @@
+"""Small models of the first layers of the base model, with LoRA of their own: the assistants of inference-time methods."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempertilt.base import decoder_layers
+from tempertilt.errors import ConfigError
+from tempertilt.methods.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class AssistantConfig(TrainConfig):
+    """How an assistant is built and trained."""
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's highest learning rate"})
+    train_layers: float = field(default=1.0, metadata={"help": "share of the assistant's layers that get LoRA, from the top"})
+    layers: int = field(default=8, metadata={"help": "the assistant is the first so many layers of the base model"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers < 1 or self.lora_rank < 1:
+            raise ConfigError(f"layers is {self.layers}, lora_rank {self.lora_rank}; valid are whole numbers >= 1")
+
+
+def build_assistant(base: Any, layers: int) -> Any:
+    """The first layers of a causal LM with its embeddings, last norm and output layer, sharing its tensors.
+
+    Its modules are its own, so LoRA can be put on them; merging LoRA would write into the base's weights.
+
+    Raises:
+        ConfigError: the base has fewer layers.
+    """
+    total = len(decoder_layers(base))
+    if not 1 <= layers <= total:
+        raise ConfigError(f"layers is {layers}; valid are 1 to {total}, the layers of the base model")
+    shared = {id(tensor): tensor for tensor in itertools.chain(base.parameters(), base.buffers())}
+    assistant = copy.deepcopy(base, shared)
+    kept = decoder_layers(assistant)
+    del kept[layers:]
+    text_config = assistant.config.get_text_config()
+    if isinstance(kinds := getattr(text_config, "layer_types", None), list):
+        text_config.layer_types = kinds[:layers]
+    text_config.num_hidden_layers = layers
+    return assistant.requires_grad_(False).eval()

@@ -1,0 +1,86 @@
+"""ECO: embedding-corrupted prompts (Liu et al., arXiv 2406.07933), with a classifier of the question's tokens."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tempertilt.errors import ConfigError
+from tempertilt.methods.guardrails import fit_classifier
+from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, real_rows
+from tempertilt.methods.registry import register
+from tempertilt.methods.routed import RoutedModel
+from tempertilt.methods.steered import Pass
+from tempertilt.methods.task import Clock, Method, Task, Unlearned
+
+
+@dataclass(frozen=True)
+class ECOConfig:
+    """Options of ECO."""
+
+    strength: float = field(default=2.0, metadata={"help": "size of the noise, in standard deviations of the embeddings"})
+    threshold: float = field(
+        default=0.5, metadata={"help": "questions that are about the forget set at least so likely are corrupted"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.strength < 0 or not 0 < self.threshold < 1:
+            raise ConfigError(f"strength is {self.strength}, threshold {self.threshold}; valid are >= 0 and (0, 1)")
+
+
+def noise_of(tokens: Tensor, width: int, seed: int) -> Tensor:
+    """Standard normal noise `(N, width)` that depends on the token and the seed alone, so that decoding repeats itself."""
+    rows = {}
+    for token in tokens.unique().tolist():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {token}".encode()))
+        rows[token] = torch.randn(width, generator=generator)
+    return torch.stack([rows[token] for token in tokens.tolist()]) if len(tokens) else torch.zeros(0, width)
+
+
+class ECOModel(RoutedModel):
+    """The base model, which reads forget questions through noise."""
+
+    def __init__(self, base: Any, reader: PromptReader, classifier: PromptClassifier, settings: dict[str, Any]) -> None:
+        super().__init__(base, reader, settings)
+        self.classifier = classifier
+        self.scale = float(base.get_input_embeddings().weight.std()) * settings["strength"]
+
+    def is_other(self, question: Ids) -> bool:
+        """Whether the classifier takes it for the forget set's."""
+        return bool(self.classifier.probability(question) >= self.settings["threshold"])
+
+    def other(self, step: Pass) -> Tensor:
+        """Logits of the base that reads the question's tokens with noise on their embeddings."""
+        embeddings = self.base.get_input_embeddings()(step.tokens[:, -step.new :])
+        corrupted = torch.zeros_like(step.mask, dtype=torch.bool)
+        for row, (ids, where) in enumerate(real_rows(step.tokens, step.mask)):
+            corrupted[row, where] = torch.tensor(self.reader.in_question(ids), device=corrupted.device)
+        chosen = corrupted[:, -step.new :]
+        tokens = step.tokens[:, -step.new :][chosen].cpu()
+        noise = noise_of(tokens, embeddings.shape[-1], self.settings["seed"]).to(embeddings)
+        embeddings = embeddings.clone()
+        embeddings[chosen] += self.scale * noise
+        return step.logits(self.base, "corrupted", inputs_embeds=embeddings)
+
+
+@register("ECO", "https://arxiv.org/abs/2406.07933", ECOConfig)
+class ECO(Method):
+    """A classifier of questions; those about the forget set are read through noise on their embeddings."""
+
+    def unlearn(self, task: Task) -> Unlearned:
+        """Fit the classifier."""
+        clock, config = Clock(), self.config
+        reader = PromptReader(task.base.tokenizer, task.examples)
+        with clock("training"):
+            classifier = fit_classifier(task, reader)
+        settings = {"method": "ECO", "strength": config.strength, "threshold": config.threshold, "seed": task.seed}
+        return Unlearned(
+            model=ECOModel(task.base.model, reader, classifier, settings),
+            seconds=clock.seconds,
+            trained_parameters=classifier.buckets + 1,
+            artefact_bytes=4 * (classifier.buckets + 1),
+        )

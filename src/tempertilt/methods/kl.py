@@ -1,0 +1,28 @@
+"""KL: ascent on forget, and the frozen model's law on retain (Maini et al., arXiv 2401.06121)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tempertilt.methods.grad_ascent import ascent_loss
+from tempertilt.methods.registry import register
+from tempertilt.methods.trained import BalanceConfig, BalancedMethod
+from tempertilt.methods.training import Step
+
+
+@dataclass(frozen=True)
+class KLConfig(BalanceConfig):
+    """Options of KL."""
+
+    retain_loss: str = field(default="kl", metadata={"help": "retain loss: kl from the frozen model, or nll"})
+
+
+@register("KL", "https://arxiv.org/abs/2401.06121", KLConfig)
+class KL(BalancedMethod):
+    """Gradient ascent on forget answers, KL from the frozen model on retain answers."""
+
+    def forget_loss(self, step: Step) -> Tensor:
+        """-L."""
+        return ascent_loss(step.forget.token_nll)

@@ -1,0 +1,47 @@
+"""NPO: negative preference optimisation (Zhang et al., arXiv 2404.05868)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from tempertilt.errors import ConfigError
+from tempertilt.methods.registry import register
+from tempertilt.methods.trained import BalanceConfig, BalancedMethod
+from tempertilt.methods.training import Step
+
+
+@dataclass(frozen=True)
+class NPOConfig(BalanceConfig):
+    """Options of NPO."""
+
+    beta: float = field(default=0.1, metadata={"help": "inverse temperature; towards 0 it becomes gradient ascent"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta > 0:
+            raise ConfigError(f"beta is {self.beta}; valid is a number > 0")
+
+
+def npo_loss(nll: Tensor, frozen_nll: Tensor, beta: float) -> Tensor:
+    """-(2/beta) log sigmoid(beta (S - S_frozen)), mean over answers (Zhang et al., arXiv 2404.05868).
+
+    At least 0, and its gradient vanishes where S is far above S_frozen; as beta goes to 0 its gradient goes to that of -S.
+
+    Args:
+        nll, frozen_nll: `(B,)` summed NLL of each answer, nats.
+    """
+    return -2 / beta * F.logsigmoid(beta * (nll - frozen_nll)).mean()
+
+
+@register("NPO", "https://arxiv.org/abs/2404.05868", NPOConfig)
+class NPO(BalancedMethod):
+    """Negative preference optimisation against the frozen model."""
+
+    reference = ("forget",)
+
+    def forget_loss(self, step: Step) -> Tensor:
+        """NPO on the summed NLL."""
+        return npo_loss(step.forget.nll, step.forget.frozen_nll, self.config.beta)

@@ -1,0 +1,108 @@
+"""T3 (Temper-Then-Tilt; Block et al., arXiv 2602.10217): as this package does it by default, and in the paper's setting."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tempertilt.data.records import RecordSets
+from tempertilt.errors import ConfigError
+from tempertilt.methods.registry import register
+from tempertilt.methods.task import Method, Task, Unlearned
+from tempertilt.pipeline import METHODS, EvidenceConfig, UnlearnConfig, unlearn
+
+URL = "https://arxiv.org/abs/2602.10217"
+
+
+@dataclass(frozen=True)
+class T3Config:
+    """Options of T3: those of `t3 unlearn`, by name; what is not named has the method's default."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of t3 unlearn, by name"})
+
+    def __post_init__(self) -> None:
+        unlearn_config("t3", self.options)
+
+
+@dataclass(frozen=True)
+class T3PaperConfig(T3Config):
+    """Options of T3 in the paper's setting: options that are named take the place of the paper's."""
+
+
+def unlearn_config(method: str, options: Mapping[str, Any]) -> UnlearnConfig:
+    """A method's configuration in `pipeline.METHODS` with some options changed, each in the part that has it.
+
+    Raises:
+        ConfigError: no part has an option of that name, or its value is not valid.
+    """
+    config = METHODS[method]
+    parts = {part.name: getattr(config, part.name) for part in fields(config) if is_dataclass(getattr(config, part.name))}
+    owners = {option.name: name for name, part in parts.items() for option in fields(part)}
+    if unknown := sorted(set(options) - set(owners)):
+        raise ConfigError(f"t3 has no option {', '.join(unknown)}; valid are {', '.join(sorted(owners))}")
+    changed = {
+        name: replace(part, **{option: value for option, value in options.items() if owners[option] == name})
+        for name, part in parts.items()
+    }
+    return replace(config, **changed)
+
+
+@contextmanager
+def own_cache(directory: Path) -> Iterator[None]:
+    """Inside, the package's cache is in `directory`: no features of an earlier run are found, so their time is measured."""
+    before = os.environ.get("TEMPERTILT_CACHE")
+    os.environ["TEMPERTILT_CACHE"] = str(directory)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TEMPERTILT_CACHE"]
+        else:
+            os.environ["TEMPERTILT_CACHE"] = before
+
+
+@register("t3", URL, T3Config)
+class T3(Method):
+    """Temper, then tilt, with this package's defaults."""
+
+    method = "t3"
+
+    def unlearn(self, task: Task) -> Unlearned:
+        """Features, head, adapter."""
+        config = unlearn_config(self.method, {"seed": task.seed, **self.options()})
+        config = replace(config, examples=task.examples, evidence=EvidenceConfig(report_records=0, show=0))
+        directory = task.work_dir / "adapter"
+        with own_cache(task.work_dir / "cache"):
+            result = unlearn(task.base, RecordSets(task.forget, task.retain, [], []), directory, config, progress=task.progress)
+        assert result.fit is not None and result.extraction is not None
+        body = task.base.model.num_parameters()
+        return Unlearned(
+            model=result.model,
+            seconds={
+                "reference": result.seconds.get("background", 0.0) + result.seconds["features"],
+                "training": result.seconds.get("gate", 0.0) + result.seconds["fit"],
+            },
+            trained_parameters=result.fit.num_parameters,
+            artefact_bytes=sum(path.stat().st_size for path in directory.glob("adapter_*")),
+            train_flops=2.0 * body * result.extraction.tokens,
+            details={"recipe": config.recipe(), "fit_seconds": result.fit.seconds, "epochs": result.fit.epochs},
+        )
+
+    def recipe(self) -> dict[str, Any]:
+        """Every option of `t3 unlearn` that decides the adapter, whatever the package's defaults are; the bench has the seed."""
+        return {name: value for name, value in unlearn_config(self.method, self.options()).recipe().items() if name != "seed"}
+
+    def options(self) -> dict[str, Any]:
+        """Options of `t3 unlearn`."""
+        return dict(self.config.options)
+
+
+@register("t3-paper", URL, T3PaperConfig)
+class T3Paper(T3):
+    """Temper, then tilt, in the paper's setting."""
+
+    method = "t3-paper"

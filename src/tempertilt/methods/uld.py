@@ -1,0 +1,107 @@
+"""ULD: unlearning from logit difference (Ji et al., arXiv 2406.08607).
+
+A small assistant learns the reverse task, to remember forget answers and to know nothing of retain answers; its logits are
+taken from the base model's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tempertilt.errors import ConfigError
+from tempertilt.methods.assistant import AssistantConfig, build_assistant
+from tempertilt.methods.registry import register
+from tempertilt.methods.steered import Pass, SteeredLM
+from tempertilt.methods.task import Method, Task, Unlearned
+from tempertilt.methods.training import Step, train
+
+
+@dataclass(frozen=True)
+class ULDConfig(AssistantConfig):
+    """Options of ULD."""
+
+    strength: float = field(default=0.75, metadata={"help": "what the assistant's logits are multiplied by"})
+    uniform_weight: float = field(default=6.5, metadata={"help": "weight of the uniform law on retain answers"})
+    floor: float = field(default=0.01, metadata={"help": "tokens that the base finds less likely than this stay as they are"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength < 0 or self.uniform_weight < 0 or not 0 <= self.floor < 1:
+            raise ConfigError(
+                f"strength is {self.strength}, uniform_weight {self.uniform_weight}, floor {self.floor}; "
+                "valid are >= 0, >= 0 and [0, 1)"
+            )
+
+
+def uniform_loss(logits: Tensor) -> Tensor:
+    """Cross-entropy from the uniform law, less its lowest value log V: 0 where all tokens are equally likely, nats.
+
+    Args:
+        logits: `(N, V)`.
+    """
+    return (logits.logsumexp(-1) - logits.mean(-1)).mean() - math.log(logits.shape[-1])
+
+
+def subtracted(logits: Tensor, assistant: Tensor, strength: float, floor: float) -> Tensor:
+    """z - strength * (z_assistant - its mean over tokens), where the base's probability is at least `floor` (arXiv 2406.08607).
+
+    An assistant that knows nothing, whose law is uniform, changes nothing; nor does one at tokens that the base would not say.
+
+    Args:
+        logits, assistant: `(..., V)`.
+    """
+    changed = logits - strength * (assistant - assistant.mean(-1, keepdim=True))
+    return changed.where(logits.softmax(-1) >= floor, logits) if floor else changed
+
+
+class _Reverse:
+    """The assistant's objective: remember forget, know nothing of retain."""
+
+    reference: tuple[str, ...] = ()
+    hidden_layer: int | None = None
+    hidden_reference: tuple[str, ...] = ()
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def loss(self, step: Step) -> Tensor:
+        """L on forget + weight * distance to the uniform law on retain."""
+        return step.forget.mean_nll + self.weight * uniform_loss(step.retain.logits)
+
+
+class ULDModel(SteeredLM):
+    """The base model less an assistant."""
+
+    def __init__(self, base: Any, assistant: Any, settings: dict[str, Any]) -> None:
+        super().__init__(base, settings)
+        self.assistant = assistant
+
+    def steer(self, logits: Tensor, step: Pass) -> Tensor:
+        """z - strength * z_assistant."""
+        other = step.logits(self.assistant, "assistant")
+        return subtracted(logits, other, self.settings["strength"], self.settings["floor"])
+
+
+@register("ULD", "https://arxiv.org/abs/2406.08607", ULDConfig)
+class ULD(Method):
+    """Logits less those of a small assistant that knows the forget answers only."""
+
+    def unlearn(self, task: Task) -> Unlearned:
+        """Train the assistant."""
+        config = self.config
+        roles = {"forget": task.examples_of(task.forget), "retain": task.examples_of(task.retain)}
+        assistant = build_assistant(task.base.model, config.layers)
+        trained = train(assistant, roles, _Reverse(config.uniform_weight), config, task)
+        settings = {"method": "ULD", "strength": config.strength, "floor": config.floor}
+        return Unlearned(
+            model=ULDModel(task.base.model, trained.model.get_base_model(), settings),
+            seconds=trained.seconds,
+            trained_parameters=trained.parameters,
+            artefact_bytes=trained.artefact_bytes,
+            train_flops=trained.flops,
+            details=trained.details(),
+        )

@@ -1,0 +1,28 @@
+"""A method of one's own, from its loss to the table, in one file that the benchmark reads as a plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from tempertilt.methods.registry import register
+from tempertilt.methods.trained import TrainedMethod
+from tempertilt.methods.training import Step, TrainConfig
+
+
+@register("Uniform", "https://arxiv.org/abs/2401.06121", TrainConfig)
+class Uniform(TrainedMethod):
+    """Every token as likely as any other on forget answers."""
+
+    def loss(self, step: Step) -> Tensor:
+        logits = step.forget.logits
+        return (logits.logsumexp(-1) - logits.mean(-1)).mean() + step.retain.mean_nll
+
+
+def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path) -> None:
+    from benches import tiny_bench
+
+    rows = tiny_bench(tmp_path, tiny_dir, {"Uniform": {"options": {"epochs": 1, "lora_rank": 2}}}, plugins=[__file__])
+    assert [row.name for row in rows] == ["target", "reference", "Uniform"]
+    assert rows[2].failures == () and rows[2].costs["trained_parameters"] > 0 and rows[2].figures["score"].seeds == 2
