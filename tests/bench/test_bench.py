@@ -21,7 +21,7 @@ from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, read_config
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
-from tempertilt.bench.scores import Figure, Row, Value, differences, figure, ks_error, score
+from tempertilt.bench.scores import Figure, Row, Value, costs, differences, figure, ks_error, score
 from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
@@ -286,6 +286,15 @@ def row(name: str, mean: float, error: float, seconds: float) -> Row:
     figures = {"score": of, "utility": of, "ks_distance": of, "forget_quality": of}
     prices = {"unlearn_seconds": seconds, "decoding": 1.0, "trained_parameters": 1e7}
     return Row(name, "NPO" if name != "t3" else "t3", "beta 1", {}, (0,), figures, prices, (("beta 1", mean, ""),), ())
+
+
+def test_a_ratio_that_was_not_timed_is_no_cost() -> None:
+    result = {"seconds": {"training": 2.0, "unlearn": 3.0, "load": 1.0}, "evaluation_seconds": {"total": 5.0},
+              "peak_memory_mib": {"unlearning": 7.0}, "trained_parameters": 1, "artefact_bytes": 4,
+              "train_flops": 8.0}  # fmt: skip
+    timed, untimed = ({**result, "overhead": {"ratio": ratio}} for ratio in (2.0, None))
+    assert costs([timed, timed])["decoding"] == 2.0 and costs([timed])["unlearn_seconds"] == 2.0
+    assert "decoding" not in costs([untimed])
 
 
 def test_t3_against_a_rival_and_the_ratio_of_costs() -> None:
