@@ -61,6 +61,12 @@ def tiny_bench(
     return Bench(read_config(path), path, shared(tmp_path) / "out", run or RunOptions(workers=2)).run()
 
 
+def folder_of(tmp_path: Path, row: str) -> Path:
+    """The folder of a row's trial."""
+    specs = (shared(tmp_path) / "out").glob("trials/*/trial.json")
+    return next(path.parent for path in specs if json.loads(path.read_text())["contender"] == row)
+
+
 def shared(tmp_path: Path) -> Path:
     """A folder that all tests of a session share: a trial that one of them has run is finished for all."""
     return tmp_path.parent / "benches"

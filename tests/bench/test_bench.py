@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches import shared, tiny_bench, write_bench
+from benches import folder_of, shared, tiny_bench, write_bench
 from scipy.stats import ks_2samp
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, read_config
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
-from tempertilt.bench.scores import Figure, Row, Value, differences, figure, ks_error, score
+from tempertilt.bench.scores import Figure, Row, Value, costs, differences, figure, ks_error, score
 from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
@@ -130,6 +130,10 @@ def test_keys_follow_what_decides_a_trial(tmp_path: Path, tiny_dir: Path) -> Non
     assert limited["NPO"] != first["NPO"] and limited["target"] != first["target"]
     renamed = keys({"mine": {"method": "NPO", "options": FAST}}, seeds=[0])
     assert renamed["mine"] == first["NPO"], "the name of a row decides nothing"
+    both = write_bench(tmp_path, tiny_dir, {name: {"method": "NPO", "options": FAST} for name in ("one", "two")}, seeds=[0])
+    bench = Bench(read_config(both), both, tmp_path / "o", RunOptions())
+    folders_of_both = {bench._trial(c, 0, 0, "report").directory for c in bench.contenders if c.name in ("one", "two")}
+    assert len(folders_of_both) == 1, "rows with one key share its trial"
     extra = shared(tmp_path) / "reference" / "extra.json"
     extra.write_text("{}")
     changed = keys({"NPO": {"options": FAST}}, seeds=[0])
@@ -155,9 +159,9 @@ def test_trained_methods_work_under_accelerate_launch(tmp_path: Path, tiny_dir: 
     launcher = (sys.executable, "-m", *launch.split(), "--main_process_port", "0")
     run = RunOptions(launcher=launcher)
     rows = tiny_bench(tmp_path, tiny_dir, {"pair": {"method": "NPO", "options": FAST | {"train_batch_size": 2}}}, run, seeds=[0])
-    log = next((shared(tmp_path) / "out" / "trials").glob("pair-*/log.txt")).read_text()
+    log = (folder_of(tmp_path, "pair") / "log.txt").read_text()
     assert rows[2].failures == (), log
-    result = json.loads(next((shared(tmp_path) / "out" / "trials").glob("pair-*/result.json")).read_text())
+    result = json.loads((folder_of(tmp_path, "pair") / "result.json").read_text())
     assert result["details"]["steps"] == 2, "six records, two processes of two records: two steps"
 
 
@@ -165,7 +169,7 @@ def test_trained_methods_work_under_accelerate_launch(tmp_path: Path, tiny_dir: 
 def test_tracking_writes_into_the_trial(tmp_path: Path, tiny_dir: Path) -> None:
     run = RunOptions(report_to="tensorboard")
     rows = tiny_bench(tmp_path, tiny_dir, {"tracked": {"method": "NPO", "options": FAST | {"epochs": 2}}}, run, seeds=[0])
-    trial = next((shared(tmp_path) / "out" / "trials").glob("tracked-*"))
+    trial = folder_of(tmp_path, "tracked")
     assert rows[2].failures == () and list(trial.glob("tensorboard/**/events.out.tfevents.*")) and not (trial / "work").exists()
 
 
@@ -282,6 +286,15 @@ def row(name: str, mean: float, error: float, seconds: float) -> Row:
     figures = {"score": of, "utility": of, "ks_distance": of, "forget_quality": of}
     prices = {"unlearn_seconds": seconds, "decoding": 1.0, "trained_parameters": 1e7}
     return Row(name, "NPO" if name != "t3" else "t3", "beta 1", {}, (0,), figures, prices, (("beta 1", mean, ""),), ())
+
+
+def test_a_ratio_that_was_not_timed_is_no_cost() -> None:
+    result = {"seconds": {"training": 2.0, "unlearn": 3.0, "load": 1.0}, "evaluation_seconds": {"total": 5.0},
+              "peak_memory_mib": {"unlearning": 7.0}, "trained_parameters": 1, "artefact_bytes": 4,
+              "train_flops": 8.0}  # fmt: skip
+    timed, untimed = ({**result, "overhead": {"ratio": ratio}} for ratio in (2.0, None))
+    assert costs([timed, timed])["decoding"] == 2.0 and costs([timed])["unlearn_seconds"] == 2.0
+    assert "decoding" not in costs([untimed])
 
 
 def test_t3_against_a_rival_and_the_ratio_of_costs() -> None:

@@ -19,8 +19,8 @@ from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.methods.assistant import build_assistant
 from tempertilt.methods.divergence_decoding import linear_divergence, rank_divergence
 from tempertilt.methods.eco import noise_of
-from tempertilt.methods.guardrails import subjects
 from tempertilt.methods.offset import offset_loss, with_offset
+from tempertilt.methods.prompt_guardrail import subjects
 from tempertilt.methods.prompts import PromptClassifier, PromptReader
 from tempertilt.methods.registry import find_method
 from tempertilt.methods.steered import SteeredLM

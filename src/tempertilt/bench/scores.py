@@ -193,7 +193,9 @@ def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     out = {f"{name}_seconds": _mean([result["seconds"].get(name, 0.0) for result in results]) for name in sorted(steps)}
     out["unlearn_seconds"] = _mean([sum(result["seconds"].get(name, 0.0) for name in steps) for result in results])
     out["evaluation_seconds"] = _mean([result["evaluation_seconds"]["total"] for result in results])
-    out["decoding"] = _mean([result["overhead"]["ratio"] for result in results])
+    ratios = [result["overhead"]["ratio"] for result in results]
+    if None not in ratios:
+        out["decoding"] = _mean(ratios)
     out["peak_memory_mib"] = _mean([result["peak_memory_mib"]["unlearning"] for result in results])
     for name in ("trained_parameters", "artefact_bytes", "train_flops"):
         out[name] = _mean([result[name] for result in results])

@@ -136,7 +136,7 @@ class Trials:
         if setting.method in ("reference", "oracle"):
             content["reference"] = [source_digest(self.config.reference_model), source_digest(self.config.reference_peft_adapter)]
         key = _hash(content)
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in contender)
+        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in setting.method)  # rows with one key share its folder
         return Trial(contender, setting, content["seed"], part, key, self.output_dir / "trials" / f"{safe}-{key[:12]}")
 
 

@@ -141,12 +141,15 @@ def _evaluate(
 def _overhead(config: BenchConfig, unlearned: Unlearned, base: BaseModel, data: Data) -> dict[str, Any]:
     """Time of greedy decoding with the method over time without, the same prompts in turn.
 
-    1 by construction, and not timed, where architecture and prompts are the base's: what is trained is merged into the weights.
+    1 by construction, and not timed, where architecture and prompts are the base's: what is trained is merged into the
+    weights. None where it is not known, because no prompts are to be timed.
     """
     count, options = config.evaluation.overhead_prompts, config.evaluation
     changes_prompts = unlearned.examples is not None and unlearned.examples != config.examples
-    if not count or not (hasattr(unlearned.model, "disable") or changes_prompts):
+    if not (hasattr(unlearned.model, "disable") or changes_prompts):
         return {"ratio": 1.0, "timed": False}
+    if not count:
+        return {"ratio": None, "timed": False}
     records = [*spread(data.forget, (count + 1) // 2), *spread(data.retain, count // 2)]
     off = unlearned.model.disable if hasattr(unlearned.model, "disable") else nullcontext
     own, plain = (_prompts(records, base, of) for of in (unlearned.examples or config.examples, config.examples))

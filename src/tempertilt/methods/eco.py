@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.methods.guardrails import fit_classifier
-from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, real_rows
+from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, fit_classifier, real_rows
 from tempertilt.methods.registry import register
 from tempertilt.methods.routed import RoutedModel
 from tempertilt.methods.steered import Pass

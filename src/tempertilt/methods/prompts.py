@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tempertilt.data.examples import ExampleConfig, encode_question
-from tempertilt.errors import DataError
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.methods.task import Task
 
 Ids = tuple[int, ...]
 
@@ -122,3 +123,14 @@ def real_rows(tokens: Tensor, mask: Tensor) -> list[tuple[list[int], list[int]]]
         where = [i for i, r in enumerate(real) if r]
         rows.append(([ids[i] for i in where], where))
     return rows
+
+
+def fit_classifier(task: Task, reader: PromptReader) -> PromptClassifier:
+    """A classifier of the task's questions."""
+    sides = []
+    for records in (task.forget, task.retain):
+        read = [reader.read(example.input_ids.tolist()) for example in task.examples_of(records)]
+        sides.append([found[0] for found in read if found is not None])
+    if not all(sides):
+        raise ConfigError("this method needs records with questions, of both kinds; there are none that can be told apart")
+    return PromptClassifier(sides[0], sides[1])

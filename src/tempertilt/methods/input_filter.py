@@ -1,0 +1,64 @@
+"""InputFilter: questions that are about the forget set get a refusal (Thaker et al., arXiv 2403.03329)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempertilt.errors import ConfigError
+from tempertilt.methods.prompts import PromptClassifier, PromptReader, fit_classifier
+from tempertilt.methods.refusing import FilterConfig, RefusingModel, refusal_ids
+from tempertilt.methods.registry import register
+from tempertilt.methods.task import Clock, Method, Task, Unlearned
+
+
+@dataclass(frozen=True)
+class InputFilterConfig(FilterConfig):
+    """Options of the filter of prompts."""
+
+    threshold: float = field(
+        default=0.5, metadata={"help": "questions that are about the forget set at least so likely are refused"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold is {self.threshold}; valid is a number in (0, 1)")
+
+
+class InputFilterModel(RefusingModel):
+    """Refuses questions that a classifier takes for the forget set's."""
+
+    def __init__(
+        self, base: Any, refusal: Sequence[int], settings: dict[str, Any], reader: PromptReader, of: PromptClassifier
+    ) -> None:
+        super().__init__(base, refusal, settings)
+        self.reader, self.classifier = reader, of
+
+    def starts(self, ids: Sequence[int]) -> int | None:
+        """The answer's first token, where the question is refused."""
+        found = self.reader.read(ids)
+        return found[1] if found and self.classifier.probability(found[0]) >= self.settings["threshold"] else None
+
+
+@register("InputFilter", "https://arxiv.org/abs/2403.03329", InputFilterConfig)
+class InputFilter(Method):
+    """A classifier of questions; those about the forget set get a refusal."""
+
+    is_random = False
+
+    def unlearn(self, task: Task) -> Unlearned:
+        """Fit the classifier."""
+        clock, config = Clock(), self.config
+        reader = PromptReader(task.base.tokenizer, task.examples)
+        with clock("training"):
+            classifier = fit_classifier(task, reader)
+        settings = {"method": "InputFilter", "threshold": config.threshold, "smoothing": config.smoothing}
+        refusal = refusal_ids(config.refusal, task.base.tokenizer)
+        return Unlearned(
+            model=InputFilterModel(task.base.model, refusal, settings, reader, classifier),
+            seconds=clock.seconds,
+            trained_parameters=classifier.buckets + 1,
+            artefact_bytes=4 * (classifier.buckets + 1),
+        )
