@@ -2,7 +2,7 @@
 
 A model that never saw the forget records gives their answers about the likelihood that the base gives to answers of the same kind
 that it never saw either: the holdout records. So the scale s is chosen at which the two mean negative log-likelihoods agree; the
-guided one of the forget answers grows with s. Measured against the choice by forget quality in benchmarks/experiments/law.md.
+guided one of the forget answers grows with s.
 """
 
 from __future__ import annotations

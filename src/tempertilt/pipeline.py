@@ -104,7 +104,7 @@ METHODS = {
     ),
     "t3-paper": UnlearnConfig(),
 }
-"""The settings of `t3 unlearn --method`: ours (benchmarks/experiments says why each), and the paper's."""
+"""The settings of `t3 unlearn --method`: ours, and the paper's."""
 
 
 @dataclass(frozen=True)
