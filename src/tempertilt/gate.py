@@ -9,8 +9,8 @@ text that is to be kept:
     g_t = clamp((E_t - threshold) / width, 0, 1)       0: the base's own law; 1: tempered and tilted in full
 
 `W` whitens the states by a covariance of low rank plus a multiple of the identity (probabilistic PCA; Tipping, Bishop 1999), so
-that an adapter holds few numbers. A nearest neighbour with a margin says "no" to what it has never seen, which a linear classifier
-on pooled states does not.
+that an adapter holds few numbers. A nearest neighbour with a margin says "no" to what it has never seen; a linear classifier on
+pooled states does not.
 """
 
 from __future__ import annotations
