@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tempertilt.base import load_base
@@ -16,8 +16,7 @@ from tempertilt.data.records import Record, check_records
 from tempertilt.errors import ConfigError
 from tempertilt.evidence import Summary, greedy_answers, likelihoods
 from tempertilt.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
-from tempertilt.fit import FitConfig
-from tempertilt.pipeline import EvidenceConfig, Shown, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.pipeline import METHODS, EvidenceConfig, Shown, UnlearnResult, unlearn
 from tempertilt.smollm2 import ALIAS
 from tempertilt.storage import cache_dir
 
@@ -112,7 +111,7 @@ def run_demo(
 
     started = time.perf_counter()
     say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one pass of the frozen model, then the head")
-    recipe = UnlearnConfig(fit=FitConfig(held_out_fraction=0.0), evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = replace(METHODS["t3"], evidence=EvidenceConfig(report_records=0, show=0))
     digest = hashlib.sha256(json.dumps(recipe.recipe(), sort_keys=True).encode()).hexdigest()[:8]
     result = unlearn(base, check_records(data.forget, data.retain), directory / f"adapter-{digest}", recipe, progress=progress)
     seconds["unlearn"] = time.perf_counter() - started

@@ -31,8 +31,9 @@ from tempertilt.errors import AdapterError, ConfigError, DataError
 
 CHUNK = 8192  # states compared at a time
 LOOKED_AT, LOOK = 512, 8  # kept records, and every so many of their tokens, in a first look for what is generic
-CANDIDATES = 16  # tokens of a forget record that remain after it
+CANDIDATES = 8  # tokens of a prompt and of an answer that remain after it
 FOLDS = 5  # of the kept documents
+LEAST_EVIDENCE = 0.2  # below it, a gate would open on anything
 SAME = 0.9  # of two exemplars this similar, one is enough
 NAMES = ("gate.mean", "gate.basis", "gate.shrink", "gate.exemplars", "gate.margins")
 
@@ -44,24 +45,27 @@ class GateConfig:
     gate: bool = field(default=False, metadata={"help": "temper and tilt only where the text is about what is to be forgotten"})
     gate_depth: float = field(default=0.2, metadata={"help": "share of the layers below the states that the gate reads"})
     whitening_rank: int = field(default=128, metadata={"help": "directions whitened one by one; the rest share one variance"})
-    exemplars_per_record: int = field(default=4, metadata={"help": "exemplars that each forget record may add"})
+    exemplars_per_part: int = field(default=2, metadata={"help": "exemplars that each prompt and each answer may add"})
     max_exemplars: int = field(default=800, metadata={"help": "exemplars in all"})
-    false_alarms: float = field(
-        default=0.01, metadata={"help": "share of kept records, of documents held out, that may open the gate"}
+    missed: float = field(
+        default=0.05, metadata={"help": "share of forget prompts whose evidence is disregarded when the threshold is set"}
     )
-    least_evidence: float = field(default=0.5, metadata={"help": "the threshold is at least this (a similarity, 0 to 2)"})
+    gate_slack: float = field(
+        default=0.9, metadata={"help": "the threshold, as a share of the evidence that the other forget prompts reach"}
+    )
     gate_width: float = field(default=0.02, metadata={"help": "evidence above the threshold at which the gate is fully open"})
 
     def __post_init__(self) -> None:
         if not 0 < self.gate_depth < 1:
             raise ConfigError(f"gate_depth is {self.gate_depth}; valid is a number in (0, 1)")
-        for name in ("whitening_rank", "exemplars_per_record", "max_exemplars"):
+        for name in ("whitening_rank", "exemplars_per_part", "max_exemplars"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        if not 0 <= self.false_alarms < 1:
-            raise ConfigError(f"false_alarms is {self.false_alarms}; valid is a number in [0, 1)")
-        if not 0 <= self.least_evidence < 2 or not self.gate_width > 0:
-            raise ConfigError(f"least_evidence is {self.least_evidence}, gate_width {self.gate_width}; valid are [0, 2) and > 0")
+        if not 0 <= self.missed < 1 or not 0 < self.gate_slack < 1 or not self.gate_width > 0:
+            raise ConfigError(
+                f"missed is {self.missed}, gate_slack {self.gate_slack}, gate_width {self.gate_width}; valid are numbers in "
+                "[0, 1), in (0, 1) and > 0"
+            )
 
     def layer(self, num_layers: int) -> int:
         """The number of decoder layers below the states that are read, 1 to `num_layers - 1`."""
@@ -174,12 +178,14 @@ class GateFit:
         gate: the gate.
         kept_evidence: `(R,)` highest evidence of each kept record, by a gate made without a fifth of the documents, its own among
             them.
-        forget_evidence: `(Fo,)` highest evidence in the prompt of each forget record, by exemplars of other records alone.
+        own_evidence: `(Fo,)` highest evidence in the prompt of each forget record.
+        forget_evidence: `(Fo,)` the same by exemplars of other records alone; empty if there is one record.
         seconds: wall time.
     """
 
     gate: EvidenceGate
     kept_evidence: NDArray[np.float32]
+    own_evidence: NDArray[np.float32]
     forget_evidence: NDArray[np.float32]
     seconds: float
 
@@ -187,6 +193,11 @@ class GateFit:
     def false_alarms(self) -> float:
         """Share of kept records that open a gate made without their document; NaN if there are none."""
         return _share(self.kept_evidence > self.gate.threshold)
+
+    @property
+    def coverage(self) -> float:
+        """Share of forget records whose prompt opens the gate."""
+        return _share(self.own_evidence > self.gate.threshold)
 
     @property
     def recall(self) -> float:
@@ -199,6 +210,7 @@ class GateFit:
             "layer": self.gate.layer,
             "exemplars": len(self.gate.margins),
             "threshold": self.gate.threshold,
+            "coverage": self.coverage,
             "false_alarms_held_out": self.false_alarms,
             "recall_held_out": self.recall,
             "seconds": self.seconds,
@@ -213,8 +225,9 @@ def _share(found: NDArray[np.bool_]) -> float:
 def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: int) -> GateFit:
     """Choose exemplars of the forget records, their margins, and the threshold.
 
-    The threshold is the evidence that a share `false_alarms` of the kept records reaches under gates made without a fifth of the
-    documents, theirs among them, and at least `least_evidence`.
+    The threshold lies a little (`gate_slack`) below the evidence that the forget prompts themselves reach, all but a share
+    `missed` of them: what is to be forgotten comes first. How often kept text opens the gate is then measured under gates made
+    without a fifth of the documents, theirs among them.
 
     Args:
         forget, kept: states after `layer` decoder layers; on one device.
@@ -229,20 +242,24 @@ def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: 
     folds = _folds(kept.documents)
     margins = _margins(candidates, kept, folds, whitening)
     exemplars, of_exemplars = _select(candidates, owners, margins.amax(1), config)
-    kept_evidence = _evidence_left_out(kept, folds, candidates, owners, margins, config, whitening)
-    forget_evidence = _evidence_of_others(forget, candidates, margins.amax(1), owners, config, whitening)
-    threshold = config.least_evidence
-    if len(kept_evidence):
-        threshold = max(threshold, float(np.quantile(kept_evidence, 1 - config.false_alarms)))
-    highest = float(1 - of_exemplars.min())
-    if threshold + config.gate_width > highest:
+    gate = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=0.0, width=config.gate_width)
+    prompts = forget.states if forget.prompts is None else [rows[:n] for rows, n in zip(forget.states, forget.prompts)]
+    own = np.array([float(gate.evidence(rows).amax()) for rows in prompts], np.float32)
+    reached = float(np.quantile(own, config.missed))
+    if reached < LEAST_EVIDENCE:
         raise DataError(
-            f"the gate can't tell the forget records from what is kept: their evidence is at most {highest:.2f}, that of kept "
-            f"text reaches {threshold:.2f}. If the same text is in both, mend the records; else choose --no-gate, which tempers "
-            "and tilts everywhere"
+            f"the gate can't tell the forget records from what is kept: {config.missed:.0%} of the forget prompts reach an evidence "
+            f"of {reached:.2f} or less, valid is {LEAST_EVIDENCE}. If the same text is in both, mend the records; if few prompts "
+            "name what they ask for, raise --missed; else choose --no-gate, which tempers and tilts everywhere"
         )
-    gate = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=threshold, width=config.gate_width)
-    return GateFit(gate, kept_evidence, forget_evidence, time.perf_counter() - started)
+    gate.threshold = config.gate_slack * reached
+    return GateFit(
+        gate,
+        _evidence_left_out(kept, folds, candidates, owners, margins, config, whitening),
+        own,
+        _evidence_of_others(prompts, candidates, margins.amax(1), owners, config, whitening),
+        time.perf_counter() - started,
+    )
 
 
 def fit_whitening(parts: Sequence[TokenStates], rank: int) -> Whitening:
@@ -264,17 +281,27 @@ def fit_whitening(parts: Sequence[TokenStates], rank: int) -> Whitening:
 
 
 def _candidates(forget: TokenStates, kept: TokenStates, whitening: Whitening) -> tuple[Tensor, NDArray[np.int64]]:
-    """Directions `(n, d)` of the `CANDIDATES` tokens of each forget record that a look at kept text finds most special."""
+    """Directions `(n, d)` of the tokens of each forget record that a look at kept text finds most special.
+
+    Their owner is twice the number of the record, and 1 more in its prompt: `CANDIDATES` of the prompt and as many of the answer.
+    """
     rows = [states[::LOOK].float() for states in kept.states[:LOOKED_AT]]
     look = whitening.directions(torch.cat(rows)) if rows else None
     found, owners = [], []
     for states, records in forget.chunks():
         directions = whitening.directions(states)
         likeness = directions.new_zeros(len(states)) if look is None else (directions @ look.T).amax(1)
-        chosen = _lowest_of_each(likeness, records, CANDIDATES)
+        parts = 2 * records + _in_prompt(records, forget.prompts)
+        chosen = _lowest_of_each(likeness, parts, CANDIDATES)
         found.append(directions[chosen])
-        owners.append(records[chosen.cpu().numpy()])
+        owners.append(parts[chosen.cpu().numpy()])
     return torch.cat(found), np.concatenate(owners)
+
+
+def _in_prompt(records: NDArray[np.int64], prompts: Sequence[int] | None) -> NDArray[np.bool_]:
+    """Which rows of whole records, one after another, are of their prompts."""
+    places = np.arange(len(records)) - np.searchsorted(records, records)
+    return np.ones(len(records), bool) if prompts is None else places < np.asarray(prompts)[records]
 
 
 def _folds(documents: Sequence[str]) -> NDArray[np.int64]:
@@ -295,8 +322,8 @@ def _margins(candidates: Tensor, kept: TokenStates, folds: NDArray[np.int64], wh
 
 
 def _select(candidates: Tensor, owners: NDArray[np.int64], margins: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
-    """Exemplars and margins: the most special candidates of each record, one for all that are nearly the same."""
-    rows = _lowest_of_each(margins, owners, config.exemplars_per_record)
+    """Exemplars and margins: the most special candidates of each prompt and answer, one for all that are nearly the same."""
+    rows = _lowest_of_each(margins, owners, config.exemplars_per_part)
     similarity = candidates[rows] @ candidates[rows].T
     chosen: list[int] = []
     for row in range(len(rows)):
@@ -348,7 +375,7 @@ def _evidence_left_out(
 
 
 def _evidence_of_others(
-    forget: TokenStates,
+    prompts: Sequence[Tensor],
     candidates: Tensor,
     margins: Tensor,
     owners: NDArray[np.int64],
@@ -356,14 +383,13 @@ def _evidence_of_others(
     whitening: Whitening,
 ) -> NDArray[np.float32]:
     """`(Fo,)` highest evidence in the prompt of each forget record, by exemplars of other records; empty if there is one."""
-    if len(forget.states) < 2:
+    if len(prompts) < 2:
         return np.zeros(0, np.float32)
-    rows = _lowest_of_each(margins, owners, config.exemplars_per_record)
-    owner = torch.from_numpy(owners).to(rows.device)[rows]
+    rows = _lowest_of_each(margins, owners, config.exemplars_per_part)
+    owner = torch.from_numpy(owners // 2).to(rows.device)[rows]
     exemplars, margins = candidates[rows], margins[rows]
-    highest = np.full(len(forget.states), -np.inf, np.float32)
-    for i, states in enumerate(forget.states):
-        prompt = states if forget.prompts is None else states[: forget.prompts[i]]
+    highest = np.full(len(prompts), -np.inf, np.float32)
+    for i, prompt in enumerate(prompts):
         similarity = whitening.directions(prompt) @ exemplars.T - margins
         highest[i] = float(similarity.masked_fill(owner == i, -math.inf).amax())
     return highest

@@ -336,7 +336,8 @@ def _token_states(
     first = [example.input_ids for example in forget + kept]
     shortest = min(map(len, first)) - 1
     common = next((i for i in range(shortest) if len({int(ids[i]) for ids in first}) > 1), shortest)
-    starts = [max(1, int(example.scored.argmax()) - common) for example in forget]
+    starts = [int(example.scored.argmax()) - common for example in forget]
+    starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in of.states()] for of in parts]
     return TokenStates(states[0], parts[0].documents, starts), TokenStates(states[1], parts[1].documents)
 
