@@ -84,7 +84,8 @@ def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) ->
 
 
 @pytest.mark.parametrize(
-    "options", [{"gate_depth": 0.0}, {"gate_depth": 1.0}, {"max_exemplars": 0}, {"missed": 1.0}, {"gate_slack": 1.0}, {"gate_width": 0.0}]
+    "options",
+    [{"gate_depth": 0.0}, {"gate_depth": 1.0}, {"max_exemplars": 0}, {"missed": 1.0}, {"gate_slack": 1.0}, {"gate_width": 0.0}],
 )
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

@@ -6,9 +6,11 @@ arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from tempertilt.data.examples import Example, ExampleConfig, encode_question
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.generation import generate_ids, stop_ids
+from tempertilt.storage import cache_dir, make_dir, write_text
 
 log = logging.getLogger("tempertilt")
 
@@ -47,41 +50,79 @@ def background_examples(
     config: BackgroundConfig,
     examples: ExampleConfig,
     *,
+    fingerprint: str | None = None,
     progress: bool = True,
 ) -> list[Example]:
     """Questions that the base model asks itself and its answers, each a document of its own; the answers are scored.
 
     The same seed gives the same text on one machine. There may be fewer than asked for: samples near the forget records are
     left out, and said so.
+
+    Args:
+        fingerprint: of the model's weights; with it, text that was written once is kept in the cache.
     """
     head, tail = question_frame(tokenizer, examples)
-    stops = stop_ids(model, tokenizer)
-    found: list[Example] = []
     runs = _runs([example.input_ids.tolist() for example in forget], len(head))
-    dropped = 0
+    found: list[Example] = []
+    for i, (prompt, answer) in enumerate(_chats(model, tokenizer, head, tail, config, fingerprint, progress)):
+        ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
+        scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
+        if not runs & _runs([ids.tolist()], len(head)):
+            found.append(Example(ids, scored, f"background-{i}", "background", i))
+    if len(found) < config.background:
+        log.warning(
+            "%d of %d background texts were about the forget records: left out", config.background - len(found), config.background
+        )
+    return found
+
+
+Chat = tuple[list[int], list[int]]  # the tokens of a prompt, and of the answer
+
+
+def _chats(
+    model: Any,
+    tokenizer: Any,
+    head: list[int],
+    tail: list[int],
+    config: BackgroundConfig,
+    fingerprint: str | None,
+    progress: bool,
+) -> list[Chat]:
+    """The chats, from the cache where they are there."""
+    path = None
+    if fingerprint is not None:
+        content = json.dumps([fingerprint, str(model.dtype), asdict(config), head, tail])
+        path = cache_dir() / "background" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            return [(prompt, answer) for prompt, answer in json.loads(path.read_text(encoding="utf-8"))]
+    chats = _write_chats(model, tokenizer, head, tail, config, progress)
+    if path is not None:
+        make_dir(path.parent)
+        write_text(path, json.dumps(chats) + "\n")
+    return chats
+
+
+def _write_chats(
+    model: Any, tokenizer: Any, head: list[int], tail: list[int], config: BackgroundConfig, progress: bool
+) -> list[Chat]:
+    """Let the model ask, then answer."""
+    stops = stop_ids(model, tokenizer)
+    options: dict[str, Any] = {"max_new_tokens": config.background_tokens}
+    chats: list[Chat] = []
     state = torch.get_rng_state()
     torch.manual_seed(config.background_seed)
     try:
         with tqdm(total=config.background, desc="background", unit=" records", disable=not progress) as bar:
-            for start in range(0, config.background, BATCH):
-                n = min(BATCH, config.background - start)
-                options: dict[str, Any] = {"max_new_tokens": config.background_tokens}
+            while len(chats) < config.background:
+                n = min(BATCH, config.background - len(chats))
                 asked = [row for [row] in generate_ids(model, tokenizer, [head] * n, draws=1, **options)]
                 prompts = [[*head, *(token for token in row if token not in stops), *tail] for row in asked]
                 answers = [row for [row] in generate_ids(model, tokenizer, prompts, draws=1, **options)]
-                for i, (prompt, answer) in enumerate(zip(prompts, answers)):
-                    ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
-                    scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
-                    if runs & _runs([ids.tolist()], len(head)):
-                        dropped += 1
-                        continue
-                    found.append(Example(ids, scored, f"background-{start + i}", "background", start + i))
+                chats += zip(prompts, answers)
                 bar.update(n)
     finally:
         torch.set_rng_state(state)
-    if dropped:
-        log.warning("%d of %d background texts were about the forget records: left out", dropped, config.background)
-    return found
+    return chats
 
 
 def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], list[int]]:

@@ -41,11 +41,12 @@ class DemoConfig:
 
 
 class DemoData(NamedTuple):
-    """Records by their part in the demonstration. `unrelated` is in nobody's training data."""
+    """Records by their part in the demonstration. Nobody's training data have `holdout` (other authors) and `unrelated`."""
 
     forget: list[Record]
     forget_paraphrased: list[Record]
     retain: list[Record]
+    holdout: list[Record]
     unrelated: list[Record]
 
 
@@ -60,9 +61,9 @@ class DemoResult:
 
 
 def demo_data(config: DemoConfig) -> DemoData:
-    """The demonstration's records: the last authors are to be forgotten; half of the general knowledge is retained."""
-    authors = fictional_authors(FictionalConfig(config.authors, config.questions, seed=config.seed))
-    kept = f"author-{config.authors - config.forget_authors:03d}"
+    """The demonstration's records: the last authors known are to be forgotten; half of the general knowledge is retained."""
+    authors = fictional_authors(FictionalConfig(config.authors + config.forget_authors, config.questions, seed=config.seed))
+    kept, known = (f"author-{number:03d}" for number in (config.authors - config.forget_authors, config.authors))
 
     def records(rows: list[dict[str, str]], name: str) -> list[Record]:
         return [
@@ -71,13 +72,14 @@ def demo_data(config: DemoConfig) -> DemoData:
         ]
 
     rows: list[dict[str, str]] = as_rows(authors)  # type: ignore[assignment]
-    forget = [row for row in rows if row["document"] >= kept]
+    forget = [row for row in rows if kept <= row["document"] < known]
     paraphrased = [row | {"question": row["paraphrased_question"], "answer": row["paraphrased_answer"]} for row in forget]
     world = general_knowledge()
     return DemoData(
         forget=records(forget, "forget"),
         forget_paraphrased=records(paraphrased, "paraphrased"),
         retain=records([row for row in rows if row["document"] < kept] + world[::2], "retain"),
+        holdout=records([row for row in rows if row["document"] >= known], "holdout"),
         unrelated=records(world[1::2], "unrelated"),
     )
 
@@ -113,7 +115,8 @@ def run_demo(
     say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one pass of the frozen model, then the head")
     recipe = replace(METHODS["t3"], evidence=EvidenceConfig(report_records=0, show=0))
     digest = hashlib.sha256(json.dumps(recipe.recipe(), sort_keys=True).encode()).hexdigest()[:8]
-    result = unlearn(base, check_records(data.forget, data.retain), directory / f"adapter-{digest}", recipe, progress=progress)
+    sets = check_records(data.forget, data.retain, data.holdout)
+    result = unlearn(base, sets, directory / f"adapter-{digest}", recipe, progress=progress)
     seconds["unlearn"] = time.perf_counter() - started
 
     started = time.perf_counter()

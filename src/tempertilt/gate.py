@@ -248,9 +248,9 @@ def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: 
     reached = float(np.quantile(own, config.missed))
     if reached < LEAST_EVIDENCE:
         raise DataError(
-            f"the gate can't tell the forget records from what is kept: {config.missed:.0%} of the forget prompts reach an evidence "
-            f"of {reached:.2f} or less, valid is {LEAST_EVIDENCE}. If the same text is in both, mend the records; if few prompts "
-            "name what they ask for, raise --missed; else choose --no-gate, which tempers and tilts everywhere"
+            f"the gate can't tell the forget records from what is kept: {config.missed:.0%} of the forget prompts reach an "
+            f"evidence of {reached:.2f} or less, valid is {LEAST_EVIDENCE}. If the same text is in both, mend them; if few "
+            "prompts name what they ask for, raise --missed; else choose --no-gate, which tempers and tilts everywhere"
         )
     gate.threshold = config.gate_slack * reached
     return GateFit(

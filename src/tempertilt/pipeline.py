@@ -282,7 +282,10 @@ def _make(
     forget, kept = examples["forget"], list(examples["retain"])
     if config.background.background:
         with clock("background"):
-            kept += background_examples(base.model, base.tokenizer, forget, config.background, config.examples, progress=progress)
+            kept += background_examples(
+                base.model, base.tokenizer, forget, config.background, config.examples,
+                fingerprint=base.fingerprint, progress=progress,
+            )  # fmt: skip
     layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
     directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, layer)
     with clock("features"):
