@@ -97,7 +97,7 @@ METHODS = {
     "t3": UnlearnConfig(
         features=FeatureConfig(pooling="last"),
         fit=FitConfig(learning_rate=3e-3),
-        tilt=TiltConfig(temperature=1.25, guidance_scale=0.87),
+        tilt=TiltConfig(temperature=1.25, guidance_scale=0.86),
         gate=GateConfig(gate=True),
         background=BackgroundConfig(background=64),
         calibration=CalibrationConfig(calibrate=True),
