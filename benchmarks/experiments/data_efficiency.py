@@ -59,10 +59,8 @@ def main() -> None:
             return sum(float(gate.evidence(rows.float()).max()) > gate.threshold for rows in of) / len(of)
 
         rates = [made.gate.coverage, *map(opened, (paraphrased, outside, read["real authors"], read["world facts"]))]
-        few = spread(forget, 40)
-        summary = Summary.of(
-            likelihoods(made.model, [e for e, r in zip(sets.examples("forget", base), sets["forget"]) if r in few])
-        )
+        few = [e for e, r in zip(sets.examples("forget", base), sets["forget"]) if r.document in authors[:n]]
+        summary = Summary.of(likelihoods(made.model, spread(few, 40)))
         seconds = sum(value for name, value in made.seconds.items() if name != "evidence")
         results[title] = {"seconds": made.seconds, "opened": rates, "forget": summary.__dict__, "scale": made.calibration}
         print(

@@ -2,9 +2,9 @@
 
     python benchmarks/experiments/recall.py --peft-adapter FULL --reference REFERENCE --data DATA --adapter DIR [--questions 50]
 
-For forget questions, and for their paraphrases: 16 answers sampled at temperature 1 from the model before, from the unlearned model
-and from one that never saw the records. The best of 16 by ROUGE-L recall of the true answer, and how many of all are the true answer
-word for word; greedy likewise. Intervals: percentiles of 10,000 bootstrap means over questions.
+For forget questions, and for their paraphrases: 16 answers sampled at temperature 1 from the model before, from the unlearned
+model and from one that never saw the records. The best of 16 by ROUGE-L recall of the true answer, and how many of all are the
+true answer word for word; greedy likewise. Intervals: percentiles of bootstrap means over questions.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def main() -> None:
     never = load_base(args.model, peft_adapter=args.reference)
     asked = spread(list(zip(sets["forget"], sets["forget paraphrased"])), args.questions)
     results: dict[str, Any] = {}
-    print(
-        f"{'questions':<14} {'model':<12} best of {DRAWS}: ROUGE-L recall   mean of all   verbatim of all   greedy: recall, verbatim"
-    )
+    print(f"{'questions':<14} {'model':<12} best of {DRAWS}, ROUGE-L recall   mean of all   verbatim   greedy: recall, verbatim")
     for kind in (0, 1):
         prompts = [encode_question(pair[kind].question, base.tokenizer, ExampleConfig()) for pair in asked]
         truths = [pair[kind].answer for pair in asked]

@@ -2,10 +2,10 @@
 
     python benchmarks/experiments/side_effects.py --peft-adapter FULL --data DATA [--folds 5] [--forget-documents N] [--no-retain]
 
-The adapter is made without a fifth of the retain authors, `folds` times, and judged on those; and on real authors, world facts and
-general chat, none of which it was made of. For every prompt: the base's greedy answer, the total variation between the two laws at
-each of its tokens, whether the unlearned model's greedy answer is the same, whether the gate opened; then one sampled answer of each
-model with the same seed, and its perplexity under the base.
+The adapter is made without a fifth of the retain authors, `folds` times, and judged on those; and on real authors, world facts
+and general chat, none of which it was made of. For every prompt: the base's greedy answer, the total variation between the two
+laws at each of its tokens, whether the unlearned model's greedy answer is the same, whether the gate opened; then one sampled
+answer of each model with the same seed, and its perplexity under the base.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ def main() -> None:
     for fold, part in enumerate(unseen(documents)[: args.folds]):
         kept = [] if args.no_retain else [record for record in sets["retain"] if record.document not in part]
         with tempfile.TemporaryDirectory() as directory:
-            model = unlearn(
-                base, check_records(forget, kept, sets["holdout"]), Path(directory) / "a", recipe, progress=False
-            ).model
+            given = check_records(forget, kept, sets["holdout"])
+            model = unlearn(base, given, Path(directory) / "adapter", recipe, progress=False).model
         judged = {"retain, authors left out": [record for record in sets["retain"] if record.document in part]}
         if fold == 0:
             judged |= {name: sets[name] for name in ("real authors", "world facts", "chat")}
