@@ -1,0 +1,153 @@
+"""Which temperature? The guidance scale follows from it by calibration; can the temperature be chosen without a reference?
+
+    python benchmarks/experiments/temperature.py --peft-adapter FULL --data DATA --reference-run RUN [--seed 0]
+
+For each temperature the scale is the one at which forget answers are as likely as holdout answers (as `t3 unlearn --holdout` does
+it). Then three distances between forget under the guided law and holdout under the base, which need no reference: of the
+log-probabilities of answer tokens, of the answers' mean log-likelihoods, and of the logarithm of likelihood ratios of the answer
+and of answers to other authors' questions. And the oracle, which no user has: forget quality against the reference.
+Distances are Kolmogorov-Smirnov. About fifteen minutes on one core once the features are there.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from _tofu import Sets, check_records, header, load, options, record, rows, save
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+
+from tempertilt.base import BaseModel
+from tempertilt.calibrate import match_likelihood
+from tempertilt.data.examples import Example, ExampleConfig, build_examples
+from tempertilt.data.records import Record
+from tempertilt.evidence import spread
+from tempertilt.features import pad_batch, plan_batches
+from tempertilt.metrics import forget_quality
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.suites.tofu import read_log
+from tempertilt.tilt import guided_logits
+
+TEMPERATURES = (1.0, 1.125, 1.25, 1.5, 2.0)
+RECORDS, WRONG = 64, 3
+
+
+class Scored(NamedTuple):
+    """Log-probabilities of the scored tokens of each example, for the base and for each setting: `(1 + settings, n)`."""
+
+    log_probs: list[NDArray[np.float32]]
+
+    def means(self, setting: int) -> NDArray[np.float64]:
+        """Mean log-likelihood of each example; setting 0 is the base."""
+        return np.array([of[setting].mean() for of in self.log_probs])
+
+    def tokens(self, setting: int) -> NDArray[np.float32]:
+        """Of all tokens."""
+        return np.concatenate([of[setting] for of in self.log_probs])
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--reference-run", type=Path, required=True, help="t3 eval of the reference")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    base, sets = load(args)
+    header(f"temperature, scale by the holdout records, seed {args.seed}")
+    recipe = METHODS["t3"]
+    recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), evidence=EvidenceConfig(report_records=0, show=0))
+    with tempfile.TemporaryDirectory() as directory:
+        given = check_records(sets["forget"], sets["retain"], sets["holdout"])
+        model = unlearn(base, given, Path(directory) / "adapter", recipe, progress=False).model
+    forget, holdout = (spread(sets.examples(name, base), RECORDS) for name in ("forget", "holdout"))
+    settings = []
+    for temperature in TEMPERATURES:
+        model.temperature = temperature
+        settings.append((temperature, match_likelihood(model, forget, holdout).guidance_scale))
+
+    right = {name: score(model, of, settings) for name, of in (("forget", forget), ("holdout", holdout))}
+    wrong = {name: score(model, mismatched(sets, name, base), settings) for name in ("forget", "holdout")}
+
+    def ratios(name: str, setting: int) -> NDArray[np.float64]:
+        return right[name].means(setting) - wrong[name].means(setting).reshape(-1, WRONG).mean(1)
+
+    reference = read_log(args.reference_run)
+    asked = perturbed(args.data, base)
+    likely = score(model, [example for of in asked for example in of], settings)
+    results = []
+    print("   T  scale   without a reference, D of: tokens  likelihoods  ratios     oracle: forget quality (interval)  D")
+    for number, (temperature, scale) in enumerate(settings, 1):
+        blind = [
+            float(ks_2samp(right["forget"].tokens(number), right["holdout"].tokens(0)).statistic),
+            float(ks_2samp(right["forget"].means(number), right["holdout"].means(0)).statistic),
+            float(ks_2samp(ratios("forget", number), ratios("holdout", 0)).statistic),
+        ]
+        nll, samples, at = -likely.means(number), [], 0
+        for sample, of in zip(reference["forget"], asked):
+            own = nll[at : at + len(of)]
+            at += len(of)
+            samples.append(replace(sample, paraphrase_nll=float(own[0]), perturbed_nll=tuple(map(float, own[1:]))))
+        quality = forget_quality({"forget": samples}, reference)
+        results.append({"temperature": temperature, "scale": scale, "blind": blind, "forget_quality": quality.summary()})
+        low, high = quality.interval or (float("nan"), float("nan"))
+        print(
+            f"{temperature:5.3f} {scale:6.3f}                          {blind[0]:.3f}    {blind[1]:.3f}       {blind[2]:.3f}"
+            f"              {quality.value:.3g} ({low:.2g} to {high:.2g})",
+            flush=True,
+        )
+    if args.save:
+        save(args.save, {"seed": args.seed, "results": results})
+
+
+def mismatched(sets: Sets, name: str, base: BaseModel) -> list[Example]:
+    """For each measured question `WRONG` answers to questions of other documents."""
+    records, rng = sets[name], np.random.default_rng(0)
+    found: list[Record] = []
+    for asked in spread(records, RECORDS):
+        others = [of for of in records if of.document != asked.document]
+        found += [record(asked.question, others[i].answer, "d") for i in rng.choice(len(others), WRONG, replace=False)]
+    return build_examples(found, base.tokenizer, ExampleConfig())
+
+
+def perturbed(data: Path, base: BaseModel) -> list[list[Example]]:
+    """For each forget question the paraphrased answer, then the wrong ones."""
+    return [
+        build_examples(
+            [record(row["question"], text, "d") for text in (row["paraphrased_answer"], *row["perturbed_answer"])],
+            base.tokenizer,
+            ExampleConfig(),
+        )
+        for row in rows(data / "forget_perturbed.jsonl")
+    ]
+
+
+@torch.inference_mode()
+def score(model: T3ForCausalLM, examples: Sequence[Example], settings: Sequence[tuple[float, float]]) -> Scored:
+    """Every example under the base and under each temperature and scale, from one pass of the base."""
+    out: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(examples)
+    for batch in plan_batches(examples, 1024):
+        padded = pad_batch([examples[i] for i in batch], model.device)
+        logits, log_odds, openness = model.tilt_terms(padded.input_ids, padded.attention_mask, padded.predicting)
+        targets = padded.input_ids[padded.targets][:, None]
+        laws = [logits.float()]
+        found = [laws[0].log_softmax(-1).gather(-1, targets)[:, 0]]
+        for temperature, scale in settings:
+            guided = guided_logits(
+                logits, log_odds, model.head.token_ids, temperature=temperature, guidance_scale=scale,
+                forget_prior=model.forget_prior, openness=openness,
+            )  # fmt: skip
+            found.append(guided.log_softmax(-1).gather(-1, targets)[:, 0])
+        sizes = [examples[i].n_scored for i in batch]
+        for i, of in zip(batch, torch.stack(found).split(sizes, dim=1)):
+            out[i] = of.cpu().numpy()
+    return Scored(out)
+
+
+if __name__ == "__main__":
+    main()
