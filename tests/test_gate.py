@@ -62,7 +62,7 @@ def test_evidence_by_its_definition(fit: GateFit) -> None:
     for direction, shrink in zip(gate.basis.double(), gate.shrink.double()):
         whitened -= shrink * (direction @ centred) * direction
     whitened /= whitened.norm()
-    expected = max(float(f.double() @ whitened) - float(b) for f, b in zip(gate.exemplars, gate.margins))
+    expected = max((float(f.double() @ whitened) - float(b)) / (1 - float(b)) for f, b in zip(gate.exemplars, gate.margins))
     assert float(gate.evidence(x)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -85,7 +85,7 @@ def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate_depth": 0.0}, {"gate_depth": 1.0}, {"max_exemplars": 0}, {"missed": 1.0}, {"gate_slack": 1.0}, {"gate_width": 0.0}],
+    [{"gate_depth": 0.0}, {"gate_depth": 1.0}, {"max_exemplars": 0}, {"gate_threshold": 1.0}, {"gate_width": 0.0}],
 )
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):

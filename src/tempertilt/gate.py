@@ -4,9 +4,11 @@ A token's state `x_t`, read between two lower layers of the model, is compared w
 records that nothing else resembles (a name, a date, a title). Each exemplar has a margin, the similarity of the nearest token of
 text that is to be kept:
 
-    e_t = max_j [ cos(W (x_t - mu), f_j) - b_j ],     b_j = max over kept text of cos(W (x - mu), f_j)
+    e_t = max_j [ cos(W (x_t - mu), f_j) - b_j ] / (1 - b_j),     b_j = max over kept text of cos(W (x - mu), f_j)
     E_t = max over i <= t of e_i                       evidence so far, prompt included; it never falls back
     g_t = clamp((E_t - threshold) / width, 0, 1)       0: the base's own law; 1: tempered and tilted in full
+
+So the evidence is 0 at the nearest token of kept text and 1 at an exemplar itself.
 
 `W` whitens the states by a covariance of low rank plus a multiple of the identity (probabilistic PCA; Tipping, Bishop 1999), so
 that an adapter holds few numbers. A nearest neighbour with a margin says "no" to what it has never seen; a linear classifier on
@@ -33,7 +35,7 @@ CHUNK = 8192  # states compared at a time
 LOOKED_AT, LOOK = 512, 8  # kept records, and every so many of their tokens, in a first look for what is generic
 CANDIDATES = 8  # tokens of a prompt and of an answer that remain after it
 FOLDS = 5  # of the kept documents
-LEAST_EVIDENCE = 0.2  # below it, a gate would open on anything
+LEAST_GAP = 0.1  # between an exemplar and the nearest kept token, as a similarity
 SAME = 0.9  # of two exemplars this similar, one is enough
 NAMES = ("gate.mean", "gate.basis", "gate.shrink", "gate.exemplars", "gate.margins")
 
@@ -47,11 +49,8 @@ class GateConfig:
     whitening_rank: int = field(default=128, metadata={"help": "directions whitened one by one; the rest share one variance"})
     exemplars_per_part: int = field(default=2, metadata={"help": "exemplars that each prompt and each answer may add"})
     max_exemplars: int = field(default=800, metadata={"help": "exemplars in all"})
-    missed: float = field(
-        default=0.05, metadata={"help": "share of forget prompts whose evidence is disregarded when the threshold is set"}
-    )
-    gate_slack: float = field(
-        default=0.9, metadata={"help": "the threshold, as a share of the evidence that the other forget prompts reach"}
+    gate_threshold: float = field(
+        default=0.85, metadata={"help": "evidence above which the gate opens: 0 is kept text's, 1 an exemplar's"}
     )
     gate_width: float = field(default=0.02, metadata={"help": "evidence above the threshold at which the gate is fully open"})
 
@@ -61,10 +60,10 @@ class GateConfig:
         for name in ("whitening_rank", "exemplars_per_part", "max_exemplars"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        if not 0 <= self.missed < 1 or not 0 < self.gate_slack < 1 or not self.gate_width > 0:
+        if not 0 < self.gate_threshold < 1 or not 0 < self.gate_width <= 1 - self.gate_threshold:
             raise ConfigError(
-                f"missed is {self.missed}, gate_slack {self.gate_slack}, gate_width {self.gate_width}; valid are numbers in "
-                "[0, 1), in (0, 1) and > 0"
+                f"gate_threshold is {self.gate_threshold}, gate_width {self.gate_width}; valid are numbers in (0, 1) whose sum "
+                "is at most 1"
             )
 
     def layer(self, num_layers: int) -> int:
@@ -127,7 +126,7 @@ class EvidenceGate(nn.Module):
     def evidence(self, states: Tensor) -> Tensor:
         """`e`: states `(..., d)` of any float type to `(...)` float32."""
         directions = Whitening(self.mean, self.basis, self.shrink).directions(states)
-        return (F.linear(directions, self.exemplars) - self.margins).amax(-1)
+        return _evidence(directions, self.exemplars, self.margins)
 
     def openness(self, evidence: Tensor) -> Tensor:
         """`g` in [0, 1] of evidence of any shape; exactly 0 up to the threshold."""
@@ -144,6 +143,12 @@ class EvidenceGate(nn.Module):
             raise AdapterError(f"the adapter lacks the tensors {', '.join(missing)} of its gate")
         mean, basis, shrink, exemplars, margins = (tensors[name].float() for name in NAMES)
         return cls(Whitening(mean, basis, shrink), exemplars, margins, layer=layer, threshold=threshold, width=width)
+
+
+def _evidence(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tensor:
+    """Directions `(..., d)`, exemplars `(m, d)`, margins `(m,)` to evidence `(...)`."""
+    gaps = (1 - margins).clamp(min=LEAST_GAP)
+    return (F.linear(directions, exemplars / gaps[:, None]) - margins / gaps).amax(-1)
 
 
 class TokenStates(NamedTuple):
@@ -223,11 +228,9 @@ def _share(found: NDArray[np.bool_]) -> float:
 
 @torch.inference_mode()
 def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: int) -> GateFit:
-    """Choose exemplars of the forget records, their margins, and the threshold.
+    """Choose exemplars of the forget records and their margins.
 
-    The threshold lies a little (`gate_slack`) below the evidence that the forget prompts themselves reach, all but a share
-    `missed` of them: what is to be forgotten comes first. How often kept text opens the gate is then measured under gates made
-    without a fifth of the documents, theirs among them.
+    How often kept text that a gate was not made of opens it is measured under gates made without a fifth of the documents.
 
     Args:
         forget, kept: states after `layer` decoder layers; on one device.
@@ -238,26 +241,24 @@ def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: 
     """
     started = time.perf_counter()
     whitening = fit_whitening([forget, kept], config.whitening_rank)
-    candidates, owners = _candidates(forget, kept, whitening)
+    directions, owners = _candidates(forget, kept, whitening)
     folds = _folds(kept.documents)
-    margins = _margins(candidates, kept, folds, whitening)
-    exemplars, of_exemplars = _select(candidates, owners, margins.amax(1), config)
-    gate = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=0.0, width=config.gate_width)
+    margins = _margins(directions, kept, folds, whitening)
+    candidates = _Candidates(directions, owners, margins, _elsewhere(directions, owners, forget, whitening))
+    exemplars, of_exemplars = candidates.select(margins.amax(1), config)
+    if not len(exemplars):
+        raise DataError(
+            "the gate can't tell the forget records from what is kept: each of their tokens has its like there. If the same text "
+            "is in both, mend the records; else choose --no-gate, which tempers and tilts everywhere"
+        )
+    gate = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=config.gate_threshold, width=config.gate_width)
     prompts = forget.states if forget.prompts is None else [rows[:n] for rows, n in zip(forget.states, forget.prompts)]
     own = np.array([float(gate.evidence(rows).amax()) for rows in prompts], np.float32)
-    reached = float(np.quantile(own, config.missed))
-    if reached < LEAST_EVIDENCE:
-        raise DataError(
-            f"the gate can't tell the forget records from what is kept: {config.missed:.0%} of the forget prompts reach an "
-            f"evidence of {reached:.2f} or less, valid is {LEAST_EVIDENCE}. If the same text is in both, mend them; if few "
-            "prompts name what they ask for, raise --missed; else choose --no-gate, which tempers and tilts everywhere"
-        )
-    gate.threshold = config.gate_slack * reached
     return GateFit(
         gate,
-        _evidence_left_out(kept, folds, candidates, owners, margins, config, whitening),
+        _evidence_left_out(kept, folds, candidates, config, whitening),
         own,
-        _evidence_of_others(prompts, candidates, margins.amax(1), owners, config, whitening),
+        _evidence_of_others(prompts, candidates, config, whitening),
         time.perf_counter() - started,
     )
 
@@ -321,15 +322,46 @@ def _margins(candidates: Tensor, kept: TokenStates, folds: NDArray[np.int64], wh
     return highest
 
 
-def _select(candidates: Tensor, owners: NDArray[np.int64], margins: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
-    """Exemplars and margins: the most special candidates of each prompt and answer, one for all that are nearly the same."""
-    rows = _lowest_of_each(margins, owners, config.exemplars_per_part)
-    similarity = candidates[rows] @ candidates[rows].T
-    chosen: list[int] = []
-    for row in range(len(rows)):
-        if len(chosen) < config.max_exemplars and not (chosen and float(similarity[row, chosen].max()) > SAME):
-            chosen.append(row)
-    return candidates[rows[chosen]], margins[rows[chosen]]
+def _elsewhere(candidates: Tensor, owners: NDArray[np.int64], forget: TokenStates, whitening: Whitening) -> Tensor:
+    """`(n,)`: the highest similarity of each candidate to a token of another forget document; -1 if there is one document.
+
+    What many documents say is how such texts are worded, not what they are about. It decides which candidates are taken, not
+    their margins: the documents are all to be forgotten.
+    """
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(forget.documents))}
+    of_records = np.array([numbers[name] for name in forget.documents])
+    own = torch.from_numpy(of_records[owners // 2]).to(candidates.device)
+    highest = candidates.new_full((len(candidates),), -1.0)
+    for states, records in forget.chunks():
+        similarity = candidates @ whitening.directions(states).T
+        other = own[:, None] != torch.from_numpy(of_records[records]).to(candidates.device)
+        highest = highest.maximum(similarity.masked_fill(~other, -1.0).amax(1))
+    return highest
+
+
+class _Candidates(NamedTuple):
+    """Directions `(n, d)`, owners `(n,)`, similarity to kept text by fold `(n, folds)` and to other forget documents `(n,)`."""
+
+    directions: Tensor
+    owners: NDArray[np.int64]
+    margins: Tensor
+    elsewhere: Tensor
+
+    def chosen(self, margins: Tensor, config: GateConfig) -> Tensor:
+        """Rows of the most special candidates of each prompt and answer, most special first, given their margins `(n,)`."""
+        rows = _lowest_of_each(margins.maximum(self.elsewhere), self.owners, config.exemplars_per_part)
+        return rows[margins[rows] <= 1 - LEAST_GAP]
+
+    def select(self, margins: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
+        """Exemplars and margins: of the chosen, one for all that are nearly the same."""
+        rows = self.chosen(margins, config)
+        of = self.directions[rows]
+        similarity = of @ of.T
+        kept: list[int] = []
+        for row in range(len(rows)):
+            if len(kept) < config.max_exemplars and not (kept and float(similarity[row, kept].max()) > SAME):
+                kept.append(row)
+        return of[kept], margins[rows[kept]]
 
 
 def _lowest_of_each(values: Tensor, owners: NDArray[np.int64], count: int) -> Tensor:
@@ -348,13 +380,7 @@ def _highest_of_each(evidence: Tensor, records: NDArray[np.int64], count: int) -
 
 
 def _evidence_left_out(
-    kept: TokenStates,
-    folds: NDArray[np.int64],
-    candidates: Tensor,
-    owners: NDArray[np.int64],
-    margins: Tensor,
-    config: GateConfig,
-    whitening: Whitening,
+    kept: TokenStates, folds: NDArray[np.int64], candidates: _Candidates, config: GateConfig, whitening: Whitening
 ) -> NDArray[np.float32]:
     """`(R,)` highest evidence of each kept record by exemplars and margins chosen without its fold; empty if there is one."""
     highest = np.full(len(kept.states), -np.inf, np.float32)
@@ -363,33 +389,30 @@ def _evidence_left_out(
     chosen = {}
     for fold in set(folds.tolist()):
         others = [other for other in range(FOLDS) if other != fold]
-        chosen[fold] = _select(candidates, owners, margins[:, others].amax(1), config)
+        chosen[fold] = candidates.select(candidates.margins[:, others].amax(1), config)
     for states, records in kept.chunks():
         directions = whitening.directions(states)
         for fold, (exemplars, without) in chosen.items():
             inside = folds[records] == fold
-            if inside.any():
-                evidence = (directions[torch.from_numpy(inside).to(directions.device)] @ exemplars.T - without).amax(1)
+            if inside.any() and len(exemplars):
+                evidence = _evidence(directions[torch.from_numpy(inside).to(directions.device)], exemplars, without)
                 highest = np.maximum(highest, _highest_of_each(evidence, records[inside], len(highest)))
     return highest
 
 
 def _evidence_of_others(
-    prompts: Sequence[Tensor],
-    candidates: Tensor,
-    margins: Tensor,
-    owners: NDArray[np.int64],
-    config: GateConfig,
-    whitening: Whitening,
+    prompts: Sequence[Tensor], candidates: _Candidates, config: GateConfig, whitening: Whitening
 ) -> NDArray[np.float32]:
     """`(Fo,)` highest evidence in the prompt of each forget record, by exemplars of other records; empty if there is one."""
     if len(prompts) < 2:
         return np.zeros(0, np.float32)
-    rows = _lowest_of_each(margins, owners, config.exemplars_per_part)
-    owner = torch.from_numpy(owners // 2).to(rows.device)[rows]
-    exemplars, margins = candidates[rows], margins[rows]
+    margins = candidates.margins.amax(1)
+    rows = candidates.chosen(margins, config)
+    owner = torch.from_numpy(candidates.owners // 2).to(rows.device)[rows]
     highest = np.full(len(prompts), -np.inf, np.float32)
     for i, prompt in enumerate(prompts):
-        similarity = whitening.directions(prompt) @ exemplars.T - margins
-        highest[i] = float(similarity.masked_fill(owner == i, -math.inf).amax())
+        others = rows[owner != i]
+        if len(others):
+            found = _evidence(whitening.directions(prompt), candidates.directions[others], margins[others])
+            highest[i] = float(found.amax())
     return highest
