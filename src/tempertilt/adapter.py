@@ -162,10 +162,11 @@ def _gate_line(config: AdapterConfig) -> str:
     if config.gate is None:
         return "none: every context is tempered and tilted"
     found = config.training.get("gate") or {}
-    recall, alarms = (found.get(name, math.nan) for name in ("recall_held_out", "false_alarms_held_out"))
+    names = ("coverage", "recall_held_out", "false_alarms_held_out")
+    covered, recall, alarms = (found.get(name, math.nan) for name in names)
     return (
         f"{found.get('exemplars', '?')} exemplars after {config.gate['layer']} layers, threshold {config.gate['threshold']:.2f}; "
-        f"held out: opens on {recall:.1%} of forget prompts, {alarms:.1%} of kept records"
+        f"opens on {covered:.1%} of forget prompts; held out, on {recall:.1%} of forget prompts and {alarms:.1%} of kept records"
     )
 
 

@@ -28,6 +28,15 @@ CONFIGS = (
 TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "examples", "evidence")
 
 
+COVERED, ALARMED = 0.98, 0.05
+UNCOVERED = (
+    "some forget prompts name nothing that is theirs alone, so the gate stays shut on them until the answer does: add records "
+    "that do, or widen it with --gate-threshold"
+)
+ALARMING = (
+    "the gate opens on kept text that it was not made of more often than one would wish: add retain records like it, or narrow "
+    "the gate with --gate-threshold"
+)
 MEMORISES = (
     "the head only memorises: on documents that it has not seen it does no better than a coin, so it can't tell what "
     "else is to be forgotten or kept. "
@@ -122,9 +131,13 @@ def _text(result: UnlearnResult) -> str:
     if result.gate is not None:
         found = result.gate
         lines += [
-            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; held out, it opens on "
-            f"{found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
+            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; opens on {found.coverage:.1%} of forget "
+            f"prompts; held out, on {found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
         ]
+        if found.coverage < COVERED:
+            lines += labelled("note", [UNCOVERED])
+        if found.false_alarms > ALARMED:
+            lines += labelled("note", [ALARMING])
     if result.calibration is not None:
         chosen = result.calibration
         lines += [
