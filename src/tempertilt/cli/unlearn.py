@@ -131,8 +131,8 @@ def _text(result: UnlearnResult) -> str:
     if result.gate is not None:
         found = result.gate
         lines += [
-            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; opens on {found.coverage:.1%} of forget "
-            f"prompts; held out, on {found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
+            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; opens on {found.coverage:.1%} of "
+            f"forget prompts; held out, on {found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
         ]
         if found.coverage < COVERED:
             lines += labelled("note", [UNCOVERED])
