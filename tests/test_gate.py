@@ -55,6 +55,25 @@ def test_it_opens_on_the_name_in_new_records_and_on_nothing_else(fit: GateFit, n
     assert len(fit.kept_evidence) == 30 and len(fit.forget_evidence) == 10
 
 
+def test_how_the_forget_documents_are_worded_is_not_what_they_are_about(names: torch.Tensor) -> None:
+    phrase = torch.randn(D, generator=torch.Generator().manual_seed(8)) * 6  # in every forget record, in nothing that is kept
+
+    def worded(name: torch.Tensor | None, seed: int) -> list[torch.Tensor]:
+        found = records(8, name, seed)
+        for states in found:
+            states[7] = phrase + 0.1 * torch.randn(D, generator=torch.Generator().manual_seed(seed))
+        return found
+
+    kept = TokenStates(records(20, names[5], 3) + records(20, names[6], 4), ["a"] * 20 + ["b"] * 20)
+    forget = TokenStates(worded(names[0], 0) + worded(names[1], 1), ["f"] * 8 + ["g"] * 8)
+    config = GateConfig(gate=True, whitening_rank=8, exemplars_per_part=1)
+    gate = fit_gate(forget, kept, config, layer=1).gate
+    assert max(highest(gate, worded(None, 2))) < gate.threshold
+    assert min(highest(gate, records(8, names[0], 5) + records(8, names[1], 6))) > gate.threshold + gate.width
+    one = fit_gate(TokenStates(forget.states[:8], forget.documents[:8]), kept, config, layer=1).gate
+    assert max(highest(one, worded(None, 2))) > one.threshold  # one document can't tell the two apart
+
+
 def test_evidence_by_its_definition(fit: GateFit) -> None:
     gate, x = fit.gate, torch.randn(D, generator=torch.Generator().manual_seed(1))
     centred = (x - gate.mean).double()
