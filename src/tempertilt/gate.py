@@ -33,7 +33,9 @@ from tempertilt.errors import AdapterError, ConfigError, DataError
 
 CHUNK = 8192  # states compared at a time
 LOOKED_AT, LOOK = 512, 8  # kept records, and every so many of their tokens, in a first look for what is generic
-CANDIDATES = 8  # tokens of a prompt and of an answer that remain after it
+BLOCK = 2048  # candidates compared at a time
+CANDIDATES = 8  # tokens of a prompt and of an answer that remain after it, at most
+CANDIDATES_IN_ALL = 8192  # so that the time grows with the text, not with its square
 FOLDS = 5  # of the kept documents
 LEAST_GAP = 0.1  # between an exemplar and the nearest kept token, as a similarity
 SAME = 0.9  # of two exemplars this similar, one is enough
@@ -284,19 +286,22 @@ def fit_whitening(parts: Sequence[TokenStates], rank: int) -> Whitening:
 def _candidates(forget: TokenStates, kept: TokenStates, whitening: Whitening) -> tuple[Tensor, NDArray[np.int64]]:
     """Directions `(n, d)` of the tokens of each forget record that a look at kept text finds most special.
 
-    Their owner is twice the number of the record, and 1 more in its prompt: `CANDIDATES` of the prompt and as many of the answer.
+    Their owner is twice the number of the record, and 1 more in its prompt; as many of the prompt as of the answer.
     """
     rows = [states[::LOOK].float() for states in kept.states[:LOOKED_AT]]
     look = whitening.directions(torch.cat(rows)) if rows else None
-    found, owners = [], []
+    found, owners, likenesses = [], [], []
+    count = max(1, min(CANDIDATES, CANDIDATES_IN_ALL // (2 * len(forget.states))))
     for states, records in forget.chunks():
         directions = whitening.directions(states)
         likeness = directions.new_zeros(len(states)) if look is None else (directions @ look.T).amax(1)
         parts = 2 * records + _in_prompt(records, forget.prompts)
-        chosen = _lowest_of_each(likeness, parts, CANDIDATES)
+        chosen = _lowest_of_each(likeness, parts, count)
         found.append(directions[chosen])
         owners.append(parts[chosen.cpu().numpy()])
-    return torch.cat(found), np.concatenate(owners)
+        likenesses.append(likeness[chosen])
+    most_special = torch.cat(likenesses).argsort(stable=True)[:CANDIDATES_IN_ALL].sort().values
+    return torch.cat(found)[most_special], np.concatenate(owners)[most_special.cpu().numpy()]
 
 
 def _in_prompt(records: NDArray[np.int64], prompts: Sequence[int] | None) -> NDArray[np.bool_]:
@@ -318,7 +323,9 @@ def _margins(candidates: Tensor, kept: TokenStates, folds: NDArray[np.int64], wh
         directions, of = whitening.directions(states), torch.from_numpy(folds[records]).to(candidates.device)
         for fold in range(FOLDS):
             if bool((inside := of == fold).any()):
-                highest[:, fold] = highest[:, fold].maximum((candidates @ directions[inside].T).amax(1))
+                for rows in _blocks(len(candidates)):
+                    similarity = candidates[rows] @ directions[inside].T
+                    highest[rows, fold] = highest[rows, fold].maximum(similarity.amax(1))
     return highest
 
 
@@ -333,10 +340,16 @@ def _elsewhere(candidates: Tensor, owners: NDArray[np.int64], forget: TokenState
     own = torch.from_numpy(of_records[owners // 2]).to(candidates.device)
     highest = candidates.new_full((len(candidates),), -1.0)
     for states, records in forget.chunks():
-        similarity = candidates @ whitening.directions(states).T
-        other = own[:, None] != torch.from_numpy(of_records[records]).to(candidates.device)
-        highest = highest.maximum(similarity.masked_fill(~other, -1.0).amax(1))
+        directions, of = whitening.directions(states), torch.from_numpy(of_records[records]).to(candidates.device)
+        for rows in _blocks(len(candidates)):
+            similarity = (candidates[rows] @ directions.T).masked_fill(own[rows, None] == of, -1.0)
+            highest[rows] = highest[rows].maximum(similarity.amax(1))
     return highest
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """All rows, `BLOCK` at a time: memory does not grow with their number."""
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
 class _Candidates(NamedTuple):
@@ -356,10 +369,11 @@ class _Candidates(NamedTuple):
         """Exemplars and margins: of the chosen, one for all that are nearly the same."""
         rows = self.chosen(margins, config)
         of = self.directions[rows]
-        similarity = of @ of.T
         kept: list[int] = []
         for row in range(len(rows)):
-            if len(kept) < config.max_exemplars and not (kept and float(similarity[row, kept].max()) > SAME):
+            if len(kept) == config.max_exemplars:
+                break
+            if not kept or float((of[kept] @ of[row]).max()) <= SAME:
                 kept.append(row)
         return of[kept], margins[rows[kept]]
 
