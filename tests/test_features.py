@@ -146,18 +146,10 @@ def _extract_slowly(directory: Path) -> None:
         return run(*args)  # type: ignore[arg-type]
 
     module.batch_features = slow  # type: ignore[assignment]
+    module.MIB = 1
     torch.set_num_threads(1)
-    store = FeatureStore(directory)
-    writer = module._ShardWriter
-    limit = 1
-
-    class Small(writer):  # type: ignore[misc, valid-type]
-        def put(self, *args: object) -> None:
-            self.limit = limit
-            super().put(*args)  # type: ignore[arg-type]
-
-    module._ShardWriter = Small  # type: ignore[misc]
-    extract_features(make_llama(), make_examples(60), store, FeatureConfig(batch_tokens=100), progress=False)
+    config = FeatureConfig(batch_tokens=100, shard_mib=1)
+    extract_features(make_llama(), make_examples(60), FeatureStore(directory), config, progress=False)
 
 
 def test_killed_at_any_point_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
