@@ -146,9 +146,8 @@ def _extract_slowly(directory: Path) -> None:
         return run(*args)  # type: ignore[arg-type]
 
     module.batch_features = slow  # type: ignore[assignment]
-    module.MIB = 1
     torch.set_num_threads(1)
-    config = FeatureConfig(batch_tokens=100, shard_mib=1)
+    config = FeatureConfig(batch_tokens=100, shard_mib=1e-6)
     extract_features(make_llama(), make_examples(60), FeatureStore(directory), config, progress=False)
 
 

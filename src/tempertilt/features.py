@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from tempertilt.base import body_of, decoder_layers, last_hidden_state
+from tempertilt.base import BaseModel, body_of, decoder_layers, last_hidden_state
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
 from tempertilt.pooling import check_pooling, pool
@@ -31,7 +31,6 @@ from tempertilt.store import FORMAT, write_shard
 from tempertilt.store import FeatureStore as FeatureStore
 
 STORED = {"float32": torch.float32, "float16": torch.float16}
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class FeatureConfig:
     pooling: str = field(default="mean", metadata={"help": "mean (causal running mean, the paper) or last"})
     feature_dtype: str = field(default="float32", metadata={"help": "type of the stored features: float32 or float16"})
     batch_tokens: int = field(default=2048, metadata={"help": "padded tokens in one batch of the base model"})
-    shard_mib: int = field(default=64, metadata={"help": "size at which a shard of features is written, MiB"})
+    shard_mib: float = field(default=64, metadata={"help": "size at which a shard of features is written, MiB"})
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
         if self.feature_dtype not in STORED:
             raise ConfigError(f"feature_dtype is {self.feature_dtype!r}; valid are {', '.join(STORED)}")
-        if self.batch_tokens < 1 or self.shard_mib < 1:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}, shard_mib {self.shard_mib}; valid are whole numbers >= 1")
+        if self.batch_tokens < 1 or not self.shard_mib > 0:
+            raise ConfigError(f"batch_tokens is {self.batch_tokens}, shard_mib {self.shard_mib}; valid are >= 1 and > 0")
 
 
 @dataclass(frozen=True)
@@ -153,6 +152,13 @@ class Engine(Protocol):
     """Where the work is done. All processes that share one engine call the same methods in the same order."""
 
     workers: int
+    """Processes that take part in the extraction."""
+
+    first: bool
+    """Whether this process is the one that writes and reports."""
+
+    def prepare(self, base: BaseModel) -> None:
+        """Make ready for extraction with a base model that has just been loaded."""
 
     def share(self, make: Callable[[], Any]) -> Any:
         """What `make` returns in the first process, in all of them; the others do not call it."""
@@ -163,11 +169,17 @@ class Engine(Protocol):
     def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
         """Write every shard; return when all are written. `done` is told of tokens that have been run."""
 
+    def close(self) -> None:
+        """End what was started."""
+
 
 class Local:
     """One process, this one."""
 
-    workers = 1
+    workers, first = 1, True
+
+    def prepare(self, base: BaseModel) -> None:
+        """There is nothing to do."""
 
     def share(self, make: Callable[[], Any]) -> Any:
         """What `make` returns."""
@@ -179,6 +191,9 @@ class Local:
         """Run one shard after the other."""
         for shard in work.shards:
             run_shard(model, shard, work, done)
+
+    def close(self) -> None:
+        """There is nothing to do."""
 
 
 def extract_features(
@@ -244,7 +259,7 @@ def plan_shards(
     for i, key in enumerate(keys):
         places.setdefault(key, i)
     first = list(places.values())
-    size, limit = 0, config.shard_mib * MIB
+    size, limit = 0, config.shard_mib * 2**20
     row, state = width * STORED[config.feature_dtype].itemsize, 0 if state_layer is None else 2 * width
     shards: list[list[list[int]]] = []
     for batch in plan_batches([examples[i] for i in first], config.batch_tokens):
