@@ -106,7 +106,7 @@ class Processes:
             )
 
     def prepare(self, base: BaseModel) -> None:
-        """Split the model over the processes where the launcher was told to (FSDP), or leave it as it is.
+        """Split the model over the processes of each machine where the launcher was told to (FSDP), or leave it as it is.
 
         Every decoder layer is split by itself; embeddings, the last norm and the output layer are whole in every process. So
         each of these can be called on its own, and what runs is the same arithmetic on the same numbers as in one process.
@@ -116,9 +116,13 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(torch.device(self._own).type, (self.workers,))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.workers))
+        group = here if self.workers % here == 0 else self.workers  # the processes of one machine, if all have as many
+        shape, names = (self.workers // group, group), ("machines", "processes")
+        mesh = init_device_mesh(torch.device(self._own).type, shape, mesh_dim_names=names)["processes"]
         for layer in decoder_layers(base.model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        log.info("each layer of the base model is split over %d processes", group)
         if self._own != "cpu":
             base.model.to(self._own)
 

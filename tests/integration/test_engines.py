@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -16,11 +18,15 @@ from conftest import question_rows
 from tempertilt.adapter import CARD, CONFIG, WEIGHTS
 
 BIN = Path(sys.executable).parent
-TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--no-python")
-LAUNCH = (str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "--no_python")  # fmt: skip
+TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", "--local-addr", "127.0.0.1", "--no-python")
+LAUNCH = (str(BIN / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port",
+          "0", "--mixed_precision", "no", "--dynamo_backend", "no", "--no_python")  # fmt: skip
 FSDP = tuple("--use_fsdp" if word == "--multi_gpu" else word for word in LAUNCH)
 T3 = (str(BIN / "t3"),)
+
+# the tiny tokenizer's own template is so long, in its tokens, that every background text resembles every record
+TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>{% endif %}"""
 
 # `t3`, one worker of which is killed when it has run its second shard and not yet written it; once
 DYING = """
@@ -66,7 +72,7 @@ class Run:
         clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "RAY_ADDRESS")}
         settings = {"TEMPERTILT_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
         command = [*launcher, *(() if launcher and launcher[-1].endswith(".py") else T3), "unlearn", *request]
-        command += ["--output-dir", str(self.out), "--engine", engine, "--json", "-q"]
+        command += ["--output-dir", str(self.out), "--engine", engine, "--json", "-q", "-v"]
         done = subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
         self.report: dict[str, Any] = json.loads(done.stdout)
@@ -79,12 +85,17 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def request_of(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def request_of(tiny_dir: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A request that has background text, a gate, a chosen scale, and eight shards or more."""
     work = tmp_path_factory.mktemp("records")
+    model = work / "model"
+    shutil.copytree(tiny_dir, model)
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = TEMPLATE
+    own.save_pretrained(model)
     for name, n in (("painter", 24), ("teacher", 24), ("sailor", 6)):
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in question_rows(n, name)))
-    data = ("--model", tiny_dir, "--forget", work / "painter.jsonl", "--retain", work / "teacher.jsonl")
+    data = ("--model", model, "--forget", work / "painter.jsonl", "--retain", work / "teacher.jsonl")
     options = "--epochs 3 --batch-tokens 256 --shard-mib 0.02 --background 40 --background-tokens 8 --show 1 --max-new-tokens 3"
     return [*map(str, data), "--holdout", str(work / "sailor.jsonl"), *options.split()]
 
@@ -95,6 +106,7 @@ def local(request_of: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ru
     run = Run(tmp_path_factory.mktemp("local"), request_of, "local")
     assert run.report["extraction"]["workers"] == 1 and run.report["gate"] and run.report["calibration"]
     assert sum(name.endswith(".safetensors") for name in run.files()) > 8
+    assert json.loads((run.out / CONFIG).read_text())["training"]["background_records"] > 0
     return run
 
 
@@ -107,30 +119,38 @@ def same(run: Run, local: Run) -> bool:
     return run.files() == local.files() and json.dumps(ours) == json.dumps(theirs)
 
 
-@pytest.mark.parametrize(
-    "launcher", [TORCHRUN, LAUNCH, FSDP], ids=["torchrun", "accelerate launch", "accelerate launch --use_fsdp"]
-)
-def test_two_processes_give_the_same_store_and_adapter(
-    request_of: list[str], local: Run, tmp_path: Path, launcher: tuple[str, ...]
-) -> None:
-    run = Run(tmp_path, request_of, "accelerate", launcher)
+def test_two_processes_give_the_same_store_and_adapter(request_of: list[str], local: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path, request_of, "accelerate", TORCHRUN)
     assert run.report["extraction"]["workers"] == 2, "one process would not show anything"
     assert same(run, local)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [LAUNCH, FSDP], ids=["whole", "split"])
+def test_so_do_two_of_accelerate_launch(request_of: list[str], local: Run, tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    run = Run(tmp_path, request_of, "accelerate", launcher)
+    assert run.report["extraction"]["workers"] == 2
+    assert ("each layer of the base model is split over 2 processes" in run.said) == (launcher is FSDP)
+    assert same(run, local)
+
+
+@pytest.mark.slow
 def test_a_killed_process_changes_nothing(request_of: list[str], local: Run, tmp_path: Path) -> None:
     (tmp_path / "dying.py").write_text(DYING)
     launcher = (*TORCHRUN[:-1], "--max-restarts", "1", str(tmp_path / "dying.py"))
-    run = Run(tmp_path, request_of, "accelerate", launcher, MARK=str(tmp_path / "killed"))
-    assert (tmp_path / "killed").exists() and "SIGKILL" in run.said
+    own_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # else restarted processes may read addresses of those that are gone
+    run = Run(tmp_path, request_of, "accelerate", launcher, MARK=str(tmp_path / "killed"), **own_store)
+    assert (tmp_path / "killed").exists() and "exitcode: -9" in run.said
     assert run.report["extraction"]["workers"] == 2 and run.report["extraction"]["reused"] > 0
     assert same(run, local)
 
 
+@pytest.mark.slow
 def test_two_threads_give_the_same_store_and_adapter(request_of: list[str], local: Run, tmp_path: Path) -> None:
     assert same(Run(tmp_path, request_of, "local", OMP_NUM_THREADS="2"), local)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "an actor is killed"])
 def test_two_actors_of_ray_give_the_same_store_and_adapter(
