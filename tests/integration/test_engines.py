@@ -74,7 +74,7 @@ class Run:
         command = [*launcher, *(() if launcher and launcher[-1].endswith(".py") else T3), "unlearn", *request]
         command += ["--output-dir", str(self.out), "--engine", engine, "--json", "-q", "-v"]
         done = subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and done.stdout.startswith("{"), done.stdout[:2000] + done.stderr
         self.report: dict[str, Any] = json.loads(done.stdout)
         self.said = done.stderr
 

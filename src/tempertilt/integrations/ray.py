@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ RETRIES = 10
 def session(workers: int) -> Iterator[None]:
     """Inside, Ray runs: the cluster that `RAY_ADDRESS` names, or one of this machine's own that ends with the block.
 
+    What Ray prints, where a worker is lost for example, goes to stderr.
+
     Args:
         workers: processors of a Ray of our own; 0 is all.
 
@@ -46,17 +48,18 @@ def session(workers: int) -> Iterator[None]:
         import ray.data
     except ImportError as error:
         raise MissingExtraError("ray[data]", "ray", "--engine ray") from error
-    if ray.is_initialized():
-        yield
-        return
-    keep = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
-    keep |= {"PYTHONPATH": os.pathsep.join([path for path in sys.path if path])}
-    own = None if os.environ.get("RAY_ADDRESS") else workers or None
-    ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": keep}, num_cpus=own)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    begun = not ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        if begun:
+            keep = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+            keep |= {"PYTHONPATH": os.pathsep.join([path for path in sys.path if path])}
+            own = None if os.environ.get("RAY_ADDRESS") else workers or None
+            ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": keep}, num_cpus=own)
+        try:
+            yield
+        finally:
+            if begun:
+                ray.shutdown()
 
 
 class Ray:
