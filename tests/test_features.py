@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conftest import make_llama
+from conftest import make_llama, warm_processes
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError
 from tempertilt.features import (
@@ -159,7 +158,7 @@ def test_killed_at_any_point_it_goes_on_to_the_same_numbers(tmp_path: Path) -> N
         FeatureConfig(batch_tokens=100),
         progress=False,
     )
-    context = multiprocessing.get_context("spawn")
+    context = warm_processes()
     for wanted in (1, 4):
         process = context.Process(target=_extract_slowly, args=(tmp_path / "killed",))
         process.start()

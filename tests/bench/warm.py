@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from conftest import warm_processes
 from tempertilt.bench import engines
 
 WORKER = [sys.executable, "-m", "tempertilt.bench.worker"]
@@ -36,8 +36,7 @@ def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fork_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials without a launcher and without a limit of time start from one warm process; the others as always."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tempertilt.bench.worker", "tempertilt.methods.registry", "peft", "transformers"])
+    context = warm_processes()
     started_as_always = engines._process
 
     def process(command: Sequence[str], log: Path, timeout: float | None, *rest: Callable[..., Any]) -> str:

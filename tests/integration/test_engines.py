@@ -65,18 +65,22 @@ if __name__ == "__main__":
 
 
 class Run:
-    """One `t3 unlearn` with a cache of its own."""
+    """One `t3 unlearn` with a cache of its own; `status` is what it is to end with."""
 
-    def __init__(self, work: Path, request: list[str], engine: str, launcher: tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(
+        self, work: Path, request: list[str], engine: str, launcher: tuple[str, ...] = (), status: int = 0, **environment: str
+    ) -> None:
         self.cache, self.out = work / "cache", work / "out"
         clean = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "RAY_ADDRESS")}
         settings = {"TEMPERTILT_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | environment
         command = [*launcher, *(() if launcher and launcher[-1].endswith(".py") else T3), "unlearn", *request]
         command += ["--output-dir", str(self.out), "--engine", engine, "--json", "-q", "-v"]
         done = subprocess.run(command, env=clean | settings, capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == 0 and done.stdout.startswith("{"), done.stdout[:2000] + done.stderr
-        self.report: dict[str, Any] = json.loads(done.stdout)
         self.said = done.stderr
+        assert done.returncode == status, done.stderr
+        if status == 0:
+            assert done.stdout.startswith("{"), f"nothing but the report is on stdout: {done.stdout[:500]}"
+            self.report: dict[str, Any] = json.loads(done.stdout)
 
     def files(self) -> dict[str, bytes]:
         """Every file of the store and of the adapter."""
@@ -162,3 +166,21 @@ def test_two_actors_of_ray_give_the_same_store_and_adapter(
     assert (tmp_path / "killed").exists() == killed
     assert run.report["extraction"]["workers"] >= 2, "one actor would not show anything"
     assert same(run, local)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_what_an_actor_refuses_is_one_message(request_of: list[str], tmp_path: Path) -> None:
+    refusing = DYING.replace("self.calls += 1", "raise tempertilt.errors.ModelError('the states are not finite')")
+    (tmp_path / "dying.py").write_text(refusing)
+    run = Run(tmp_path, [*request_of, "--workers", "1"], "ray", (sys.executable, str(tmp_path / "dying.py")), 2, MARK="")
+    assert "t3 unlearn: error: the states are not finite" in run.said.splitlines()
+
+
+@pytest.mark.slow
+def test_where_the_first_process_fails_the_others_end(request_of: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    run = Run(tmp_path, request_of, "accelerate", TORCHRUN, 1)
+    assert run.said.count("holds other files (thesis.txt)") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]

@@ -133,21 +133,22 @@ class Ray:
             for row in written.iter_rows():
                 done(int(row["tokens"]))
                 seen.add(str(row["process"]))
-        except RayError as error:
-            cause = _cause(error)
+        except (RayError, TemperTiltError) as error:  # Ray's are also of the class that they wrap
+            cause = _cause(error, RayError)
             if cause is not None:
                 raise cause from error
             raise TemperTiltError(f"Ray could not run a shard {RETRIES} times: {str(error).strip().splitlines()[-1]}") from error
         return len(seen)
 
 
-def _cause(error: BaseException | None) -> TemperTiltError | None:
-    """Our own error that Ray has wrapped, if it is one."""
+def _cause(error: BaseException | None, wrapper: type[BaseException]) -> TemperTiltError | None:
+    """Our own error inside those that Ray has put around it, if it is one."""
+    found = None
     while error is not None:
-        if isinstance(error, TemperTiltError):
-            return TemperTiltError(str(error.args[0]) if error.args else str(error))
+        if isinstance(error, TemperTiltError) and not isinstance(error, wrapper):
+            found = error
         error = getattr(error, "cause", None) or error.__cause__
-    return None
+    return found
 
 
 class ShardWorker:
