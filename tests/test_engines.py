@@ -10,12 +10,23 @@ import pytest
 import torch
 
 from conftest import make_llama
+from tempertilt.base import load_base
 from tempertilt.data.examples import Example
 from tempertilt.engines import EngineConfig, Processes, open_engine
 from tempertilt.errors import ConfigError, TemperTiltError
-from tempertilt.features import FeatureConfig, FeatureStore, Local, Shard, Work, extract_features, plan_shards, run_shard
+from tempertilt.features import (
+    FeatureConfig,
+    FeatureStore,
+    Local,
+    Shard,
+    Work,
+    extract_features,
+    plan_shards,
+    run_shard,
+    store_name,
+)
 from tempertilt.features import example_key as key_of
-from tempertilt.integrations.ray import pack, unpack
+from tempertilt.integrations.ray import ShardWorker, pack, unpack
 from tempertilt.storage import UNFINISHED, remove_unfinished, write_whole
 from test_features import make_examples
 
@@ -82,6 +93,23 @@ def test_a_shard_is_the_same_after_it_was_sent() -> None:
     back = unpack(pack(shard))
     assert back.name == shard.name and back.tokens == shard.tokens and [len(batch) for batch in back.batches] == [3, 2]
     assert [example.source for example in back.examples] == [example.source for example in shard.examples]
+
+
+def test_an_actor_writes_what_one_process_writes_and_says_what_is_wrong(tiny_dir: Path, tmp_path: Path) -> None:
+    base, examples = load_base(str(tiny_dir)), make_examples(30)
+    features, _ = extract_features(base.model, examples, FeatureStore(tmp_path / "local"), CONFIG, progress=False)
+    (tmp_path / "actor").mkdir()
+    plan = plan_shards(examples, features.keys, FeatureStore(tmp_path / "actor"), CONFIG, 32)
+    shards = [Shard([[examples[i] for i in batch] for batch in batches]) for batches in plan]
+    known, work = base._replace(model=None, tokenizer=None), Work([], tmp_path / "actor", CONFIG, None)
+    actor = ShardWorker(known, work, store_name(base.fingerprint, base.model, CONFIG))
+    rows = actor({"shard": [pack(shard) for shard in shards]})
+    assert rows["error"] == [""] * len(shards) and sum(rows["tokens"]) == sum(map(len, examples))
+    assert content(tmp_path / "actor") == content(tmp_path / "local")
+    other = ShardWorker(known, work, store_name("another", base.model, CONFIG))
+    assert "gives features" in other({"shard": [pack(shards[0])]})["error"][0]
+    gone = ShardWorker(known._replace(name=str(tmp_path / "gone")), work, "")
+    assert "no model directory" in gone({"shard": [pack(shards[0])]})["error"][0]
 
 
 def test_shards_that_are_not_where_they_were_written_are_missed(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ class Processes:
         # NCCL for what GPUs exchange, gloo for what else is sent
         backend = {} if on_cpu or not torch.cuda.is_available() else {"backend": "cuda:nccl,cpu:gloo"}
         state = PartialState(cpu=on_cpu, timeout=PATIENCE, **backend)
+        self._state = state
         self.rank, self.workers = int(state.process_index), int(state.num_processes)
         self.first = self.rank == 0
         self.split = _flag("ACCELERATE_USE_FSDP") and self.workers > 1
@@ -105,14 +106,20 @@ class Processes:
                 "(on CPUs: accelerate launch --multi_gpu --num_processes N --no-python t3 ...)"
             )
 
-    def prepare(self, base: BaseModel) -> None:
-        """Split the model over the processes of each machine where the launcher was told to (FSDP), or leave it as it is.
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """Load the base model, first in one process of each machine: what is downloaded or converted then is so once.
 
-        Every decoder layer is split by itself; embeddings, the last norm and the output layer are whole in every process. So
-        each of these can be called on its own, and what runs is the same arithmetic on the same numbers as in one process.
+        The model is split over the processes of each machine where the launcher was told to (FSDP). Every decoder layer is split
+        by itself; embeddings, the last norm and the output layer are whole in every process. So each of these can be called on
+        its own, and what runs is the same arithmetic on the same numbers as in one process.
         """
-        if not self.split:
-            return
+        with self._state.local_main_process_first():
+            base = make()
+        if self.split:
+            self._split(base)
+        return base
+
+    def _split(self, base: BaseModel) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

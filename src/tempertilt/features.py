@@ -157,8 +157,8 @@ class Engine(Protocol):
     first: bool
     """Whether this process is the one that writes and reports."""
 
-    def prepare(self, base: BaseModel) -> None:
-        """Make ready for extraction with a base model that has just been loaded."""
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """The base model that `make` loads, ready for extraction."""
 
     def share(self, make: Callable[[], Any]) -> Any:
         """What `make` returns in the first process, in all of them; the others do not call it."""
@@ -178,8 +178,9 @@ class Local:
 
     workers, first = 1, True
 
-    def prepare(self, base: BaseModel) -> None:
-        """There is nothing to do."""
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """What `make` returns."""
+        return make()
 
     def share(self, make: Callable[[], Any]) -> Any:
         """What `make` returns."""

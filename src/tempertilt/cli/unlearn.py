@@ -77,14 +77,8 @@ def run(args: argparse.Namespace) -> int:
         )
         assert forget is not None
         sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
-        base = load_base(
-            args.model,
-            peft_adapter=args.peft_adapter,
-            device=device,
-            dtype=args.dtype,
-            trust_remote_code=args.trust_remote_code,
-        )
-        engine.prepare(base)
+        options = {"device": device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+        base = engine.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
         out, quiet = Path(args.output_dir), args.quiet or not engine.first
         result = unlearn(base, sets, out, config, engine=engine, overwrite=args.overwrite, progress=not quiet)
     finally:

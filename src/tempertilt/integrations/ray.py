@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from tempertilt.base import BaseModel, load_base
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, MissingExtraError, ModelError, TemperTiltError
+from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
 from tempertilt.features import Shard, Work, run_shard, store_name
 from tempertilt.store import shard_path
 
@@ -78,11 +78,12 @@ class Ray:
         self.actors, self.gpus, self.workers = actors, gpus, 1
         self._base: BaseModel | None = None
 
-    def prepare(self, base: BaseModel) -> None:
-        """Remember which model the actors are to load."""
-        if base.source is None:
-            raise ConfigError("--engine ray needs a base model that load_base has loaded: the actors load it again")
-        self._base = base
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """What `make` returns, which the actors will load as well."""
+        self._base = make()
+        if self._base.source is None:
+            raise ConfigError("--engine ray needs a base model of load_base: the actors load it again")
+        return self._base
 
     def share(self, make: Callable[[], Any]) -> Any:
         """What `make` returns."""
@@ -95,7 +96,7 @@ class Ray:
         if not work.shards:
             return
         if self._base is None:
-            raise ConfigError("the engine has no base model; call prepare first")
+            raise ConfigError("the engine has no base model; give it one with load")
         with session(self.actors):
             self.workers = self._extract(self._base, work, done)
 
@@ -131,24 +132,13 @@ class Ray:
         seen: set[str] = set()
         try:
             for row in written.iter_rows():
+                if row["error"]:
+                    raise TemperTiltError(str(row["error"]))
                 done(int(row["tokens"]))
                 seen.add(str(row["process"]))
-        except (RayError, TemperTiltError) as error:  # Ray's are also of the class that they wrap
-            cause = _cause(error, RayError)
-            if cause is not None:
-                raise cause from error
-            raise TemperTiltError(f"Ray could not run a shard {RETRIES} times: {str(error).strip().splitlines()[-1]}") from error
+        except RayError as error:
+            raise TemperTiltError(f"Ray could not run a shard (lost actors are replaced {RETRIES} times): {error}") from error
         return len(seen)
-
-
-def _cause(error: BaseException | None, wrapper: type[BaseException]) -> TemperTiltError | None:
-    """Our own error inside those that Ray has put around it, if it is one."""
-    found = None
-    while error is not None:
-        if isinstance(error, TemperTiltError) and not isinstance(error, wrapper):
-            found = error
-        error = getattr(error, "cause", None) or error.__cause__
-    return found
 
 
 class ShardWorker:
@@ -159,26 +149,38 @@ class ShardWorker:
         work: everything but the shards.
         name: of the store, which says what decides a feature's value.
 
-    Raises:
-        ModelError: this machine's model is another, or runs on another kind of device.
+    What is wrong, such as a model that is another on this machine, is in the rows that it returns: Ray wraps what is raised.
     """
 
     def __init__(self, base: BaseModel, work: Work, name: str) -> None:
         assert base.source is not None
-        loaded = load_base(base.name, peft_adapter=base.peft_adapter, **base.source._asdict())
-        self.model, self.work = loaded.model, work
-        if (here := store_name(loaded.fingerprint, loaded.model, work.config, work.state_layer)) != name:
-            raise ModelError(f"on {socket.gethostname()} the base model {base.name!r} gives features {here}, not {name}")
+        self.work, self.error = work, ""
+        try:
+            loaded = load_base(base.name, peft_adapter=base.peft_adapter, **base.source._asdict())
+            self.model = loaded.model
+            if (here := store_name(loaded.fingerprint, loaded.model, work.config, work.state_layer)) != name:
+                self.error = f"on {socket.gethostname()} the base model {base.name!r} gives features {here}, not {name}"
+        except TemperTiltError as error:
+            self.error = f"on {socket.gethostname()}: {error}"
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Write the shards of a batch, unless an attempt before this one has."""
+        """Write the shards of a batch; return the tokens of each, who has run them, and what was wrong."""
         tokens = []
         for content in batch["shard"]:
             shard = unpack(bytes(content))
-            if not shard_path(self.work.directory, shard.name).exists():
-                run_shard(self.model, shard, self.work)
+            try:
+                if not self.error:
+                    self.write(shard)
+            except TemperTiltError as error:
+                self.error = str(error)
             tokens.append(shard.tokens)
-        return {"tokens": tokens, "process": [f"{socket.gethostname()}:{os.getpid()}"] * len(tokens)}
+        process = f"{socket.gethostname()}:{os.getpid()}"
+        return {"tokens": tokens, "process": [process] * len(tokens), "error": [self.error] * len(tokens)}
+
+    def write(self, shard: Shard) -> None:
+        """Write a shard, unless an attempt before this one has."""
+        if not shard_path(self.work.directory, shard.name).exists():
+            run_shard(self.model, shard, self.work)
 
 
 def pack(shard: Shard) -> bytes:
