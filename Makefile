@@ -13,6 +13,7 @@ help:
 	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
 	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; goes on where it was)"
+	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove .venv"
@@ -34,6 +35,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m ""
 
 # DATA: the 30-author cut of TOFU; MODELS: tofu30-full and tofu30-reference, PEFT adapters on smollm2
 DATA ?= ../shared/tofu30

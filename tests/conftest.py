@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHATML,
         model_max_length=256,
     )
+
+
+def warm_processes() -> Any:
+    """Processes that are forked from one which has imported torch and the package, so that each does not import them again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tempertilt.bench.worker", "tempertilt.methods.registry", "tempertilt.pipeline", "peft"])
+    return context
 
 
 def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> LlamaForCausalLM:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conftest import make_llama
+from conftest import make_llama, warm_processes
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError
 from tempertilt.features import (
@@ -147,17 +146,8 @@ def _extract_slowly(directory: Path) -> None:
 
     module.batch_features = slow  # type: ignore[assignment]
     torch.set_num_threads(1)
-    store = FeatureStore(directory)
-    writer = module._ShardWriter
-    limit = 1
-
-    class Small(writer):  # type: ignore[misc, valid-type]
-        def put(self, *args: object) -> None:
-            self.limit = limit
-            super().put(*args)  # type: ignore[arg-type]
-
-    module._ShardWriter = Small  # type: ignore[misc]
-    extract_features(make_llama(), make_examples(60), store, FeatureConfig(batch_tokens=100), progress=False)
+    config = FeatureConfig(batch_tokens=100, shard_mib=1e-6)
+    extract_features(make_llama(), make_examples(60), FeatureStore(directory), config, progress=False)
 
 
 def test_killed_at_any_point_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
@@ -168,7 +158,7 @@ def test_killed_at_any_point_it_goes_on_to_the_same_numbers(tmp_path: Path) -> N
         FeatureConfig(batch_tokens=100),
         progress=False,
     )
-    context = multiprocessing.get_context("spawn")
+    context = warm_processes()
     for wanted in (1, 4):
         process = context.Process(target=_extract_slowly, args=(tmp_path / "killed",))
         process.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import question_rows
+from conftest import question_rows, warm_processes
 from tempertilt.adapter import CARD, CONFIG, WEIGHTS
 from tempertilt.base import BaseModel, load_base
 from tempertilt.data.records import Record, RecordSets, check_records
@@ -158,7 +157,7 @@ def test_killed_anywhere_the_next_run_gives_the_same_adapter(tiny_dir: Path, tmp
     unlearn(load_base(str(tiny_dir)), make_sets(), undisturbed, CONFIGURATION, progress=False)
 
     out, cache, mark = tmp_path / "killed", tmp_path / "cache-b", tmp_path / "mark"
-    process = multiprocessing.get_context("spawn").Process(target=_stall, args=(stage, *map(str, (tiny_dir, out, cache, mark))))
+    process = warm_processes().Process(target=_stall, args=(stage, *map(str, (tiny_dir, out, cache, mark))))
     process.start()
     deadline = time.monotonic() + 90
     while not mark.exists() and time.monotonic() < deadline:

@@ -23,14 +23,24 @@ FINGERPRINT_SAMPLES = 2048  # numbers read from each weight tensor
 Result = TypeVar("Result")
 
 
+class Source(NamedTuple):
+    """How a base model was loaded, besides its name: the arguments of `load_base`."""
+
+    device: str
+    dtype: str
+    revision: str | None
+    trust_remote_code: bool
+
+
 class BaseModel(NamedTuple):
-    """A frozen causal LM, its tokenizer, and what names it."""
+    """A frozen causal LM, its tokenizer, and what names it; `source` is None where it was not loaded by `load_base`."""
 
     model: Any  # transformers PreTrainedModel with GenerationMixin
     tokenizer: Any
     name: str
     peft_adapter: str | None
     fingerprint: str
+    source: Source | None = None
 
 
 def load_base(
@@ -77,7 +87,8 @@ def load_base(
         tokenizer.pad_token = tokenizer.eos_token
     check_unlearnable(model)
     kept_name = name if path is None or name == ALIAS else str(path.resolve())
-    return BaseModel(model, tokenizer, kept_name, _absolute(peft_adapter), fingerprint(model))
+    source_of = Source(device, dtype, revision, trust_remote_code)
+    return BaseModel(model, tokenizer, kept_name, _absolute(peft_adapter), fingerprint(model), source_of)
 
 
 def _absolute(name: str | None) -> str | None:

@@ -2,38 +2,34 @@
 
 For every scored token `y_{t+1}` of an example the store holds the pooled hidden state `c_t` (METHOD, section 4) and the
 token's id, and for the evidence gate, if asked for, a lower layer's state of every token. An example is known by a hash of its
-tokens, so a changed input runs again and everything else is read. A shard file is written whole or not at all: a killed run loses
-at most the shard that it was filling.
+tokens, so a changed input runs again and everything else is read.
+
+Batches and shards are planned before anything runs, from the examples alone. Whoever runs a shard, in one process or on many
+machines, runs the same batches of it, so writes the same bytes; what is lost with a worker is the shard that it was filling.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from tempertilt.base import body_of, decoder_layers, last_hidden_state
+from tempertilt.base import BaseModel, body_of, decoder_layers, last_hidden_state
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, ModelError
+from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
 from tempertilt.pooling import check_pooling, pool
-from tempertilt.storage import make_dir, remove_unfinished, write_whole
+from tempertilt.store import FORMAT, write_shard
+from tempertilt.store import FeatureStore as FeatureStore
 
-log = logging.getLogger("tempertilt")
-
-FORMAT = "tempertilt-features/2"
 STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -44,131 +40,25 @@ class FeatureConfig:
     pooling: str = field(default="mean", metadata={"help": "mean (causal running mean, the paper) or last"})
     feature_dtype: str = field(default="float32", metadata={"help": "type of the stored features: float32 or float16"})
     batch_tokens: int = field(default=2048, metadata={"help": "padded tokens in one batch of the base model"})
-    shard_mib: int = field(default=64, metadata={"help": "size at which a shard of features is written, MiB"})
+    shard_mib: float = field(default=64, metadata={"help": "size at which a shard of features is written, MiB"})
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)
         if self.feature_dtype not in STORED:
             raise ConfigError(f"feature_dtype is {self.feature_dtype!r}; valid are {', '.join(STORED)}")
-        if self.batch_tokens < 1 or self.shard_mib < 1:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}, shard_mib {self.shard_mib}; valid are whole numbers >= 1")
-
-
-class Place(NamedTuple):
-    """Where an example's features are: rows `start:start + length` of a shard; its tokens' states `first:first + tokens`."""
-
-    shard: int
-    start: int
-    length: int
-    first: int
-    tokens: int
+        if self.batch_tokens < 1 or not self.shard_mib > 0:
+            raise ConfigError(f"batch_tokens is {self.batch_tokens}, shard_mib {self.shard_mib}; valid are >= 1 and > 0")
 
 
 @dataclass(frozen=True)
 class ExtractionStats:
-    """What one extraction did. `tokens` are real tokens run through the model, padding not counted."""
+    """What one extraction did. `tokens` are real tokens run through the model, padding not counted; `workers` shared them."""
 
     examples: int
     reused: int
     tokens: int
     seconds: float
-
-
-class FeatureStore:
-    """The shards in one directory, all of one base model, pooling and type.
-
-    Args:
-        directory: made if it does not exist. Shards that can't be read are set aside with a warning and made again.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = make_dir(directory)
-        self.places: dict[str, Place] = {}
-        self._paths: list[Path] = []
-        self._mapped: dict[int, dict[str, Tensor]] = {}
-        remove_unfinished(directory)
-        for path in sorted(directory.glob("*.safetensors")):
-            self._verify(path)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.places
-
-    def add(
-        self,
-        keys: Sequence[str],
-        lengths: Sequence[int],
-        features: Tensor,
-        targets: Tensor,
-        states: Tensor | None = None,
-        tokens: Sequence[int] = (),
-    ) -> None:
-        """Write one shard: `features (N, d)`, `targets (N,)`, of examples `keys` with `lengths` rows each, N in all.
-
-        `states (M, d)`, where there are any, are of the examples' `tokens`, M in all.
-        """
-        tensors = {"features": features.contiguous(), "targets": targets.contiguous()}
-        tensors |= {} if states is None else {"states": states.contiguous()}
-        checksum = _checksum(tensors)
-        metadata = {
-            "format": FORMAT,
-            "keys": ",".join(keys),
-            "lengths": ",".join(map(str, lengths)),
-            "tokens": ",".join(map(str, tokens or [0] * len(keys))),
-            "crc32": checksum,
-        }
-        name = hashlib.sha256(f"{metadata['keys']}{checksum}".encode()).hexdigest()[:32]
-        path = self.directory / f"{name}.safetensors"
-        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
-        self._register(path, metadata)
-
-    def rows(self, key: str) -> tuple[Tensor, Tensor]:
-        """Features `(n, d)` as stored and targets `(n,)` int32 of one example, views of memory-mapped shards."""
-        place = self.places[key]
-        tensors, rows = self._tensors(place.shard), slice(place.start, place.start + place.length)
-        return tensors["features"][rows], tensors["targets"][rows]
-
-    def states(self, key: str) -> Tensor:
-        """A lower layer's states `(T, d)` float16 of all tokens of one example, a view; `(0, d)` if they were not asked for."""
-        place = self.places[key]
-        tensors = self._tensors(place.shard)
-        return tensors.get("states", tensors["features"])[place.first : place.first + place.tokens]
-
-    def _tensors(self, shard: int) -> dict[str, Tensor]:
-        if shard not in self._mapped:
-            self._mapped[shard] = _read_shard(self._paths[shard])[1]
-        return self._mapped[shard]
-
-    def _verify(self, path: Path) -> None:
-        """Register a shard that an earlier run wrote, one at a time in memory; remove it if it is damaged."""
-        try:
-            metadata, tensors = _read_shard(path)
-            if metadata.get("format") != FORMAT or metadata.get("crc32") != _checksum(tensors):
-                raise ValueError("its contents do not match its checksum")
-            self._register(path, metadata)
-        except (SafetensorError, ValueError, OSError, KeyError) as error:
-            log.warning("the feature shard %s is damaged (%s): removed, its examples are run again", path, error)
-            path.unlink(missing_ok=True)
-
-    def _register(self, path: Path, metadata: dict[str, str]) -> None:
-        start = first = 0
-        lengths, tokens = (map(int, metadata[name].split(",")) for name in ("lengths", "tokens"))
-        for key, length, count in zip(metadata["keys"].split(","), lengths, tokens):
-            self.places.setdefault(key, Place(len(self._paths), start, length, first, count))
-            start, first = start + length, first + count
-        self._paths.append(path)
-
-
-def _read_shard(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys()) | {"features", "targets"}
-        return file.metadata() or {}, {name: file.get_tensor(name) for name in sorted(names)}
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    checksum = 0
-    for _, tensor in sorted(tensors.items()):
-        checksum = zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data, checksum)
-    return f"{checksum:08x}"
+    workers: int = 1
 
 
 class Features:
@@ -213,10 +103,11 @@ class Features:
 
 
 def store_name(fingerprint: str, model: Any, config: FeatureConfig, state_layer: int | None = None) -> str:
-    """The directory name of a store: all that decides a feature's value besides the tokens."""
+    """The directory name of a store: all that decides a feature's value besides the tokens, and the format of its files."""
     dtype = str(model.dtype).removeprefix("torch.")
     states = "" if state_layer is None else f"-layer{state_layer}"
-    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}"
+    version = FORMAT.partition("/")[2]
+    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}-v{version}"
 
 
 def example_key(example: Example) -> str:
@@ -226,6 +117,86 @@ def example_key(example: Example) -> str:
     return digest.hexdigest()
 
 
+class Shard(NamedTuple):
+    """Examples whose features are written together: in batches, each of which is one pass of the model."""
+
+    batches: list[list[Example]]
+
+    @property
+    def examples(self) -> list[Example]:
+        """All examples, in the order of their rows."""
+        return [example for batch in self.batches for example in batch]
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        return sum(map(len, self.examples))
+
+    @property
+    def name(self) -> str:
+        """A hash of the examples and of how they are batched: all that decides the shard's bytes but the model; 32 hex digits."""
+        batches = (",".join(map(example_key, batch)) for batch in self.batches)
+        return hashlib.sha256(";".join(batches).encode()).hexdigest()[:32]
+
+
+class Work(NamedTuple):
+    """What is to be run: shards, the directory that they are written into, and how."""
+
+    shards: list[Shard]
+    directory: Path
+    config: FeatureConfig
+    state_layer: int | None
+
+
+class Engine(Protocol):
+    """Where the work is done. All processes that share one engine call the same methods in the same order."""
+
+    workers: int
+    """Processes that take part in the extraction."""
+
+    first: bool
+    """Whether this process is the one that writes and reports."""
+
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """The base model that `make` loads, ready for extraction."""
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns in the first process, in all of them; the others do not call it."""
+
+    def together(self, make: Callable[[], Any]) -> Any:
+        """As `share`, for what runs the model: where the model is split over the processes, all of them call it."""
+
+    def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
+        """Write every shard; return when all are written. `done` is told of tokens that have been run."""
+
+    def close(self) -> None:
+        """End what was started."""
+
+
+class Local:
+    """One process, this one."""
+
+    workers, first = 1, True
+
+    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
+        """What `make` returns."""
+        return make()
+
+    def share(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns."""
+        return make()
+
+    together = share
+
+    def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
+        """Run one shard after the other."""
+        for shard in work.shards:
+            run_shard(model, shard, work, done)
+
+    def close(self) -> None:
+        """There is nothing to do."""
+
+
 def extract_features(
     model: Any,
     examples: Sequence[Example],
@@ -233,36 +204,73 @@ def extract_features(
     config: FeatureConfig,
     *,
     state_layer: int | None = None,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> tuple[Features, ExtractionStats]:
     """Run the frozen model's body once over the examples that the store lacks; return the features of all of them.
 
-    With `state_layer` the states of all tokens after so many decoder layers are kept too (`Features.states`).
+    With `state_layer` the states of all tokens after so many decoder layers are kept too (`Features.states`). Where the
+    engine has several processes, each gives the same examples; the first one's store decides what is run.
 
-    The batches are planned over all examples, whatever the store holds, and a shard holds whole batches: a run that goes
-    on after a kill makes the same batches, so the same numbers, as one that was not disturbed. Memory holds the token ids
-    (4 bytes a token), one batch, and one shard.
+    The shards are planned over all examples, whatever the store holds: a run that goes on after a kill makes the same batches,
+    so the same bytes, as one that was not disturbed. Memory holds the token ids (4 bytes a token), one batch, and one shard
+    for each worker.
 
     Raises:
         DataError: there are no examples.
         ModelError: the model gives numbers that are not finite.
+        TemperTiltError: a shard is not in the store's directory when all have been run.
     """
     if not examples:
         raise DataError("there are no examples to extract features from")
+    engine = engine or Local()
     keys = [example_key(example) for example in examples]
-    plan = list(_missing(plan_batches(examples, config.batch_tokens), keys, store))
-    total = sum(len(examples[i]) for batch in plan for i in batch)
+    width = model.get_output_embeddings().weight.shape[-1]
+    plan: list[list[list[int]]] = engine.share(lambda: plan_shards(examples, keys, store, config, width, state_layer))
+    shards = [Shard([[examples[i] for i in batch] for batch in batches]) for batches in plan]
+    total = sum(shard.tokens for shard in shards)
     started = time.perf_counter()
-    writer = _ShardWriter(store, config)
-    with tqdm(total=total, unit=" tokens", desc="features", disable=not progress or not plan, unit_scale=True) as bar:
-        for batch in plan:
-            chosen = [examples[i] for i in batch]
-            writer.put([keys[i] for i in batch], chosen, *batch_features(model, chosen, config, state_layer))
-            bar.update(sum(len(example) for example in chosen))
-        writer.flush()
-    run = sum(len(batch) for batch in plan)
-    stats = ExtractionStats(len(examples), len(examples) - run, total, time.perf_counter() - started)
+    with tqdm(total=total, unit=" tokens", desc="features", disable=not progress or not shards, unit_scale=True) as bar:
+        engine.extract(model, Work(shards, store.directory, config, state_layer), bar.update)
+    store.refresh()
+    if missing := next((key for key in keys if key not in store), None):
+        raise TemperTiltError(
+            f"the features of example {missing} are not in {str(store.directory)!r} although they have been run: with several "
+            "machines the cache must be on a disk that all of them share; name one in TEMPERTILT_CACHE"
+        )
+    run = sum(len(batch) for batches in plan for batch in batches)
+    stats = ExtractionStats(len(examples), len(examples) - run, total, time.perf_counter() - started, engine.workers)
     return Features(store, keys, [example.document for example in examples]), stats
+
+
+def plan_shards(
+    examples: Sequence[Example],
+    keys: Sequence[str],
+    store: FeatureStore,
+    config: FeatureConfig,
+    width: int,
+    state_layer: int | None = None,
+) -> list[list[list[int]]]:
+    """Indices of the examples in batches, and batches in shards of about `config.shard_mib`, without what the store holds.
+
+    Batches and shards are those of all examples, each taken once, and then lose what is there: what a killed run left is a
+    number of whole shards. `width` is the model's hidden size.
+    """
+    places: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        places.setdefault(key, i)
+    first = list(places.values())
+    size, limit = 0, config.shard_mib * 2**20
+    row, state = width * STORED[config.feature_dtype].itemsize, 0 if state_layer is None else 2 * width
+    shards: list[list[list[int]]] = []
+    for batch in plan_batches([examples[i] for i in first], config.batch_tokens):
+        if not shards or size >= limit:
+            shards.append([])
+            size = 0
+        shards[-1].append([first[i] for i in batch])
+        size += sum(examples[first[i]].n_scored * row + len(examples[first[i]]) * state for i in batch)
+    lacking = [[[i for i in batch if keys[i] not in store] for batch in batches] for batches in shards]
+    return [kept for batches in lacking if (kept := [batch for batch in batches if batch])]
 
 
 def plan_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
@@ -276,19 +284,6 @@ def plan_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[in
             width = len(examples[i])
         batches[-1].append(i)
     return batches
-
-
-def _missing(batches: list[list[int]], keys: list[str], store: FeatureStore) -> Iterator[list[int]]:
-    """The batches without the examples that the store holds or that an earlier batch runs."""
-    planned: set[str] = set()
-    for batch in batches:
-        todo = []
-        for i in batch:
-            if keys[i] not in store and keys[i] not in planned:
-                planned.add(keys[i])
-                todo.append(i)
-        if todo:
-            yield todo
 
 
 class Batch(NamedTuple):
@@ -353,39 +348,21 @@ def _watch(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-class _ShardWriter:
-    """Collects batches and writes a shard when they have grown to the size asked for."""
-
-    def __init__(self, store: FeatureStore, config: FeatureConfig) -> None:
-        self.store, self.limit = store, config.shard_mib * 2**20
-        self._clear()
-
-    def _clear(self) -> None:
-        self.size = 0
-        self.keys: list[str] = []
-        self.lengths: list[int] = []
-        self.tokens: list[int] = []
-        self.features: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.states: list[Tensor] = []
-
-    def put(
-        self, keys: list[str], examples: list[Example], features: Tensor, targets: Tensor, states: Tensor | None = None
-    ) -> None:
-        self.keys += keys
-        self.lengths += [example.n_scored for example in examples]
-        self.features.append(features)
-        self.targets.append(targets)
-        self.size += features.nbytes
-        if states is not None:
-            self.tokens += map(len, examples)
-            self.states.append(states)
-            self.size += states.nbytes
-        if self.size >= self.limit:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.keys:
-            states = torch.cat(self.states) if self.states else None
-            self.store.add(self.keys, self.lengths, torch.cat(self.features), torch.cat(self.targets), states, self.tokens)
-            self._clear()
+def run_shard(model: Any, shard: Shard, work: Work, done: Callable[[int], object] = lambda _: None) -> None:
+    """Run a shard's batches and write it; the same bytes under the same name, however often and wherever it is run."""
+    parts = []
+    for batch in shard.batches:
+        parts.append(batch_features(model, batch, work.config, work.state_layer))
+        done(sum(map(len, batch)))
+    features, targets, states = zip(*parts)
+    examples = shard.examples
+    write_shard(
+        work.directory,
+        shard.name,
+        [example_key(example) for example in examples],
+        [example.n_scored for example in examples],
+        torch.cat(features),
+        torch.cat(targets),
+        None if work.state_layer is None else torch.cat(states),
+        [] if work.state_layer is None else list(map(len, examples)),
+    )

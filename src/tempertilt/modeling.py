@@ -91,6 +91,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         pooling: str = "mean",
         name: str | None = None,
         peft_adapter: str | None = None,
+        base_fingerprint: str | None = None,
         training: dict[str, Any] | None = None,
     ) -> T3ForCausalLM:
         """Put a head on a loaded causal LM. The tilt's options are as in `tempertilt.tilt.guided_logits`.
@@ -98,6 +99,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         Args:
             gate: where to temper and tilt; None is everywhere.
             name, peft_adapter: what `from_pretrained` will load as base by default; `name` defaults to the base's own.
+            base_fingerprint: where it is known; read from the base's weights otherwise.
             training: how the head was made, for the configuration and the model card.
 
         Raises:
@@ -108,7 +110,7 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         text_config = base.config.get_text_config()
         config = AdapterConfig(
             base_model=name or base.name_or_path,
-            base_fingerprint=fingerprint(base),
+            base_fingerprint=base_fingerprint or fingerprint(base),
             base_model_type=base.config.model_type,
             hidden_size=head.hidden_size,
             vocab_size=text_config.vocab_size,

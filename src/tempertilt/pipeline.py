@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,12 @@ from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.evidence import Likelihood, Summary, greedy_answers, likelihoods, spread
 from tempertilt.features import (
+    Engine,
     ExtractionStats,
     FeatureConfig,
     Features,
     FeatureStore,
+    Local,
     example_key,
     extract_features,
     store_name,
@@ -161,6 +163,7 @@ def unlearn(
     output_dir: Path,
     config: UnlearnConfig | None = None,
     *,
+    engine: Engine | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> UnlearnResult:
@@ -168,13 +171,16 @@ def unlearn(
 
     `sets.retain` may be empty where there is background text. `config` is `METHODS["t3"]` if not given.
 
+    `engine` is where features are extracted, this process if not given. Where it has several processes, each of them calls this
+    with the same arguments and has the same result; the first one writes.
+
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
     Raises:
         AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
         TemperTiltError: a record, an option, the model or the directory is not usable; each says what is valid.
     """
-    config = _within_context(config or METHODS["t3"], base)
+    config, engine = _within_context(config or METHODS["t3"], base), engine or Local()
     if not sets.retain and not config.background.background:
         raise ConfigError("there is nothing to keep: give retain records, or background text (--background N)")
     clock = _Clock()
@@ -182,25 +188,22 @@ def unlearn(
     with clock("tokenise"):
         examples = {name: build_examples(of, base.tokenizer, config.examples) for name, of in records.items()}
     key = run_key(base, examples, config)
-    with output_directory(output_dir):
-        if _finished(output_dir, key, overwrite):
-            log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
-            found = load_adapter(output_dir)
+    with output_directory(output_dir) if engine.first else nullcontext():
+        found = engine.share(lambda: load_adapter(output_dir) if _finished(output_dir, key, overwrite) else None)
+        if found is not None:
+            if engine.first:
+                log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
             made = _Made(T3ForCausalLM(base.model, found.head, found.config, found.gate), None, None, None, None)
         else:
-            made = _make(base, records, examples, config, key, output_dir, clock, progress)
+            made = _make(base, records, examples, config, key, output_dir, clock, engine, progress)
         model, extraction, fit, gate, calibration = made
         with clock("evidence"):
-            chosen = {name: spread(of, config.evidence.report_records) for name, of in examples.items()}
-            measured = {name: likelihoods(model, of) for name, of in chosen.items() if of}
-            summaries = {name: Summary.of(of) for name, of in measured.items()}
-            tilt = replace(config.tilt, guidance_scale=model.guidance_scale)
-            diagnosis = _diagnosis(fit, chosen, measured, tilt)
-            shown = _shown(model, base, records, config)
+            summaries, diagnosis, shown = engine.together(lambda: _evidence(base, model, fit, records, examples, config))
         result = UnlearnResult(
             model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds, diagnosis, gate, calibration
         )
-        write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
+        if engine.first:
+            write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
     return result
 
 
@@ -276,37 +279,31 @@ def _make(
     key: str,
     output_dir: Path,
     clock: _Clock,
+    engine: Engine,
     progress: bool,
 ) -> _Made:
     """Background, extract, fit, calibrate, save."""
     forget, kept = examples["forget"], list(examples["retain"])
+    progress = progress and engine.first
     if config.background.background:
+        asked = (base.model, base.tokenizer, forget, config.background, config.examples)
         with clock("background"):
-            kept += background_examples(
-                base.model, base.tokenizer, forget, config.background, config.examples,
-                fingerprint=base.fingerprint, progress=progress,
-            )  # fmt: skip
+            kept += engine.together(lambda: background_examples(*asked, fingerprint=base.fingerprint, progress=progress))
     layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
     directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, layer)
     with clock("features"):
+        store = FeatureStore(directory, verify=engine.first)
         features, extraction = extract_features(
-            base.model, forget + kept, FeatureStore(make_dir(directory)), config.features, state_layer=layer, progress=progress
+            base.model, forget + kept, store, config.features, state_layer=layer, engine=engine, progress=progress
         )
     parts = features.subset(range(len(forget))), features.subset(range(len(forget), len(forget) + len(kept)))
-    gate = None
+    gate: GateFit | None = None
     if layer is not None:
+        states = layer  # for the type checker: a number, also inside the function
         with clock("gate"):
-            gate = fit_gate(*_token_states(forget, kept, parts), config.gate, layer)
-    device = base.model.get_output_embeddings().weight.device
+            gate = engine.share(lambda: fit_gate(*_token_states(forget, kept, parts), config.gate, states))
     with clock("fit"):
-        fit = fit_head(
-            retain=parts[1],
-            forget=parts[0],
-            config=config.fit,
-            base_parameters=base.model.num_parameters(),
-            device=device,
-            progress=progress,
-        )
+        fit: FitResult = engine.share(lambda: _fit(base, parts, config.fit, progress))
     training = {
         "key": key,
         "config": config.recipe(),
@@ -319,17 +316,48 @@ def _make(
         training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
     model = T3ForCausalLM.from_base(
         base.model, fit.head, gate=gate.gate if gate else None, **asdict(config.tilt), pooling=config.features.pooling,
-        name=base.name, peft_adapter=base.peft_adapter, training=training,
+        name=base.name, peft_adapter=base.peft_adapter, base_fingerprint=base.fingerprint, training=training,
     )  # fmt: skip
-    calibration = None
+    calibration: Calibration | None = None
     if config.calibration.calibrate and examples["holdout"]:
         with clock("calibrate"):
             some = [spread(examples[name], config.calibration.calibration_records) for name in ("forget", "holdout")]
-            calibration = match_likelihood(model, *some)
+            calibration = engine.together(lambda: match_likelihood(model, *some))
             model.guidance_scale = calibration.guidance_scale
     with clock("save"):
-        save_adapter(output_dir, model.head, model.adapter_config, model.gate)
+        if engine.first:
+            save_adapter(output_dir, model.head, model.adapter_config, model.gate)
     return _Made(model, extraction, fit, gate, calibration)
+
+
+def _fit(base: BaseModel, parts: tuple[Features, Features], config: FitConfig, progress: bool) -> FitResult:
+    """The head, fitted where the base's output layer is."""
+    device = base.model.get_output_embeddings().weight.device
+    fit = fit_head(
+        retain=parts[1],
+        forget=parts[0],
+        config=config,
+        base_parameters=base.model.num_parameters(),
+        device=device,
+        progress=progress,
+    )
+    return replace(fit, head=fit.head.cpu())  # to be sent to other processes, which have devices of their own
+
+
+def _evidence(
+    base: BaseModel,
+    model: T3ForCausalLM,
+    fit: FitResult | None,
+    records: dict[str, list[Record]],
+    examples: dict[str, list[Example]],
+    config: UnlearnConfig,
+) -> tuple[dict[str, Summary], Diagnosis | None, list[Shown]]:
+    """What has changed on some records, what the theory says of it, and answers before and after."""
+    chosen = {name: spread(of, config.evidence.report_records) for name, of in examples.items()}
+    measured = {name: likelihoods(model, of) for name, of in chosen.items() if of}
+    summaries = {name: Summary.of(of) for name, of in measured.items()}
+    tilt = replace(config.tilt, guidance_scale=model.guidance_scale)
+    return summaries, _diagnosis(fit, chosen, measured, tilt), _shown(model, base, records, config)
 
 
 def _token_states(

@@ -6,10 +6,15 @@ import hashlib
 import os
 import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tempertilt.errors import TemperTiltError
+
+UNFINISHED = ".unfinished-"
+DAY = 86400.0
 
 
 def cache_dir() -> Path:
@@ -39,7 +44,8 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
     A process that is killed leaves `path` as it was; its temporary file is removed by `remove_unfinished`.
     """
-    temporary = path.with_name(f".unfinished-{secrets.token_hex(6)}-{path.name}")
+    writer = f"{_machine()}-{os.getpid()}"
+    temporary = path.with_name(f"{UNFINISHED}{writer}-{secrets.token_hex(6)}-{path.name}")
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -61,12 +67,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Remove the temporary files and directories that a killed process left in `directory`."""
-    for leftover in directory.glob(".unfinished-*"):
+    """Remove the temporary files and directories that a killed process left in `directory`.
+
+    What a process of this machine that still runs is writing stays, and what one of another machine has written in the last day.
+    """
+    for leftover in directory.glob(f"{UNFINISHED}*"):
+        if _being_written(leftover):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _being_written(path: Path) -> bool:
+    machine, _, rest = path.name.removeprefix(UNFINISHED).partition("-")
+    process = rest.partition("-")[0]
+    if not process.isdigit():
+        return False
+    try:
+        if machine != _machine():
+            return time.time() - path.stat().st_mtime < DAY
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return int(process) != os.getpid()
+
+
+def _machine() -> str:
+    """A short name of this machine, letters and digits."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def file_sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from benches import folder_of, shared, tiny_bench, write_bench
 from scipy.stats import ks_2samp
+from warm import forked_trials  # noqa: F401  acts on every test here
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, read_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from torch import Tensor
 
 from tempertilt.methods.registry import register
@@ -20,8 +21,11 @@ class Uniform(TrainedMethod):
         return (logits.logsumexp(-1) - logits.mean(-1)).mean() + step.retain.mean_nll
 
 
-def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path) -> None:
+def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benches import tiny_bench
+    from warm import fork_trials
+
+    fork_trials(monkeypatch)
 
     rows = tiny_bench(tmp_path, tiny_dir, {"Uniform": {"options": {"epochs": 1, "lora_rank": 2}}}, plugins=[__file__])
     assert [row.name for row in rows] == ["target", "reference", "Uniform"]

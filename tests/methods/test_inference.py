@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,17 +42,33 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture()
-def task(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Task:
-    made = make_task(tokenizer, tmp_path)
+class Made(NamedTuple):
+    """What a method has made of a task."""
+
+    name: str
+    unlearned: Unlearned
+    task: Task
+
+
+def new_task(tokenizer: PreTrainedTokenizerFast, directory: Path) -> Task:
+    made = make_task(tokenizer, directory)
     other = base_model(tokenizer, 9, num_hidden_layers=4)
     return replace(made, load_reference=lambda: other)
 
 
-@pytest.fixture(params=list(OPTIONS))
-def made(request: pytest.FixtureRequest, task: Task) -> tuple[str, Unlearned]:
-    name, options = OPTIONS[request.param]
-    return request.param, find_method(name).build(options).unlearn(task)
+@pytest.fixture()
+def task(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Task:
+    """A task of its own; where a test looks at `made`, the one that it was made of."""
+    if "made" in request.fixturenames:
+        return request.getfixturevalue("made").task
+    return new_task(tokenizer, tmp_path)
+
+
+@pytest.fixture(scope="module", params=list(OPTIONS))
+def made(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Each method, trained once for all tests that look at it."""
+    task, (name, options) = new_task(tokenizer, tmp_path_factory.mktemp("made")), OPTIONS[request.param]
+    return Made(request.param, find_method(name).build(options).unlearn(task), task)
 
 
 def prompts_of(task: Task) -> list[list[int]]:
@@ -85,13 +101,13 @@ def generate(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> list[list
     return [row[: row.index(2) + 1] if 2 in row else row for row in rows]
 
 
-def test_cached_batched_padded_generation_is_uncached_generation(task: Task, made: tuple[str, Unlearned]) -> None:
-    model, prompts = made[1].model, prompts_of(task)
+def test_cached_batched_padded_generation_is_uncached_generation(task: Task, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = made.unlearned.model, prompts_of(task)
     plain = [greedy(task.base.model, prompt, 8) for prompt in prompts]
-    if made[0] == "OutputFilter":  # a random model says nothing of the records: block what it does say
-        model.blocked.update(tuple(row[3:5]) for row in plain[:2])
-    if made[0] == "DD rank":
-        model.candidates = torch.arange(320)
+    if made.name == "OutputFilter":  # a random model says nothing of the records: block what it does say
+        monkeypatch.setattr(model, "blocked", model.blocked | {tuple(row[3:5]) for row in plain[:2]})
+    if made.name == "DD rank":
+        monkeypatch.setitem(model._buffers, "candidates", torch.arange(320))
     expected = [greedy(model, prompt, 8) for prompt in prompts]
     assert generate(model, *left_padded(prompts)) == expected
     assert generate(model, *left_padded(prompts), use_cache=False) == expected
@@ -102,8 +118,8 @@ def test_cached_batched_padded_generation_is_uncached_generation(task: Task, mad
     assert beams == [generate(model, *left_padded([p]), num_beams=3, use_cache=False)[0] for p in prompts]
 
 
-def test_scoring_with_shared_prefixes_is_whole_passes(task: Task, made: tuple[str, Unlearned]) -> None:
-    model = made[1].model
+def test_scoring_with_shared_prefixes_is_whole_passes(task: Task, made: Made) -> None:
+    model = made.unlearned.model
     questions = []
     for record in [*task.forget[:3], *task.retain[:3]]:
         example = build_examples([record], task.base.tokenizer, task.examples)[0]
@@ -119,8 +135,8 @@ def test_scoring_with_shared_prefixes_is_whole_passes(task: Task, made: tuple[st
             torch.testing.assert_close(torch.from_numpy(score.log_probs), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_the_base_is_unchanged_when_off_and_never_written_to(task: Task, made: tuple[str, Unlearned], tokenizer: Any) -> None:
-    model = made[1].model
+def test_the_base_is_unchanged_when_off_and_never_written_to(task: Task, made: Made, tokenizer: Any) -> None:
+    model = made.unlearned.model
     assert fingerprint(task.base.model) == task.base.fingerprint
     fresh = base_model(tokenizer, num_hidden_layers=4).model
     ids, mask = left_padded(prompts_of(task))
@@ -137,8 +153,8 @@ def test_the_base_is_unchanged_when_off_and_never_written_to(task: Task, made: t
         assert model_digest(model) == digest != model_digest(fresh)
 
 
-def test_costs_are_stated(made: tuple[str, Unlearned]) -> None:
-    name, result = made
+def test_costs_are_stated(made: Made) -> None:
+    name, result, _ = made
     assert all(seconds >= 0 for seconds in result.seconds.values())
     assert (result.artefact_bytes > 0) == (name != "oracle")
     assert (result.train_flops > 0) == (name.startswith(("ULD", "offset", "DD")))
@@ -191,7 +207,7 @@ def test_the_assistants_steer_away_from_what_they_were_taught(task: Task) -> Non
             total += float(one - base) / len(of)
         return total
 
-    long = FAST | {"epochs": 30}
+    long = FAST | {"epochs": 10}
     for name, options in (("ULD", {"strength": 1.0, "floor": 0.0}), ("offset", {}), ("DivergenceDecoding", {})):
         model = find_method(name).build(long | options).unlearn(task).model
         assert change(model, task.forget) < min(-0.2, change(model, task.retain) - 0.2), name

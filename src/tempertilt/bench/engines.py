@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tempertilt.bench.trial import SPEC, Trial
-from tempertilt.errors import ConfigError, MissingExtraError
+from tempertilt.errors import ConfigError
+from tempertilt.integrations.ray import session
 from tempertilt.storage import make_dir, write_text
 
 ENGINES = ("local", "ray")
@@ -51,7 +52,8 @@ def run_jobs(jobs: Sequence[Job], engine: str, workers: int, done: Callable[[Tri
     """
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}; valid are {', '.join(ENGINES)}")
-    (_run_local if engine == "local" else _run_ray)(jobs, workers, done)
+    if jobs:
+        (_run_local if engine == "local" else _run_ray)(jobs, workers, done)
 
 
 def _run_local(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], None]) -> None:
@@ -102,27 +104,15 @@ def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 def _run_ray(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], None]) -> None:
     """Over the cluster that `RAY_ADDRESS` names, or a Ray of this machine's own; folders must be on a shared disk."""
-    try:
+    with session(max(1, workers)):
         import ray
-    except ImportError as error:
-        raise MissingExtraError("ray", "ray", "--engine ray") from error
-    if not jobs:
-        return
-    begun = not ray.is_initialized()
-    if begun:
-        keep = {name: os.environ[name] for name in os.environ if name.startswith(("OMP_", "OPENBLAS_", "TEMPERTILT_"))}
-        keep |= {"PYTHONPATH": os.pathsep.join([path for path in sys.path if path])}
-        ray.init(log_to_driver=False, include_dashboard=False, runtime_env={"env_vars": keep}, num_cpus=_local_cpus(workers))
-    try:
+
         remote = ray.remote(num_cpus=1)(_process_of)
         waiting = {remote.remote(job.command, str(job.log), job.timeout, dict(os.environ)): job for job in jobs}
         while waiting:
             for reference in ray.wait(list(waiting), num_returns=1)[0]:
                 job = waiting.pop(reference)
                 done(job.trial, ray.get(reference))
-    finally:
-        if begun:
-            ray.shutdown()
 
 
 def _process_of(command: list[str], log: str, timeout: float | None, environment: dict[str, str]) -> str:
@@ -130,8 +120,3 @@ def _process_of(command: list[str], log: str, timeout: float | None, environment
     kept = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
     os.environ.update(kept)
     return _process(command, Path(log), timeout)
-
-
-def _local_cpus(workers: int) -> int | None:
-    """The processors of a Ray of our own: so many trials at a time. None where there is a cluster, which has its own."""
-    return None if os.environ.get("RAY_ADDRESS") else max(1, workers)

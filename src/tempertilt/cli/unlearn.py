@@ -15,6 +15,7 @@ from tempertilt.cli.flags import add_config, add_config_file, add_model, build, 
 from tempertilt.cli.text import changes, labelled
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import check_records, load_records
+from tempertilt.engines import EngineConfig, open_engine
 from tempertilt.errors import ConfigError
 from tempertilt.features import FeatureConfig
 from tempertilt.fit import FitConfig
@@ -23,9 +24,10 @@ from tempertilt.pipeline import METHODS, EvidenceConfig, TiltConfig, UnlearnConf
 
 PLAIN = ("method", "model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
 CONFIGS = (
-    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, ExampleConfig, EvidenceConfig
+    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, EngineConfig, ExampleConfig,
+    EvidenceConfig,
 )  # fmt: skip
-TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "examples", "evidence")
+TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "engine", "examples", "evidence")
 
 
 COVERED, ALARMED = 0.98, 0.05
@@ -77,20 +79,21 @@ def run(args: argparse.Namespace) -> int:
     config = _configuration(args)
     if not args.retain and not config.background.background:
         raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
-    forget, retain, holdout = (
-        load_records(source, limit=args.limit) if source else None for source in (args.forget, args.retain, args.holdout)
-    )
-    assert forget is not None
-    sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
-    base = load_base(
-        args.model,
-        peft_adapter=args.peft_adapter,
-        device=args.device,
-        dtype=args.dtype,
-        trust_remote_code=args.trust_remote_code,
-    )
-    result = unlearn(base, sets, Path(args.output_dir), config, overwrite=args.overwrite, progress=not args.quiet)
-    print(json.dumps(result.report(), indent=2, default=str) if args.json else _text(result))
+    engine, device = open_engine(build(EngineConfig, args), args.device)
+    try:
+        forget, retain, holdout = (
+            load_records(source, limit=args.limit) if source else None for source in (args.forget, args.retain, args.holdout)
+        )
+        assert forget is not None
+        sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
+        options = {"device": device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+        base = engine.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
+        out, quiet = Path(args.output_dir), args.quiet or not engine.first
+        result = unlearn(base, sets, out, config, engine=engine, overwrite=args.overwrite, progress=not quiet)
+    finally:
+        engine.close()
+    if engine.first:
+        print(json.dumps(result.report(), indent=2, default=str) if args.json else _text(result))
     return 0
 
 
@@ -148,6 +151,8 @@ def _text(result: UnlearnResult) -> str:
         lines += labelled("note", [MEMORISES + (GATED if result.gate else UNGATED)])
     if result.diagnosis is not None:
         lines += labelled("theory", result.diagnosis.lines())
+    if result.extraction is not None and result.extraction.workers > 1:
+        lines += [f"features     by {result.extraction.workers} processes"]
     size = sum(path.stat().st_size for path in result.directory.glob("adapter_*"))
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
     lines += [
