@@ -170,7 +170,17 @@ def call(running: Running, method: str, path: str, body: bytes = b"", **headers:
 
 def test_without_the_key_nothing_but_health_answers(running: Running) -> None:
     assert call(running, "GET", "/health")[0] == 200
-    paths = ["/v1/models", "/v1/models/first", "/metrics", "/openapi.json", "/docs", "/", "/v1/completions", "/load_model", "//health"]
+    paths = [
+        "/v1/models",
+        "/v1/models/first",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/",
+        "/v1/completions",
+        "/load_model",
+        "//health",
+    ]
     for path in paths:
         for authorization in ("", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer", KEY):
             status, body = call(running, "GET", path, authorization=authorization)

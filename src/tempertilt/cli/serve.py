@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, str]) -> int:
     from tempertilt.serving.app import build_app
     from tempertilt.serving.models import load_models
-    from tempertilt.serving.server import address, listen, make_server
+    from tempertilt.serving.server import address, listen
+    from tempertilt.serving.server import run as run_server
 
     with listen(config) as sock:
         models = load_models(
@@ -71,5 +72,5 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
             print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
         app = build_app(models, config)
         print(f"{address(sock)}/v1  {', '.join(models)}", flush=True)
-        make_server(app, config).run(sockets=[sock])
+        run_server(app, config, sock)
     return 0

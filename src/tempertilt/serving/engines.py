@@ -10,9 +10,9 @@ from typing import Any
 
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving.config import ServeConfig
+from tempertilt.serving.guards import VLLM_KEY
 
 ENGINES = ("auto", "vllm", "transformers")
-VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
 
 
 def choose_engine(asked: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
@@ -72,17 +72,14 @@ def _require_transformers() -> None:
 def vllm_command(
     adapters: Mapping[str, str], model: str | None, peft_adapter: str | None, config: ServeConfig, dtype: str
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM with the one adapter, and its environment."""
-    from tempertilt.adapter import load_adapter
+    """The command that starts vLLM with the one adapter, and its environment.
 
+    vLLM's own key guards only what is under /v1, so ours stands before everything.
+    """
     serve: Any = importlib.import_module("tempertilt.integrations.vllm.serve")
     [(name, place)] = adapters.items()
-    known = load_adapter(place).config
-    base = model or known.base_model
-    if peft_adapter is None and base == known.base_model:
-        peft_adapter = known.peft_adapter
     arguments = serve.serve_arguments(
-        model=base,
+        model=model,
         peft_adapter=peft_adapter,
         adapter=place,
         host=config.host,
@@ -95,6 +92,7 @@ def vllm_command(
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.api_key:
         environment[VLLM_KEY] = config.api_key
+        arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments], environment
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 OPEN = ("/health",)
+VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
 
 
 def error_body(
@@ -50,6 +53,13 @@ class RequireKey:
             return False
         scheme, _, key = given[0].partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+
+
+class RequireKeyOfEnvironment(RequireKey):
+    """The same for vLLM, which makes its middleware from an import path: the key is the environment's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(app, os.environ[VLLM_KEY])
 
 
 async def _refuse(send: Send) -> None:

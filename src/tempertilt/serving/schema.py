@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 MAX_CHOICES, MAX_PROMPTS, MAX_LOGPROBS, MAX_BIASES, MAX_MESSAGES = 8, 16, 20, 300, 1024
 MAX_TILT = 100.0
 
-Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
+
+def _check_text(text: str) -> str:
+    """A text that can be written as UTF-8; JSON can name halves of characters, which can't."""
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise ValueError("the text holds half a surrogate pair; valid is Unicode text")
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_check_text)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20)]
 Bias = Annotated[StrictFloat | StrictInt, Field(ge=-100, le=100)]
 Penalty = Annotated[StrictFloat | StrictInt, Field(ge=-2, le=2)]
@@ -31,7 +40,7 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
-    model: Annotated[StrictStr, Field(min_length=1, max_length=256, description="one of GET /v1/models")]
+    model: Annotated[Text, Field(min_length=1, max_length=256, description="one of GET /v1/models")]
     max_tokens: Annotated[StrictInt, Field(ge=0, lt=1 << 31)] | None = None
     temperature: (
         Annotated[StrictFloat | StrictInt, Field(ge=0, le=2, description="of sampling, after the tilt; 0 is greedy")] | None
@@ -47,7 +56,7 @@ class Request(BaseModel):
     logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=MAX_BIASES)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[StrictStr, Field(max_length=512)] | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
     tilt_temperature: (
         Annotated[StrictFloat | StrictInt, Field(gt=0, le=MAX_TILT, description="T of the tilt, if the server allows it")] | None
     ) = None
@@ -69,16 +78,17 @@ class Request(BaseModel):
     def numbers_asked(self) -> list[str]:
         """The fields set that show numbers of the law, or from which they can be worked out."""
         names = ("logprobs", "top_logprobs", "echo", "logit_bias", "presence_penalty", "frequency_penalty")
-        return [name for name in names if getattr(self, name, None) not in (None, False)]
+        values = {name: getattr(self, name, None) for name in names}
+        return [name for name, value in values.items() if value is not None and value is not False]  # logprobs=0 is asked
 
 
 class CompletionRequest(Request):
     """`POST /v1/completions`."""
 
     prompt: Annotated[
-        StrictStr
+        Text
         | TokenIds
-        | Annotated[list[StrictStr], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)],
         Field(description="text or token ids, or several of them"),
     ]
@@ -97,7 +107,7 @@ class TextPart(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     type: Literal["text"]
-    text: StrictStr
+    text: Text
 
 
 class Message(BaseModel):
@@ -105,7 +115,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
-    content: StrictStr | Annotated[list[TextPart], Field(max_length=256)]
+    content: Text | Annotated[list[TextPart], Field(max_length=256)]
 
     @property
     def text(self) -> str:

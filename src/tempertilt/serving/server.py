@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 
 import uvicorn
@@ -42,3 +43,10 @@ def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
         ws="none",
     )
     return uvicorn.Server(settings)
+
+
+def run(app: FastAPI, config: ServeConfig, sock: socket.socket) -> None:
+    """Serve on a socket until SIGINT or SIGTERM; a second SIGINT does not wait for running answers."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: None)  # uvicorn hands the signal on when it has finished: that is a clean end
+    make_server(app, config).run(sockets=[sock])
