@@ -80,11 +80,12 @@ async def ask(client: Any, case: Case, seen: Seen, hang_up: bool = False) -> Non
     seen.tokens += tokens
 
 
-async def one_client(number: int, url: str, key: str, table: list[Case], until: float, seen: Seen) -> None:
-    """Asks, one after the other, until time is up; hangs up now and then."""
-    draw = random.Random(number)
+async def one_client(number: int, url: str, key: str, table: list[Case], until: float, least: int, seen: Seen) -> None:
+    """Asks, one after the other, until time is up, `least` times at least; hangs up now and then."""
+    draw, asked = random.Random(number), 0
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120) as client:
-        while time.monotonic() < until:
+        while asked < least or time.monotonic() < until:
+            asked += 1
             try:
                 await ask(client, draw.choice(table), seen, hang_up=draw.random() < 0.1)
             except openai.OpenAIError as error:
@@ -99,17 +100,19 @@ def metrics(url: str, key: str) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-async def load(url: str, key: str, table: list[Case], *, clients: int, seconds: float, stop: Callable[[], Any]) -> Seen:
+async def load(
+    url: str, key: str, table: list[Case], *, clients: int, seconds: float, stop: Callable[[], Any], least: int = 1
+) -> Seen:
     """Run the clients, then stop the server with `stop` while all of them read long answers."""
     seen, until = Seen(), time.monotonic() + seconds
     short, long = table[: -len(NAMES)], table[-len(NAMES) :]
 
     async def watch() -> None:
-        while time.monotonic() < until:
+        while not seen.memory or time.monotonic() < until:
             seen.memory.append((await asyncio.to_thread(metrics, url, key))["process_resident_memory_bytes"])
             await asyncio.sleep(min(1.0, seconds / 20))
 
-    running: list[Awaitable[None]] = [one_client(i, url, key, short, until, seen) for i in range(clients)]
+    running: list[Awaitable[None]] = [one_client(i, url, key, short, until, least, seen) for i in range(clients)]
     await asyncio.gather(*running, watch())
     await _idle(url, key, seen)
     await _shutdown(url, key, long, clients, seen, stop)

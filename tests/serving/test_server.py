@@ -208,6 +208,14 @@ def test_bodies_that_are_no_json_are_refused(running: Running) -> None:
         assert found == status and answer["error"]["message"], body[:40]
 
 
+def test_a_body_without_a_length_is_counted(running: Running) -> None:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/completions", iter([b" " * 100_000] * 11), headers, encode_chunked=True)
+    response = connection.getresponse()
+    assert response.status == 413 and json.loads(response.read())["error"]["message"]
+
+
 def test_metrics_are_counted_and_hold_no_text(running: Running) -> None:
     running.client().completions.create(model="first", prompt="secretword", max_tokens=2)
     connection = http.client.HTTPConnection(running.url.removeprefix("http://"))

@@ -27,7 +27,7 @@ from transformers.cli.serving.server import build_server
 
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engine import Answer, BusyError, Engine, Piece
-from tempertilt.serving.guards import RequireKey, error_body
+from tempertilt.serving.guards import LimitBody, RequireKey, error_body
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
 from tempertilt.serving.requests import Job, RequestError, find_model, prepare_chat, prepare_completion
@@ -110,15 +110,16 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.title, app.description = "tempertilt", "OpenAI-compatible server of unlearned models"
     app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") in KEPT]
     app.state.engine, app.state.metrics = engine, Metrics(engine)
-    _add_endpoints(app, Endpoints(models, config, engine, app.state.metrics), config)
-    _add_errors(app)
+    _add_endpoints(app, Endpoints(models, config, engine, app.state.metrics))
+    _add_errors(app, app.state.metrics)
+    app.add_middleware(LimitBody, limit=config.max_body_bytes)
     if config.api_key:
         app.add_middleware(RequireKey, key=config.api_key)
     return app
 
 
-def _add_endpoints(app: FastAPI, endpoints: Endpoints, config: ServeConfig) -> None:
-    options: dict[str, Any] = {"responses": ERRORS, "max_body_size": config.max_body_bytes, "response_model": None}
+def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:
+    options: dict[str, Any] = {"responses": ERRORS, "response_model": None}
 
     @app.post("/v1/completions", **options)
     async def completions(request: HttpRequest, body: Annotated[CompletionRequest, Body()]) -> Response:
@@ -285,32 +286,36 @@ def _event(value: dict[str, Any]) -> str:
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
     """Every error in OpenAI's shape, with what was wrong and nothing of the server's inside."""
+
+    def answer(body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
+        metrics.refused.labels(str(status)).inc()
+        return JSONResponse(body, status, headers)
 
     @app.exception_handler(RequestError)
     async def refused(_request: HttpRequest, error: RequestError) -> Response:
-        return JSONResponse(error_body(str(error), param=error.param, code=error.code), error.status)
+        return answer(error_body(str(error), param=error.param, code=error.code), error.status)
 
     @app.exception_handler(BusyError)
     async def busy(_request: HttpRequest, error: BusyError) -> Response:
         body = error_body(str(error), "rate_limit_error", code="server_busy")
-        return JSONResponse(body, 429, {"retry-after": "1"})
+        return answer(body, 429, {"retry-after": "1"})
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: HttpRequest, error: RequestValidationError) -> Response:
         found = error.errors()
         lines = [f"{_place(item['loc'])}: {item['msg']}" for item in found[:8]]
         param = _place(found[0]["loc"]) if found else None
-        return JSONResponse(error_body("; ".join(lines), param=param, code="invalid_request"), 400)
+        return answer(error_body("; ".join(lines), param=param, code="invalid_request"), 400)
 
     @app.exception_handler(HTTPException)
     async def failed(_request: HttpRequest, error: HTTPException) -> Response:
-        return JSONResponse(error_body(str(error.detail)), error.status_code, error.headers)
+        return answer(error_body(str(error.detail)), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def broken(_request: HttpRequest, error: Exception) -> Response:
-        return JSONResponse(error_body("the server met an error that it did not expect", "server_error"), 500)
+        return answer(error_body("the server met an error that it did not expect", "server_error"), 500)
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

@@ -138,9 +138,9 @@ class Answer:
         """Tokens that it may still get."""
         return self.sampling.max_tokens - len(self.tokens)
 
-    def step(self, logits: Tensor) -> int:
-        """Draw a token from guided logits `(V,)`, give what it adds, and return it."""
-        choice = self._sampler.choose(logits)
+    def step(self, logits: Tensor, best: int) -> int:
+        """Draw a token from guided logits `(V,)`, whose greatest is `best`; give what it adds, and return it."""
+        choice = self._sampler.choose(logits, best)
         self.tokens.append(choice.token)
         if choice.token in self._stops:
             self.end("stop", choice, self._text.finish())
@@ -315,13 +315,13 @@ class _Round:
         self.over = False
 
     def step(self, logits: Tensor) -> list[int]:
-        """The next token of every row of guided logits `(B, V)`; 0 for rows that have ended."""
-        tokens = [0] * len(self.answers)
+        """The next token of every row of guided logits `(B, V)`; any for rows that have ended."""
+        tokens: list[int] = logits.argmax(-1).tolist()  # all at once: each look at a device's memory takes its time
         for i, answer in enumerate(self.answers):
             if answer.ended or answer.cancelled:
                 continue
             try:
-                tokens[i] = answer.step(logits[i])
+                tokens[i] = answer.step(logits[i], tokens[i])
             except Exception as error:  # what goes wrong with one answer is no matter of the others
                 log.error("an answer failed", exc_info=True)
                 answer.fail(error)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/health",)
+DROPPED = 16  # times the limit of a body: what is read and dropped of a longer one
 VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
 
 
@@ -41,7 +42,8 @@ class RequireKey:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer 401."""
         if scope["type"] == "http" and scope["path"] not in OPEN and not self._has_key(scope["headers"]):
-            await _refuse(send)
+            message = "give the server's key as  Authorization: Bearer KEY"
+            await _send(send, 401, error_body(message, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -62,8 +64,43 @@ class RequireKeyOfEnvironment(RequireKey):
         super().__init__(app, os.environ[VLLM_KEY])
 
 
-async def _refuse(send: Send) -> None:
-    body = json.dumps(error_body("give the server's key as  Authorization: Bearer KEY", code="invalid_api_key")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"www-authenticate", b"Bearer")]
-    await send({"type": "http.response.start", "status": 401, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class LimitBody:
+    """ASGI middleware: reads a request's body, at most `limit` bytes of it; a longer one gets status 413.
+
+    What is too much is read and dropped, up to a point: a client that is cut off while it sends does not see the answer.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole body, or answer 413."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        body, size, more = bytearray(), 0, True
+        while more and size <= DROPPED * self._limit:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client has gone
+            part, more = message.get("body", b""), message.get("more_body", False)
+            size += len(part)
+            if size <= self._limit:
+                body += part
+        if size > self._limit:
+            text = f"the request has more than {self._limit} bytes, which is what this server takes"
+            await _send(send, 413, error_body(text, code="body_too_large"), (b"connection", b"close"))
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+
+async def _send(send: Send, status: int, body: dict[str, Any], header: tuple[bytes, bytes]) -> None:
+    data = json.dumps(body).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data)), header]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": data})

@@ -21,6 +21,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("t3_requests", "requests by outcome", ["endpoint", "outcome"], registry=registry)
+        self.refused = Counter("t3_refused_requests", "requests that got an error, by status", ["status"], registry=registry)
         self.prompt_tokens = Counter("t3_prompt_tokens", "tokens of prompts", ["model"], registry=registry)
         self.answer_tokens = Counter("t3_generation_tokens", "tokens of answers", ["model"], registry=registry)
         self.first = Histogram(

@@ -69,12 +69,13 @@ class Sampler:
         if sampling.min_p > 0:
             self._warpers.append(MinPLogitsWarper(sampling.min_p))
 
-    def choose(self, logits: Tensor) -> Choice:
-        """The next token from guided logits `(V,)` float32.
+    def choose(self, logits: Tensor, best: int | None = None) -> Choice:
+        """The next token from guided logits `(V,)` float32; `best` is their greatest, if that is known already.
 
         The numbers are those of the guided law, before the request's own bias, penalties, temperature and truncation.
         """
-        token = self._draw(self._adjusted(logits))
+        adjusted = self._adjusted(logits)
+        token = best if best is not None and adjusted is logits and self._greedy else self._draw(adjusted)
         self._counts[token] += 1
         if self.sampling.logprobs is None:
             return Choice(token)
@@ -91,9 +92,12 @@ class Sampler:
         ids = torch.tensor(list(changes), device=logits.device)
         return logits.index_add(0, ids, torch.tensor(list(changes.values()), device=logits.device, dtype=logits.dtype))
 
+    @property
+    def _greedy(self) -> bool:
+        return self.sampling.temperature < GREEDY_BELOW
+
     def _draw(self, logits: Tensor) -> int:
-        temperature = self.sampling.temperature
-        if temperature < GREEDY_BELOW:
+        if self._greedy:
             return int(logits.argmax())
         if self._generator is None:
             self._generator = torch.Generator(logits.device)
@@ -101,7 +105,7 @@ class Sampler:
                 self._generator.seed()
             else:
                 self._generator.manual_seed(self.sampling.seed)
-        scores = (logits / temperature).unsqueeze(0)
+        scores = (logits / self.sampling.temperature).unsqueeze(0)
         return int(torch.multinomial(self._warpers(scores, scores).softmax(-1)[0], 1, generator=self._generator))
 
 
