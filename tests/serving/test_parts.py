@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving import engines
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engine import Answer, BusyError, Decoder, Engine, Law, Piece
-from tempertilt.serving.models import parse_adapters
+from tempertilt.serving.names import parse_adapters
 from tempertilt.serving.sampling import Sampler, Sampling
 from tempertilt.serving.textstream import TextStream
 
@@ -236,3 +237,12 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         "dtype": "float32",
     }
     assert environment["VLLM_API_KEY"] == "from-the-environment" and environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_starting_vllm_loads_nothing_of_the_transformers_engine() -> None:
+    """vLLM's environment may hold another transformers than the engine needs."""
+    code = (
+        "import sys, tempertilt.cli.serve, tempertilt.serving.guards\n"
+        "print([name for name in sys.modules if name in ('torch', 'transformers', 'tempertilt.modeling', 'fastapi')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

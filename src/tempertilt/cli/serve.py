@@ -11,6 +11,7 @@ from tempertilt.cli.flags import add_config, add_model, build
 from tempertilt.errors import ConfigError
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engines import ENGINES, choose_engine, start_vllm, vllm_command
+from tempertilt.serving.names import parse_adapters
 
 KEY = "T3_API_KEY"
 
@@ -33,8 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    from tempertilt.serving.models import parse_adapters
-
     config = build(ServeConfig, args)
     config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
     adapters = parse_adapters(args.adapter)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tempertilt.adapter import load_adapter
@@ -19,10 +17,9 @@ from tempertilt.errors import ConfigError, DataError
 from tempertilt.generation import stop_ids
 from tempertilt.modeling import T3ForCausalLM
 from tempertilt.serving.engine import Decoder
+from tempertilt.serving.names import BASE
 from tempertilt.serving.textstream import decode
 
-BASE = "base"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 DEFAULT_LENGTH = 2048  # for models whose configuration has no number of positions
 
 
@@ -76,30 +73,6 @@ class ServedModel:
         """The text of token ids."""
         with self._encoding:
             return decode(self.encoder, ids)
-
-
-def parse_adapters(given: Sequence[str]) -> dict[str, str]:
-    """Adapters by name from `DIR` or `name=DIR`; a plain one is named as its directory.
-
-    Raises:
-        ConfigError: a name is not valid, is taken, or none is given.
-    """
-    adapters: dict[str, str] = {}
-    for text in given:
-        name, equals, place = text.partition("=")
-        if not equals or Path(text).expanduser().is_dir():
-            place = text
-            name = Path(text).expanduser().resolve().name if Path(text).expanduser().is_dir() else text.rstrip("/").split("/")[-1]
-        if not NAME.fullmatch(name) or not place:
-            raise ConfigError(f"--adapter {text!r}: the name is {name!r}; valid are letters, digits, '.', '_', '-':  name=DIR")
-        if name == BASE:
-            raise ConfigError(f"--adapter {text!r}: {BASE!r} is the base model's name; give another:  name=DIR")
-        if name in adapters:
-            raise ConfigError(f"--adapter {text!r}: the name {name!r} is given twice; give others:  name=DIR")
-        adapters[name] = place
-    if not adapters:
-        raise ConfigError("--adapter is needed: t3 serve serves unlearned models; see t3 serve --help")
-    return adapters
 
 
 def load_models(
