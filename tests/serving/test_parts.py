@@ -219,7 +219,7 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
     [(program, command, environment)] = started
     assert program == sys.executable and command[1:] == [
         "-m",
-        "vllm.entrypoints.cli.main",
+        "tempertilt.serving.vllm_main",
         "serve",
         "MODEL",
         "--flag",

@@ -93,7 +93,7 @@ def vllm_command(
     if config.api_key:
         environment[VLLM_KEY] = config.api_key
         arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments], environment
+    return [sys.executable, "-m", "tempertilt.serving.vllm_main", "serve", *arguments], environment
 
 
 def start_vllm(command: list[str], environment: dict[str, str]) -> None:
