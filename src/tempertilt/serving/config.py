@@ -22,7 +22,7 @@ class ServeConfig:
     max_model_len: int = field(
         default=0, metadata={"help": "tokens of prompt and answer together; 0 is what the model was made for"}
     )
-    max_batch_size: int = field(default=16, metadata={"help": "answers decoded at a time; 1 decodes each alone"})
+    max_batch_size: int = field(default=16, metadata={"help": "answers decoded at a time; 1 decodes one after the other"})
     max_waiting: int = field(default=256, metadata={"help": "answers that may wait; requests beyond get status 429"})
     max_body_bytes: int = field(default=1 << 20, metadata={"help": "largest request body; larger ones get status 413"})
     shutdown_timeout: int = field(

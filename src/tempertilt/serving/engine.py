@@ -303,7 +303,8 @@ class Engine:
             )
 
     def _others_wait(self) -> bool:
-        return bool(self._waiting) or self._stopping
+        """Whether a batch is to end for others; of one answer alone it never is: it is written at one go, as `generate` would."""
+        return bool(self._waiting) and self._max_batch > 1
 
 
 class _Round:
