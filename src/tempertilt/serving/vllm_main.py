@@ -12,14 +12,14 @@ from typing import Any
 
 def main() -> None:
     """Run vLLM's command line on `sys.argv`."""
-    import vllm
-
     metadata: Any = importlib.metadata
     known = metadata.version
     try:
         known("vllm")
     except metadata.PackageNotFoundError:
-        metadata.version = lambda name: vllm.__version__ if name == "vllm" else known(name)
+        build = metadata.packages_distributions()["vllm"][0]
+        version = f"{known(build)}+{build.removeprefix('vllm-')}"  # 0.32.0+cpu, as its own code reads it
+        metadata.version = lambda name: version if name == "vllm" else known(name)
     from vllm.entrypoints.cli.main import main as run
 
     run()
