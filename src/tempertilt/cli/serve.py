@@ -1,0 +1,75 @@
+"""`t3 serve`: an OpenAI-compatible server of unlearned models."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from tempertilt.cli.flags import add_config, add_model, build
+from tempertilt.errors import ConfigError
+from tempertilt.serving.config import ServeConfig
+from tempertilt.serving.engines import ENGINES, choose_engine, start_vllm, vllm_command
+from tempertilt.serving.names import parse_adapters
+
+KEY = "T3_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    add_model(parser)
+    group = parser.add_argument_group("adapters")
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="adapter directory or hub id, under its own name or NAME; may be repeated (each forgets only its own)",
+    )
+    group.add_argument("--ignore-base-mismatch", action="store_true", help="use an adapter on a base that it was not fitted on")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto is vLLM where it is installed (default: auto)")
+    add_config(parser, "server", ServeConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    config = build(ServeConfig, args)
+    config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
+    adapters = parse_adapters(args.adapter)
+    engine, why = choose_engine(args.engine, adapters, config)
+    if why:
+        print(f"t3 serve: {why}", file=sys.stderr)
+    if engine == "vllm":
+        if args.trust_remote_code or args.device != "auto" or args.ignore_base_mismatch:
+            raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --engine vllm")
+        start_vllm(*vllm_command(adapters, args.model, args.peft_adapter, config, args.dtype))
+    return _serve(args, config, adapters)
+
+
+def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, str]) -> int:
+    from tempertilt.serving.app import build_app
+    from tempertilt.serving.models import load_models
+    from tempertilt.serving.server import address, listen
+    from tempertilt.serving.server import run as run_server
+
+    with listen(config) as sock:
+        models = load_models(
+            adapters,
+            args.model,
+            args.peft_adapter,
+            serve_base=config.serve_base,
+            max_model_len=config.max_model_len,
+            check_base=not args.ignore_base_mismatch,
+            device=args.device,
+            dtype=args.dtype,
+            trust_remote_code=args.trust_remote_code,
+        )
+        if config.serve_base:
+            print("t3 serve: 'base' is the base model: it says what must not be said", file=sys.stderr)
+        if not config.api_key and config.host not in ("127.0.0.1", "::1", "localhost"):
+            print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
+        app = build_app(models, config)
+        print(f"{address(sock)}/v1  {', '.join(models)}", flush=True)
+        run_server(app, config, sock)
+    return 0

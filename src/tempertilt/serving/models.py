@@ -1,0 +1,141 @@
+"""The models that a server offers by name: adapters on one base model, and the base itself if the operator says so."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tempertilt.adapter import load_adapter
+from tempertilt.base import load_base
+from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.records import Message
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.generation import stop_ids
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.serving.engine import Decoder
+from tempertilt.serving.names import BASE
+from tempertilt.serving.textstream import decode
+
+DEFAULT_LENGTH = 2048  # for models whose configuration has no number of positions
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model by a name that requests use.
+
+    Attributes:
+        name: of the model.
+        decoder: for the engine.
+        max_model_len: tokens of prompt and answer together.
+        vocab_size: token ids are below it.
+        examples: how chats become token ids: as when the adapter was fitted.
+    """
+
+    name: str
+    decoder: Decoder
+    max_model_len: int
+    vocab_size: int
+    examples: ExampleConfig
+    encoder: Any  # tokenizers of their own, because the decoder's is in use on another thread: this one for prompts,
+    reader: Any  # and this one on the thread of the event loop
+    created: int = field(default_factory=lambda: int(time.time()))
+    _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def adapter(self) -> Any:
+        """The adapter's configuration, or None for the base model."""
+        model = self.decoder.model
+        return model.adapter_config if isinstance(model, T3ForCausalLM) else None
+
+    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Token ids of `(role, content)` messages, ready for the answer; `DataError` if they can't be."""
+        chat = [Message(role, content) for role, content in messages]  # type: ignore[arg-type]
+        with self._encoding:
+            return encode_question(chat, self.encoder, self.examples)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text; of the empty one the beginning-of-sequence token, `DataError` if there is none."""
+        with self._encoding:
+            ids = list(self.encoder(text, verbose=False)["input_ids"]) if text else []
+        if len(ids) > 1 and ids[-1] == self.encoder.eos_token_id and not text.endswith(self.encoder.eos_token):
+            ids.pop()  # some tokenizers close every text
+        if not ids and self.encoder.bos_token_id is not None:
+            ids = [self.encoder.bos_token_id]
+        if not ids:
+            raise DataError("the prompt has no tokens; valid is a text with some")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        with self._encoding:
+            return decode(self.encoder, ids)
+
+
+def load_models(
+    adapters: Mapping[str, str],
+    model: str | None,
+    peft_adapter: str | None,
+    *,
+    serve_base: bool = False,
+    max_model_len: int = 0,
+    check_base: bool = True,
+    **options: Any,
+) -> dict[str, ServedModel]:
+    """Load one base model and put every adapter on it.
+
+    Args:
+        adapters: directories or hub ids by name.
+        model, peft_adapter: the base; None is what the first adapter names.
+        serve_base: offer the base model, too.
+        max_model_len: tokens of prompt and answer together; 0 is what the model was made for.
+        check_base: refuse adapters that were fitted on another base.
+        options: device, dtype, trust_remote_code, as in `tempertilt.base.load_base`.
+
+    Raises:
+        AdapterError, ModelError: something can't be loaded, or does not fit together.
+        ConfigError: `max_model_len` is more than the model has positions for.
+    """
+    config = load_adapter(next(iter(adapters.values()))).config
+    name = model or config.base_model
+    if peft_adapter is None and name == config.base_model:
+        peft_adapter = config.peft_adapter
+    base = load_base(name, peft_adapter=peft_adapter, **options)
+    length = _max_model_len(base.model, max_model_len)
+    stops = frozenset(stop_ids(base.model, base.tokenizer))
+    _forget_generation_defaults(base.model)
+    encoder, reader = copy.deepcopy(base.tokenizer), copy.deepcopy(base.tokenizer)
+    vocab_size = int(base.model.get_input_embeddings().weight.shape[0])
+    lock = threading.Lock()
+
+    def served(name: str, model: Any, examples: ExampleConfig) -> ServedModel:
+        decoder = Decoder(model, base.tokenizer, stops)
+        return ServedModel(name, decoder, length, vocab_size, examples, encoder, reader, _encoding=lock)
+
+    models = {}
+    for name, place in adapters.items():
+        unlearned = T3ForCausalLM.from_pretrained(place, base_model=base.model, check_base=check_base)
+        fitted_with = unlearned.adapter_config.training.get("config", {}).get("system_prompt")
+        examples = ExampleConfig() if fitted_with is None else ExampleConfig(system_prompt=fitted_with)
+        models[name] = served(name, unlearned, examples)
+    if serve_base:
+        models[BASE] = served(BASE, base.model, next(iter(models.values())).examples)
+    return models
+
+
+def _max_model_len(model: Any, asked: int) -> int:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if asked and positions and asked > positions:
+        raise ConfigError(f"max_model_len is {asked}; the model has positions for {positions} tokens")
+    return int(asked or positions or DEFAULT_LENGTH)
+
+
+def _forget_generation_defaults(model: Any) -> None:
+    """Have `generate` do what it is told, whatever sampling the checkpoint recommends: requests say how they sample."""
+    from transformers import GenerationConfig
+
+    known = model.generation_config
+    model.generation_config = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id)
