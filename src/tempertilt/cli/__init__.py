@@ -18,6 +18,7 @@ VERBS = {
     "unlearn": "make an adapter from records to forget and records to retain",
     "generate": "answer prompts with an unlearned model",
     "chat": "talk to an unlearned model",
+    "playground": "see in the browser, token by token, what an unlearned model does",
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
     "bench": "compare unlearning methods on one model, data set and budget",

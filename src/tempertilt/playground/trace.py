@@ -220,10 +220,10 @@ class Tracer:
         listed = {int(token) for of in (own.base, own.tilted) for token in of.topk(min(self.width, len(of))).indices}
         tokens = torch.tensor(sorted(listed | {taken}), device=own.base.device)
         head_rows = self.model.head.rows_of(tokens.to(self.model.head.token_ids.device)).tolist()
-        probabilities = zip(*(of[tokens].tolist() for of in own))
+        probabilities = (of[tokens].tolist() for of in own)
         candidates = {
-            token: Candidate(token, self.spell(context, token), *three, None if row < 0 else float(log_odds[row]))
-            for token, three, row in zip(tokens.tolist(), probabilities, head_rows)
+            token: Candidate(token, self.spell(context, token), base, tempered, tilted, None if row < 0 else float(log_odds[row]))
+            for token, row, base, tempered, tilted in zip(tokens.tolist(), head_rows, *probabilities)
         }
         ranked = sorted((of for token, of in candidates.items() if token in listed), key=lambda of: -of.base)
         return Step(candidates[taken], tuple(ranked), openness, taken in self._stops)
