@@ -87,7 +87,8 @@
     box.hidden = false;
     const left = Math.max(12, Math.min(at.left, innerWidth - box.offsetWidth - 12));
     const below = at.bottom + 8;
-    const top = below + box.offsetHeight < innerHeight ? below : Math.max(8, at.top - box.offsetHeight - 8);
+    const above = at.top - box.offsetHeight - 8;
+    const top = below + box.offsetHeight < innerHeight || above < 0 ? below : above;
     box.style.left = left + "px";
     box.style.top = top + "px";
   }
@@ -111,6 +112,11 @@
     pinned = place(token);
     mark();
     show(token);
+    const missing = token.getBoundingClientRect().bottom + popover().offsetHeight + 16 - innerHeight;
+    if (missing > 0) {  // room below, so that the sliders stay in sight
+      scrollBy({ top: missing, behavior: "instant" });
+      show(token);
+    }
   }
   function unpin(focus) {
     const token = find(pinned);

@@ -202,8 +202,10 @@ def gate_sentence(prompt: Sequence[PromptToken], gate: EvidenceGate | None) -> s
                 f"<b>Open.</b> It opens at <q>{escaped(token.text.strip())}</q> (evidence {token.evidence:.2f}, {numbers}) and "
                 "never shuts again: from there on the law is tempered and tilted."
             )
+    evidence = max(0.0, highest.evidence or 0.0)
+    where = f" at <q>{escaped(highest.text.strip())}</q>" if evidence >= 0.005 else ""
     return (
-        f"<b>Shut.</b> The highest evidence is {highest.evidence:.2f} at <q>{escaped(highest.text.strip())}</q> ({numbers}): "
+        f"<b>Shut.</b> The highest evidence is {evidence:.2f}{where} ({numbers}): "
         "until something opens it, the answer is the base's, bit for bit, and the sliders do nothing."
     )
 

@@ -68,6 +68,7 @@ class View:
 class _Tab:
     number: int = 0
     ids: list[int] = field(default_factory=list)
+    prompt: list[PromptToken] = field(default_factory=list)
     drafts: dict[Law, list[int]] = field(default_factory=dict)
 
 
@@ -97,8 +98,8 @@ class Runs:
         """
         number = self._begin(tab)
         ids = self._encode(request.prompt, request.raw)
-        drafts = self._drafts(tab, ids)
-        view = View(request, self.tracer.prompt(ids), {"base": Answer(), "tilted": Answer()})
+        prompt, drafts = self._remembered(tab, ids)
+        view = View(request, prompt or self.tracer.prompt(ids), {"base": Answer(), "tilted": Answer()})
         options = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
         streams = {
             law: self.tracer.steps(ids, request.tilt, law=law, draft=drafts.get(law, ()), **options)  # type: ignore[arg-type]
@@ -133,10 +134,11 @@ class Runs:
         with self._lock:
             return tab in self._tabs and self._tabs[tab].number == number
 
-    def _drafts(self, tab: str, ids: list[int]) -> dict[Law, list[int]]:
+    def _remembered(self, tab: str, ids: list[int]) -> tuple[list[PromptToken], dict[Law, list[int]]]:
+        """The prompt's tokens and the drafts of the tab's last run, if it was of the same prompt."""
         with self._lock:
             state = self._tabs.get(tab, _Tab())
-            return dict(state.drafts) if state.ids == ids else {}
+            return (state.prompt, dict(state.drafts)) if state.ids == ids else ([], {})
 
     def _remember(self, tab: str, number: int, ids: list[int], view: View) -> bool:
         """Keep the answers as drafts; False if the run is no longer the latest."""
@@ -145,7 +147,7 @@ class Runs:
             if state is None or state.number != number:
                 return False
             if state.ids != ids:
-                state.ids, state.drafts = ids, {}
+                state.ids, state.prompt, state.drafts = ids, view.prompt, {}
             for law, answer in view.answers.items():
                 if answer.done or len(answer.steps) > len(state.drafts.get(law, ())):
                     state.drafts[law] = answer.draft
