@@ -172,14 +172,26 @@ def test_texts_of_model_and_records_are_inert(visit: Visit, address: str) -> Non
         assert visit.page.locator("#pg-pop :is(img, script)").count() == 0
 
 
-def test_answers_grow(visit: Visit) -> None:
-    visit.page.evaluate(
-        """() => { window.lengths = []; new MutationObserver(() => window.lengths.push(
-        document.querySelectorAll('.pg-tilted .pg-tok').length)).observe(document.body, {childList: true, subtree: true}); }"""
-    )
-    visit.ask("what is w5 ?")
-    lengths = visit.page.evaluate("window.lengths")
-    assert len({n for n in lengths if n}) >= 3 and max(lengths) == len(visit.tokens("tilted"))
+def test_answers_grow_and_stop(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Tracer._next
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.02)
+        return original(*args)
+
+    monkeypatch.setattr(Tracer, "_next", slow)
+    growing = visit.page.locator('.pg-tilted[aria-busy="true"] .pg-tok')
+    count = visit.page.locator(".pg-tilted .pg-tok").count
+    visit.page.locator("#pg-prompt textarea").fill("what is w5 ?")
+    visit.page.locator("#pg-ask").click()
+    growing.nth(4).wait_for()
+    first = count()
+    growing.nth(first + 10).wait_for()
+    assert 4 < first < count() < LENGTH
+    visit.page.locator("#pg-stop").click()
+    visit.finished()
+    assert count() < LENGTH
+    playwright.expect(visit.page.locator(".pg-tilted .pg-foot").first).to_contain_text("cut there")
 
 
 def test_sliders_act_at_once(visit: Visit, playground: app.Playground) -> None:

@@ -183,8 +183,13 @@ def test_a_newer_run_of_the_tab_ends_the_older_one(runs: Runs) -> None:
     list(runs.play("tab", Request("Who?", TiltConfig(1.0, 0.0), 9)))
     assert next(old, None) is None
     assert next(elsewhere, None) is not None
+    before = len(next(elsewhere).answers["base"].steps)
     runs.stop("another")
-    assert next(elsewhere, None) is None
+    [last] = elsewhere
+    assert [answer.done for answer in last.answers.values()] == [True, True]
+    assert len(last.answers["base"].steps) == before < 9
+    [*_, whole] = runs.play("another", Request("Who?", TILT, 9))
+    assert len(whole.answers["base"].steps) == 9
 
 
 def test_moved_sliders_check_the_last_answers_in_two_passes(runs: Runs) -> None:

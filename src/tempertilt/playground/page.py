@@ -81,7 +81,7 @@ def answer_html(law: Law, view: View) -> str:
         f'<section class="pg-card pg-{law}" aria-label="{NAMES[law]}" aria-busy="{str(not answer.done).lower()}">'
         f'<h2>{NAMES[law]}</h2><p class="pg-soft">{NOTES[law]}</p>'
         f'<div class="pg-answer" role="listbox" aria-label="{NAMES[law]}: tokens of the answer" data-law="{law}">{text}</div>'
-        f'<p class="pg-foot">{_length(answer, view)}</p>{_likelihood(law, answer)}</section>'
+        f'<p class="pg-foot">{_length(answer)}</p>{_likelihood(law, answer)}</section>'
     )
 
 
@@ -139,14 +139,14 @@ def step_data(step: Step, tilt: TiltConfig) -> dict[str, object]:
     }
 
 
-def _length(answer: Answer, view: View) -> str:
+def _length(answer: Answer) -> str:
     n = len(answer.steps)
     count = f"{n} token{'' if n == 1 else 's'}"
     if not answer.done:
         return f"{count} …"
     if answer.steps and answer.steps[-1].ends:
         return f"{count}, ended by the model"
-    return f"{count}, cut there" if n >= view.request.max_new_tokens else count
+    return f"{count}, cut there"
 
 
 def _likelihood(law: Law, answer: Answer) -> str:

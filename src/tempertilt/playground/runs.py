@@ -67,6 +67,7 @@ class View:
 @dataclass
 class _Tab:
     number: int = 0
+    stopped: bool = False
     ids: list[int] = field(default_factory=list)
     prompt: list[PromptToken] = field(default_factory=list)
     drafts: dict[Law, list[int]] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Runs:
 
     def stop(self, tab: str) -> None:
         """End the run of a tab after its current step."""
-        self._begin(tab)
+        self._begin(tab, stopped=True)
 
     def play(self, tab: str, request: Request) -> Iterator[View]:
         """Both answers as they grow, the same `View` again and again; it ends early when the tab has a newer run.
@@ -105,6 +106,17 @@ class Runs:
             law: self.tracer.steps(ids, request.tilt, law=law, draft=drafts.get(law, ()), **options)  # type: ignore[arg-type]
             for law in view.answers
         }
+        for _ in self._grow(tab, number, view, ids, streams, drafts):
+            yield view
+        if self._is_stopped(tab):
+            for answer in view.answers.values():
+                answer.done = True
+            yield view
+
+    def _grow(
+        self, tab: str, number: int, view: View, ids: list[int], streams: dict[Law, Iterator[Step]], drafts: dict[Law, list[int]]
+    ) -> Iterator[None]:
+        """Append steps to the answers, one to each at a time, until they are finished or the run is no longer the latest."""
         for law, answer in view.answers.items():  # as far as the draft is right it is there at once
             for token in drafts.get(law, ()):
                 if not self._is_latest(tab, number):
@@ -119,20 +131,24 @@ class Runs:
                     del streams[law]
             if not self._remember(tab, number, ids, view):
                 return
-            yield view
+            yield
 
-    def _begin(self, tab: str) -> int:
+    def _begin(self, tab: str, *, stopped: bool = False) -> int:
         with self._lock:
             state = self._tabs.setdefault(tab, _Tab())
             self._tabs.move_to_end(tab)
             while len(self._tabs) > REMEMBERED:
                 self._tabs.popitem(last=False)
-            state.number = next(self._numbers)
+            state.number, state.stopped = next(self._numbers), stopped
             return state.number
 
     def _is_latest(self, tab: str, number: int) -> bool:
         with self._lock:
             return tab in self._tabs and self._tabs[tab].number == number
+
+    def _is_stopped(self, tab: str) -> bool:
+        with self._lock:
+            return tab in self._tabs and self._tabs[tab].stopped
 
     def _remembered(self, tab: str, ids: list[int]) -> tuple[list[PromptToken], dict[Law, list[int]]]:
         """The prompt's tokens and the drafts of the tab's last run, if it was of the same prompt."""
