@@ -291,7 +291,7 @@ def test_nothing_on_the_page_is_fetched_from_elsewhere() -> None:
         page.asset("page.js"),
         page.header_html("a", "b"),
         page.method_html(True),
-        page.legend_html(),
+        page.legend_html(True),
     ]
     assert not any(part in "".join(parts) for part in ("http:", "https:", "@import", "url("))
     assert "still hold the knowledge" in html.unescape(parts[2])

@@ -216,3 +216,11 @@ def test_a_cache_of_the_base_alone_is_refused(gated: Tracer) -> None:
     cache = model.base(input_ids=ids, use_cache=True).cache
     with pytest.raises(Exception, match="filled by the base"):
         model.next_terms(ids[:, :1], cache)
+
+
+def test_samples_are_drawn_from_the_law_of_their_own_step(tracer: Tracer) -> None:
+    tilt, seed = TILTS[0], 3
+    drawn = tokens(list(tracer.steps(PROMPT, tilt, max_new_tokens=N, seed=seed)))
+    law = Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale).law(PROMPT + drawn).exp()
+    assert drawn == [choose(law[len(PROMPT) - 1 + i], seed, i) for i in range(len(drawn))]
+    assert len({choose(torch.full((50,), 0.02), seed, position) for position in range(20)}) > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tempertilt.cli.flags import add_adapter, require
@@ -39,5 +40,6 @@ def run(args: argparse.Namespace) -> int:
         playground = Playground(
             model, tokenizer, examples, report_records(args.adapter), model.adapter_config.base_model, Path(args.adapter).name
         )
-        serve(playground, listening, args.host, lambda address: print(f"{address}  (Ctrl-C ends)", flush=True))
+        with suppress(KeyboardInterrupt):  # how it is meant to end
+            serve(playground, listening, args.host, lambda address: print(f"{address}  (Ctrl-C ends)", flush=True))
     return 0

@@ -142,7 +142,7 @@ def build(playground: Playground) -> Any:
         with gr.Row(equal_height=True, elem_classes="pg-stack"):
             base = _html(gr, "", elem_id="pg-base", min_width=320)
             tilted = _html(gr, "", elem_id="pg-tilted", min_width=320)
-        _html(gr, page.legend_html())
+        _html(gr, page.legend_html(model.gate is not None))
         with gr.Accordion("Length, sampling, plain text", open=False), gr.Row():
             length = gr.Slider(8, 256, 96, step=8, label="Tokens at most", elem_id="pg-length")
             sample = gr.Checkbox(

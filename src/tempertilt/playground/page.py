@@ -257,8 +257,9 @@ def header_html(name: str, adapter: str) -> str:
     )
 
 
-def legend_html() -> str:
+def legend_html(gated: bool) -> str:
     """What shading, underlines and marks mean."""
+    shut = " Without shading: the gate is shut, the evidence is not acted on." if gated else ""
     samples = "".join(
         f'<li><span class="pg-tok {name}" style="--strength:{strength}">token</span> {LABELS[name]}</li>'
         for name, strength in zip(LABELS, (1, 0.5, 0, 0.5, 1, 0))
@@ -267,8 +268,7 @@ def legend_html() -> str:
         '<section class="pg-legend" aria-label="Legend"><span><b>P(retain)</b>, the head\'s evidence:</span> <ul>'
         + samples
         + "</ul>"
-        "<span>▾ here the two models would go on with different tokens. "
-        "Without shading: the gate is shut, the evidence is not acted on.</span></section>"
+        f"<span>▾ here the two models would go on with different tokens.{shut}</span></section>"
     )
 
 
