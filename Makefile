@@ -7,11 +7,12 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-all bench-small lint format clean
+.PHONY: help setup demo test test-ui test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
+	@echo "make test-ui   the playground's page in headless Chromium"
 	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; goes on where it was)"
 	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
 	@echo "make lint      ruff and mypy"
@@ -38,6 +39,11 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""
+
+# Chromium: the system's, or else the one of Playwright (playwright install --with-deps chromium)
+test-ui: $(READY)
+	$(BIN)/pip install --quiet --editable ".[ui-test]"
+	$(BIN)/python -m pytest tests/playground
 
 # DATA: the 30-author cut of TOFU; MODELS: tofu30-full and tofu30-reference, PEFT adapters on smollm2
 DATA ?= ../shared/tofu30

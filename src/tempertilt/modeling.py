@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,24 @@ FROM_BASE = (
     "_supports_flash_attn",
     "_supports_flex_attn",
 )
+
+
+class NextTerms(NamedTuple):
+    """What the law after the last k of n tokens of one sequence is made of.
+
+    Attributes:
+        logits: the base's, `(k, V)`.
+        log_odds: of the head's tokens, `(k, K)`, nats.
+        evidence: of each of the n tokens by itself, `(n,)`; None without a gate.
+        openness: of the gate after each of the n tokens, `(n,)`; None without a gate.
+        cache: with which the next call goes on.
+    """
+
+    logits: Tensor
+    log_odds: Tensor
+    evidence: Tensor | None
+    openness: Tensor | None
+    cache: Any
 
 
 class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -301,6 +319,28 @@ class T3ForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         logits, pooled, openness = self._kept(input_ids, attention_mask, keep)
         return logits, self.head(pooled), openness
+
+    def next_terms(self, input_ids: Tensor, cache: Cache | None = None, logits_to_keep: int = 1) -> NextTerms:
+        """What the guided law after some tokens is made of, and the cache with which to go on: `tilt_terms`, step by step.
+
+        Args:
+            input_ids: `(1, n)`, all real tokens; with a cache the tokens after those that it holds.
+            cache: what the last call gave; None begins.
+            logits_to_keep: the law after so many last tokens is asked for, k; 0 = after each of them.
+
+        Raises:
+            TemperTiltError: the cache was filled without the adapter, or the base keeps its state in something else.
+        """
+        if cache is not None and self._remembers:
+            check_continues(cache)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": True} | ({} if cache is None else {"cache": cache})
+        inputs |= {"logits_to_keep": logits_to_keep} if self._supports_logits_to_keep() else {}
+        output = self._run_base(inputs)
+        evidence = self.gate.evidence(self._seen["lower"].to(self.head.A.device))[0] if self.gate else None
+        pooled, openness = self._read(None, output.cache)
+        kept = slice(-logits_to_keep if logits_to_keep else None, None)
+        log_odds = self.head(pooled[0, kept])
+        return NextTerms(output.logits[0, kept], log_odds, evidence, None if openness is None else openness[0], output.cache)
 
     def _kept(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Base logits, pooled projections and openness at the positions `keep`."""

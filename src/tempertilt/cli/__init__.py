@@ -19,6 +19,7 @@ VERBS = {
     "generate": "answer prompts with an unlearned model",
     "chat": "talk to an unlearned model",
     "serve": "serve unlearned models over HTTP, with OpenAI's interface",
+    "playground": "see in the browser, token by token, what an unlearned model does",
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
     "bench": "compare unlearning methods on one model, data set and budget",

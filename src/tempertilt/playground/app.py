@@ -1,0 +1,324 @@
+"""The page of `t3 playground`, in Gradio, and the server for it. What it shows is in `page`, what it computes in `trace`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.pipeline import TiltConfig
+from tempertilt.playground import page
+from tempertilt.playground.records import ReportRecord
+from tempertilt.playground.runs import Request, Runs
+from tempertilt.playground.trace import Tracer
+from tempertilt.storage import cache_dir
+
+INTERVAL = 0.08  # seconds between two versions of an answer that grows
+LONGEST_PROMPT = 20_000  # characters
+TITLE = "tempertilt playground"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
+    "form-action 'self'; base-uri 'self'"
+)
+
+
+@dataclass(frozen=True)
+class Playground:
+    """What the page is about.
+
+    Attributes:
+        model, tokenizer: the unlearned model.
+        examples: how prompts are encoded.
+        records: to try.
+        name, adapter: for the title.
+    """
+
+    model: T3ForCausalLM
+    tokenizer: Any
+    examples: ExampleConfig
+    records: Sequence[ReportRecord] = ()
+    name: str = ""
+    adapter: str = ""
+
+    def encode(self, prompt: str, raw: bool) -> list[int]:
+        """The token ids that the model reads."""
+        if len(prompt) > LONGEST_PROMPT:
+            raise ConfigError(f"the prompt has {len(prompt)} characters; valid are at most {LONGEST_PROMPT}")
+        if not prompt.strip():
+            raise ConfigError("there is no prompt; write a question, or choose one of the records")
+        if raw:
+            return list(self.tokenizer(prompt).input_ids)
+        return encode_question(prompt, self.tokenizer, self.examples)
+
+
+def import_gradio() -> Any:
+    """Gradio, its telemetry off and its files in our cache; `MissingExtraError` where it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(cache_dir() / "playground"))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        raise MissingExtraError("gradio", "ui", "t3 playground") from error
+    return gradio
+
+
+def build(playground: Playground) -> Any:
+    """The page, as Gradio `Blocks`."""
+    gr = import_gradio()
+    model = playground.model
+    runs = Runs(Tracer(model, playground.tokenizer), playground.encode)
+    truths = {record.question: record for record in playground.records}
+    own = TiltConfig(model.temperature, model.guidance_scale, model.forget_prior)
+    first = next(iter(truths), "")
+
+    def play(
+        prompt: str, temperature: float, scale: float, length: float, raw: bool, sample: bool, seed: float, request: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        still = (gr.skip(),) * 3
+        try:
+            tilt = TiltConfig(_number(temperature), _number(scale), own.forget_prior)
+            wanted = Request(prompt or "", tilt, _whole(length), bool(raw), _whole(seed) if sample else None)
+            shown = 0.0
+            last = None
+            for last in runs.play(request.session_hash or "", wanted):
+                done = all(answer.done for answer in last.answers.values())
+                if done or time.monotonic() - shown > INTERVAL:
+                    shown = time.monotonic()
+                    yield (
+                        page.truth_html(truths.get(wanted.prompt)),
+                        page.prompt_html(last, model.gate),
+                        page.answer_html("base", last),
+                        page.answer_html("tilted", last),
+                    )
+        except TemperTiltError as error:
+            yield (page.error_html(str(error)), *still)
+
+    play.__annotations__["request"] = gr.Request  # Gradio reads it
+
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
+        _html(gr, page.header_html(playground.name, playground.adapter))
+        with gr.Row(equal_height=True, elem_classes="pg-stack"):
+            prompt = gr.Textbox(
+                first,
+                label="Prompt",
+                lines=2,
+                max_lines=6,
+                scale=5,
+                elem_id="pg-prompt",
+                submit_btn=False,
+                max_length=LONGEST_PROMPT,
+            )
+            with gr.Column(scale=1, min_width=150):
+                ask = gr.Button("Ask both", variant="primary", elem_id="pg-ask")
+                stop = gr.Button("Stop", elem_id="pg-stop", size="md")
+        buttons = _record_buttons(gr, playground.records)
+        truth = _html(gr, "", elem_id="pg-truth")
+        gate = _html(gr, "", elem_id="pg-gate")
+        with gr.Row(elem_classes="pg-controls"):
+            temperature = gr.Slider(
+                0.5, 4, own.temperature, step=0.05, label="Temperature T", elem_id="pg-temperature",
+                info="Above 1 it flattens what the base is sure of, memorised text most of all. 1 does nothing.",
+            )  # fmt: skip
+            scale = gr.Slider(
+                0, 3, own.guidance_scale, step=0.01, label="Guidance scale s", elem_id="pg-scale",
+                info="How much the classifier's evidence counts. 0 does nothing.",
+            )  # fmt: skip
+        with gr.Row(elem_classes="pg-presets"):
+            for name, settings in presets(own).items():
+                button = gr.Button(f"{name}: T {settings.temperature:g}, s {settings.guidance_scale:g}", size="sm", min_width=150)
+                button.click(
+                    lambda of=settings: (of.temperature, of.guidance_scale),
+                    None, [temperature, scale], queue=False, api_visibility="private", show_progress="hidden",
+                )  # fmt: skip
+        with gr.Row(equal_height=True, elem_classes="pg-stack"):
+            base = _html(gr, "", elem_id="pg-base", min_width=320)
+            tilted = _html(gr, "", elem_id="pg-tilted", min_width=320)
+        _html(gr, page.legend_html(model.gate is not None))
+        with gr.Accordion("Length, sampling, plain text", open=False), gr.Row():
+            length = gr.Slider(8, 256, 96, step=8, label="Tokens at most", elem_id="pg-length")
+            sample = gr.Checkbox(
+                False, label="Sample", info="Draw from the law; else the likeliest token. Both columns share the dice."
+            )
+            seed = gr.Number(0, label="Seed of sampling", precision=0, minimum=0, maximum=2**31)
+            raw = gr.Checkbox(False, label="Plain text", info="Continue the prompt as it is, without the chat template.")
+        _html(gr, page.method_html(model.gate is not None))
+
+        inputs = [prompt, temperature, scale, length, raw, sample, seed]
+        outputs = [truth, gate, base, tilted]
+        options: dict[str, Any] = {
+            "concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"
+        }  # fmt: skip
+        for trigger in (ask.click, prompt.submit, *(of.change for of in (temperature, scale, length, raw, sample, seed))):
+            trigger(play, inputs, outputs, **options)
+        for button, record in zip(buttons, playground.records):
+            button.click(
+                lambda of=record.question: of, None, prompt, queue=False, api_visibility="private", show_progress="hidden"
+            ).then(play, inputs, outputs, **options)
+        stop.click(_stopping(gr, runs), None, None, queue=False, api_visibility="private", show_progress="hidden")
+        if first:
+            blocks.load(play, inputs, outputs, **options)
+    return blocks
+
+
+def presets(own: TiltConfig) -> dict[str, TiltConfig]:
+    """Settings that show what each part of the method does."""
+    return {
+        "Adapter's own": own,
+        "Temper only": TiltConfig(own.temperature, 0.0, own.forget_prior),
+        "Tilt only": TiltConfig(1.0, own.guidance_scale, own.forget_prior),
+        "Neither (the base)": TiltConfig(1.0, 0.0, own.forget_prior),
+    }
+
+
+def _stopping(gr: Any, runs: Runs) -> Callable[..., None]:
+    def stop(request: Any) -> None:
+        runs.stop(request.session_hash or "")
+
+    stop.__annotations__["request"] = gr.Request
+    return stop
+
+
+def _html(gr: Any, value: str, **options: Any) -> Any:
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, **options)
+
+
+def _record_buttons(gr: Any, records: Sequence[ReportRecord]) -> list[Any]:
+    if not records:
+        return []
+    names = {"forget": "Forget", "retain": "Keep", "holdout": "Never seen"}
+    with gr.Accordion("Records of the adapter's report", open=True), gr.Row(elem_classes="pg-examples"):
+        return [
+            gr.Button(f"{names.get(record.set, record.set)}: {shortened(record.question)}", size="sm", min_width=300)
+            for record in records
+        ]
+
+
+def shortened(text: str, length: int = 110) -> str:
+    """One line of at most `length` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def _number(value: object) -> float:
+    """A number that a browser sent; what is none is refused by the setting it is for."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+
+
+def _whole(value: object) -> int:
+    number = _number(value)
+    if not 0 <= number <= 2**31:
+        raise ConfigError(f"the value is {value!r}; valid is a whole number from 0 to {2**31}")
+    return int(number)
+
+
+# --- the server ------------------------------------------------------------------------------------------------------
+
+
+class Shield:
+    """ASGI middleware: nothing from other hosts is loaded, nothing is uploaded, and by default no other host name is answered.
+
+    Args:
+        app: behind it.
+        hosts: names that the Host header may have; None = any. Against pages elsewhere whose name is made to resolve to us.
+    """
+
+    def __init__(self, app: Any, hosts: Sequence[str] | None) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request, or have it answered."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self.hosts is not None and _host(scope) not in self.hosts:
+            await _refuse(send, 400, "this host name is not served")
+        elif scope["path"].startswith(("/gradio_api/upload", "/gradio_api/component_server", "/gradio_api/proxy=", "/proxy=")):
+            await _refuse(send, 403, "not part of the playground")
+        else:
+
+            async def guarded(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    added = {
+                        "content-security-policy": POLICY,
+                        "referrer-policy": "no-referrer",
+                        "x-content-type-options": "nosniff",
+                    }
+                    pairs = [(name.encode(), value.encode()) for name, value in added.items()]
+                    message = message | {"headers": [*message.get("headers", []), *pairs]}
+                await send(message)
+
+            await self.app(scope, receive, guarded)
+
+
+def _host(scope: Any) -> str:
+    value = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    name: str = value.rpartition(":")[0] if value.count(":") == 1 or "]:" in value else value
+    return name.strip("[]").lower()
+
+
+async def _refuse(send: Any, status: int, text: str) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain; charset=utf-8")]})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+
+def web_app(playground: Playground, host: str = "127.0.0.1") -> Any:
+    """The ASGI application."""
+    gr = import_gradio()
+    from fastapi import FastAPI
+
+    sans = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.blue, neutral_hue=gr.themes.colors.slate, font=sans, font_mono=["ui-monospace", "monospace"]
+    ).set(
+        body_background_fill="#fbfaf8", body_background_fill_dark="#14171d", block_background_fill="#ffffff",
+        block_background_fill_dark="#1c2028", body_text_color="#1d2330", body_text_color_dark="#e6e8ec",
+        block_info_text_color="#5b6475", block_info_text_color_dark="#a9b0bc", block_label_text_color="#1d2330",
+        block_label_text_color_dark="#e6e8ec", button_primary_background_fill="#1f5c9e",
+        button_primary_background_fill_dark="#1f5c9e", button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+    )  # fmt: skip
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gr.mount_gradio_app(
+        app, build(playground), path="/", server_name=host, show_error=False, ssr_mode=False, pwa=False, max_file_size=1,
+        enable_monitoring=False, mcp_server=False, footer_links=[], theme=theme,
+        head=f"<style>{page.asset('page.css')}</style><script>{page.asset('page.js')}</script>",
+    )  # fmt: skip
+    return Shield(app, LOOPBACK if host in LOOPBACK else None)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens; `ConfigError` where host or port can't be had."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is {port}; valid is 0 (any free one) to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"can't listen on {host}, port {port}: {error.strerror or error}; choose another with --port, or any free one with "
+            "--port 0"
+        ) from error
+    return listening
+
+
+def serve(playground: Playground, listening: socket.socket, host: str, say: Callable[[str], None]) -> None:
+    """Serve until interrupted; `say` gets the address once the page can be opened."""
+    import uvicorn
+
+    config = uvicorn.Config(web_app(playground, host), log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
+    server = uvicorn.Server(config)
+    shown = f"[{host}]" if ":" in host else host
+    say(f"http://{shown}:{listening.getsockname()[1]}")
+    server.run(sockets=[listening])
