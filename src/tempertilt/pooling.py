@@ -22,8 +22,8 @@ try:
     from transformers.cache_utils import DummyLayer
 except ImportError as error:
     raise TemperTiltError(
-        f"running a model through transformers needs transformers 5.24 or later; this is {transformers.__version__}. An engine such "
-        "as vLLM may hold it back: serve from an environment of its own, and make adapters in another"
+        f"running a model through transformers needs transformers 5.24 or later; this is {transformers.__version__}. An engine "
+        "such as vLLM may hold it back: serve from an environment of its own, and make adapters in another"
     ) from error
 
 __all__ = ["Pooling", "PoolingLayer", "causal_mean", "check_continues", "check_pooling", "pool", "pooling_layer", "scan"]

@@ -17,12 +17,19 @@ def register() -> None:
     """Make `T3` + the name of every text generation architecture of the installed vLLM known to it; loads none of them."""
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
-    from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS
 
     known = set(ModelRegistry.get_supported_archs())
-    for architecture in _TEXT_GENERATION_MODELS:
+    for architecture in text_architectures():
         name = PREFIX + architecture
         if name not in known:
             ModelRegistry.register_model(name, f"tempertilt.integrations.vllm.models:{name}")
         if architecture in MODELS_CONFIG_MAP:  # what the engine sets for an architecture by its name
             MODELS_CONFIG_MAP.setdefault(name, MODELS_CONFIG_MAP[architecture])
+
+
+def text_architectures() -> list[str]:
+    """Names of the text generation models that the installed vLLM holds, its own and those that it runs through transformers."""
+    from vllm.model_executor.models import registry
+
+    through = [name for name in registry._TRANSFORMERS_SUPPORTED_MODELS if name.endswith("ForCausalLM")]
+    return [*registry._TEXT_GENERATION_MODELS, *through]

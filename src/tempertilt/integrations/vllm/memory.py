@@ -17,9 +17,9 @@ The layer has the heads of the model's own layers, and one of its query heads ta
 The mean is read from the first query head of each key/value head, the maximum from the last query head of all.
 
 Error of the maximum: the output is a weighted mean of the g_i, short of the largest by at most W((n - 1) / e) / BETA < 2 ln(n) /
-BETA (W is Lambert's function), 1e-6 at a million positions, and 0 where all that is not the largest is lower by more than 1e-5.
-Values 0 and 1, and so a gate that is shut or open, come out exact. BETA stays so low that kernels which round the scaled score
-once (base-2 softmax) are off by a common factor below e^2, which cancels.
+BETA (W is Lambert's function), less than 2e-6 at a million positions, and 0 where all that is not the largest is lower by more
+than 1e-5; beside that, the rounding of a mean. A mean of zeros is 0 exactly: a gate that is shut is shut bit for bit. BETA stays
+so low that kernels which round the scaled score once (base-2 softmax) are off by a common factor below e^2, which cancels.
 """
 
 from __future__ import annotations

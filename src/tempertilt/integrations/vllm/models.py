@@ -1,4 +1,4 @@
-"""vLLM's own model classes with a tilt on their logits: `T3LlamaForCausalLM` is `LlamaForCausalLM` and so on, made when asked for.
+"""vLLM's own model classes with a tilt on their logits: `T3LlamaForCausalLM` is `LlamaForCausalLM`, made when it is asked for.
 
 The class's `forward` returns, beside the hidden state of each token, what the tilt needs of the text before it; the engine takes
 the rows it wants, and `compute_logits` turns them into guided logits. That is the one way to numbers over the vocabulary: the
@@ -8,6 +8,8 @@ engine's samplers, penalties, biases, log-probabilities of prompts and of answer
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from tempertilt.adapter import AdapterConfig, load_adapter
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
+from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Layout
 from tempertilt.integrations.vllm.serve import KEY, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
@@ -40,9 +43,9 @@ def __getattr__(name: str) -> type[nn.Module]:
 @functools.cache
 def unlearned_class(architecture: str) -> type[nn.Module]:
     """The engine's class for `architecture` with a tilt; `ModelError` if the engine has none."""
-    from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, ModelRegistry
+    from vllm.model_executor.models import ModelRegistry
 
-    if architecture not in _TEXT_GENERATION_MODELS:
+    if architecture not in text_architectures():
         raise ModelError(f"the installed vLLM has no text generation model {architecture!r}")
     base = ModelRegistry.models[architecture].load_model_cls()
     return type(PREFIX + architecture, (_Unlearned, base), {"__module__": __name__, "__doc__": f"`{base.__name__}` with a tilt."})
@@ -110,14 +113,14 @@ class _Unlearned(nn.Module):
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
         states, pooled, openness = self._tilt.detach(hidden_states)
-        logits = super().compute_logits(states, *args, **kwargs)
+        logits = super().compute_logits(states, *args, **kwargs)  # type: ignore[misc]
         return None if logits is None else self._tilt.guide(logits, states, pooled, openness)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """The base's own; `AdapterError` if they are not those that the adapter was fitted on."""
         if self._watch is None:
-            return super().load_weights(weights)
-        loaded = super().load_weights(self._watch.through(weights))
+            return super().load_weights(weights)  # type: ignore[misc]
+        loaded = super().load_weights(self._watch.through(weights))  # type: ignore[misc]
         self._watch.check(self._hf_config)
         return loaded
 
@@ -143,7 +146,6 @@ class Tilt:
         if self.gate is not None:
             self.gate.to(device)
         self.columns = (self.rank + (self.gate is not None)) * 4 // dtype.itemsize
-        self.everywhere = self.gate is None
         self.on_cpu = device.type == "cpu"
         return self
 
@@ -166,7 +168,7 @@ class Tilt:
         return states, numbers[:, : self.rank] if self.rank else None, numbers[:, -1] if self.gate is not None else None
 
     def guide(self, logits: Tensor, states: Tensor, pooled: Tensor | None, openness: Tensor | None) -> Tensor:
-        """Guided logits `(n, V)` float32; the base's own where the gate is shut for all rows (seen on a CPU, where it is free)."""
+        """Guided logits `(n, V)` float32; the base's own where the gate is shut for all (looked at on CPUs, where it is free)."""
         if self.off or (openness is not None and self.on_cpu and not bool(openness.any())):
             return logits
         pooled = self.head.project(states) if pooled is None else pooled
@@ -181,50 +183,63 @@ class LowerStates:
     buffer that stays at its place, which compiled and captured passes can write.
     """
 
-    def __init__(self, buffer: Tensor | None) -> None:
-        self.buffer = buffer
+    def __init__(self, buffer: Tensor | None = None, add_residual: bool = False) -> None:
+        self.buffer, self.add_residual = buffer, add_residual
 
     @classmethod
     def of(cls, model: nn.Module, gate: EvidenceGate, vllm_config: VllmConfig) -> LowerStates:
-        """Arrange it for a model that was just built; `ModelError` if its layers can't be told apart."""
+        """Arrange it for a model that was just built; `ModelError` if the states between its layers can't be told."""
         from vllm.model_executor.models.interfaces import EagleModelMixin
 
+        name = type(model).__name__.removeprefix(PREFIX)
         bodies = [module for module in model.modules() if isinstance(module, EagleModelMixin)]
         depth = vllm_config.model_config.hf_text_config.num_hidden_layers
         pipeline = vllm_config.parallel_config.pipeline_parallel_size > 1
         if len(bodies) == 1 and (not pipeline or bodies[0].supports_aux_hidden_states_over_pp):
             bodies[0]._set_aux_hidden_state_layers((gate.layer,))
-            return cls(None)
-        name = type(model).__name__.removeprefix(PREFIX)
+            return cls()
         if pipeline:
             raise ModelError(f"vLLM's {name} hands no lower states to the next rank: serve it without pipeline parallelism")
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
         if not lists:
-            raise ModelError(f"vLLM's {name} has no list of {depth} decoder layers, so an adapter with a gate can't be served on it")
-        tokens = max(vllm_config.scheduler_config.max_num_batched_tokens, 1)
-        buffer = torch.zeros(tokens, gate.hidden_size, dtype=vllm_config.model_config.dtype, device=next(model.parameters()).device)
-        lower = cls(buffer)
-        lists[0][gate.layer - 1].register_forward_hook(lower._copy)
+            raise ModelError(f"vLLM's {name} has no list of {depth} decoder layers: an adapter with a gate can't be served on it")
+        layer = lists[0][gate.layer - 1]
+        shape = (vllm_config.scheduler_config.max_num_batched_tokens, gate.hidden_size)
+        device = next(model.parameters()).device
+        buffer = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=device)
+        lower = cls(buffer, residual_is_apart(layer))
+        layer.register_forward_hook(lower._copy)
         return lower
 
-    def _copy(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def _copy(self, layer: nn.Module, _inputs: Any, output: Any) -> None:
         assert self.buffer is not None
-        if isinstance(output, tuple):  # a state, and the residual that the next layer will add to it
-            state = output[0]
-            if len(output) > 1 and isinstance(output[1], Tensor) and output[1].shape == state.shape:
-                state = state + output[1]
-        else:
-            state = output
+        state = output
+        if isinstance(output, tuple):
+            state = output[0] + output[1] if self.add_residual else output[0]
+        if state.shape[-1] != self.buffer.shape[-1]:
+            raise ModelError(f"{type(layer).__name__} gives states of shape {tuple(state.shape)}: a gate can't read them")
+        state = state.reshape(-1, state.shape[-1])
         self.buffer[: state.shape[0]].copy_(state)
 
     def take(self, output: Any) -> tuple[Any, Tensor | None]:
         """The model's own output, and the states `(n, d)` of its tokens, None on ranks before the last."""
-        if not isinstance(output, (Tensor, tuple)):
-            return output, None
-        if self.buffer is None:
+        if self.buffer is None and isinstance(output, tuple):
             states, (lower,) = output
             return states, lower
-        return output, self.buffer[: output.shape[0]]
+        if self.buffer is not None and isinstance(output, Tensor):
+            return output, self.buffer[: output.shape[0]]
+        return output, None
+
+
+def residual_is_apart(layer: nn.Module) -> bool:
+    """Whether a decoder layer of vLLM that returns two tensors leaves it to the next one to add the second to the first.
+
+    Most do, and add within the norm of the next layer; some return their sum and a residual that nothing reads any more. They
+    differ in whether they add the residual themselves.
+    """
+    return (
+        re.search(r"residual \+|\+ residual|residual\.add|torch\.add\(residual", inspect.getsource(type(layer).forward)) is None
+    )
 
 
 def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, *, remembers: bool) -> None:
@@ -241,7 +256,9 @@ def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, *, remembers: 
     if model.runner_type != "generate":
         raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; valid is 'generate'")
     if vllm_config.lora_config is not None:
-        raise ConfigError("LoRA is on: a model under a LoRA is another base than the adapter's; merge it and fit an adapter on that")
+        raise ConfigError(
+            "LoRA is on: a model under a LoRA is another base than the adapter's; merge it and fit an adapter on it"
+        )
     speculation = vllm_config.speculative_config
     if speculation is not None and speculation.method not in DRAFTS:
         raise ConfigError(f"speculation by {speculation.method!r} is not known to keep the tilt; valid are {', '.join(DRAFTS)}")
@@ -249,8 +266,8 @@ def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, *, remembers: 
         return
     if model.use_mla or model.is_hybrid or model.is_attention_free:
         raise ModelError(
-            f"{name} keeps no plain keys and values of every token (latent attention or a state space), beside which the adapter's "
-            "memory could be kept: fit with pooling='last' and without a gate, or serve with transformers"
+            f"{name} keeps no plain keys and values of every token (latent attention or a state space), beside which the "
+            "adapter's memory could be kept: fit with pooling='last' and without a gate, or serve with transformers"
         )
     if vllm_config.cache_config.cache_dtype not in ("auto", *_names(model.dtype)):
         raise ConfigError(

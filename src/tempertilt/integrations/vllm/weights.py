@@ -1,4 +1,4 @@
-"""Whether the weights that an engine loads are those of an adapter's base: `tempertilt.base.fingerprint` of a stream of tensors."""
+"""Whether the weights that an engine loads are those of an adapter's base: `tempertilt.base.fingerprint` of a stream."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class WeightsWatch:
         bodies = {name: self.samples.get(name, _renamed(self.samples, name, prefix)) for name in names}
         if missing := sorted(name for name, sample in bodies.items() if sample is None):
             raise AdapterError(
-                f"whether the model is the adapter's base can't be checked: its checkpoint has no {missing[0]!r} ({len(missing)} of "
-                f"{len(names)} weights have other names there). {UNCHECKED}"
+                f"whether the model is the adapter's base can't be checked: its checkpoint has no {missing[0]!r}; "
+                f"{len(missing)} of {len(names)} weights have other names there. {UNCHECKED}"
             )
         seen = fingerprint_of_samples(config.model_type, {name: sample for name, sample in bodies.items() if sample is not None})
         if seen != self.expected:
             raise AdapterError(
-                f"the adapter was fitted on a base model with fingerprint {self.expected}; this one has {seen}. Give the same base "
-                f"(with its PEFT adapter merged), or fit a new adapter with t3 unlearn. {UNCHECKED}"
+                f"the adapter was fitted on a base model with fingerprint {self.expected}; this one has {seen}. Give the same "
+                f"base (with its PEFT adapter merged), or fit a new adapter with t3 unlearn. {UNCHECKED}"
             )
 
 

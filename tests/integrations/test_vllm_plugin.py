@@ -1,0 +1,223 @@
+"""The parts of the vLLM plugin that need no engine: the memory's arithmetic, the arguments, the check of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import make_llama
+from tempertilt.errors import AdapterError, ConfigError, ModelError
+from tempertilt.head import GuidanceHead
+from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
+from tempertilt.integrations.vllm.memory import BETA, Layout, split
+from tempertilt.integrations.vllm.serve import check_overrides
+from tempertilt.integrations.vllm.weights import WeightsWatch
+from tempertilt.modeling import T3ForCausalLM
+from tempertilt.pooling import scan
+
+
+def attention(layout: Layout, states: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor:
+    """What an engine's attention layer returns for one sequence: products and softmax in float32, output in the cache's type."""
+    queries, keys, values = layout.write(states, value)
+    n, size = len(queries), layout.head_size
+    queries = queries.float().view(n, layout.num_kv_heads, layout.group, size)
+    keys, values = (x.float().view(n, layout.num_kv_heads, size) for x in (keys, values))
+    scores = torch.einsum("ikgs,jks->kgij", queries, keys) * BETA
+    scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -math.inf)
+    return torch.einsum("kgij,jks->ikgs", scores.softmax(-1), values).reshape(n, -1).to(layout.dtype)
+
+
+HEADS = {"grouped": (4, 2, 32), "one key head": (4, 1, 32), "each its own": (3, 3, 16)}
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("rank,highest", [(20, True), (20, False), (0, True)])
+def test_attention_remembers(heads: tuple[int, int, int], rank: int, highest: bool) -> None:
+    layout = Layout(rank, highest, *heads, torch.float32)
+    states = torch.randn(300, rank) if rank else None
+    value = torch.rand(300) * torch.rand(300) if highest else None
+    mean, most = layout.read(attention(layout, states, value))
+    expected_mean, expected_most = scan(
+        (states if rank else torch.zeros(300, 0))[None], None, None if value is None else value[None]
+    )
+    assert (mean is None) == (not rank) and (most is None) == (not highest)
+    if mean is not None:
+        torch.testing.assert_close(mean, expected_mean[0], rtol=1e-5, atol=1e-5)
+    if most is not None:
+        torch.testing.assert_close(most, expected_most[0], rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maximum_is_float32_in_16_bit_types(dtype: torch.dtype) -> None:
+    value = torch.rand(200)
+    assert torch.equal(split(value, dtype).float().sum(-1), value) or dtype == torch.float16
+    torch.testing.assert_close(split(value, dtype).float().sum(-1), value, rtol=0, atol=6e-8)
+    _, most = (layout := Layout(0, True, 4, 2, 32, dtype)).read(attention(layout, None, value))
+    torch.testing.assert_close(most, value.cummax(0).values, rtol=0, atol=2e-7)
+
+
+def test_shut_is_exact() -> None:
+    """So that a shut gate leaves the base's law bit for bit."""
+    layout = Layout(0, True, 4, 2, 32, torch.float32)
+    value = torch.cat([torch.zeros(50), torch.ones(50), torch.zeros(50)])
+    _, most = layout.read(attention(layout, None, value))
+    assert torch.equal(most[:50], torch.zeros(50))
+    torch.testing.assert_close(most[50:], torch.ones(100), rtol=0, atol=1e-6)
+
+
+def test_near_ties_stay_within_the_bound() -> None:
+    """The hardest case: very many values just below the largest, by what makes the error largest; sums in float64."""
+    n = 1_000_000
+    gaps = torch.linspace(1, 30, 200, dtype=torch.float64)
+    rest = (n - 1) * torch.exp(-gaps)
+    errors = gaps / BETA * rest / (1 + rest)
+    assert 5e-7 < float(errors.max()) < 2 * math.log(n) / BETA < 2e-6
+    layout = Layout(0, True, 1, 1, 32, torch.float32)
+    value = torch.full((2000,), 0.5 - 8 / BETA)
+    value[0] = 0.5
+    queries, keys, values = (x.double() for x in layout.write(None, value))
+    weights = ((queries[-1] * keys).sum(-1) * BETA).softmax(0)
+    assert 0 < 0.5 - float(weights @ values[:, -1]) < 2 * math.log(2000) / BETA
+
+
+def test_too_high_a_rank_is_refused() -> None:
+    with pytest.raises(ConfigError, match="room for 63 numbers"):
+        Layout(64, True, 4, 2, 32, torch.float32)
+    with pytest.raises(ConfigError, match="room for 32 numbers"):
+        Layout(33, True, 2, 2, 32, torch.float32)
+
+
+@pytest.fixture()
+def served(tiny_dir: Path, tmp_path: Path) -> Path:
+    head = GuidanceHead(32, 4, [1, 2, 3])
+    T3ForCausalLM.from_base(make_llama(), head, name=str(tiny_dir)).save_pretrained(tmp_path / "my-removal")
+    return tmp_path / "my-removal"
+
+
+def test_serve_arguments(served: Path, tiny_dir: Path) -> None:
+    arguments = serve_arguments(None, None, str(served), port=8001, max_model_len=64, api_key="secret", dtype="float32")
+    assert arguments[0] == str(tiny_dir)
+    options = dict(pairwise(arguments))
+    overrides = json.loads(options["--hf-overrides"])
+    assert overrides == {"architectures": ["T3LlamaForCausalLM"], "tempertilt": {"adapter": str(served), "check_base": True}}
+    assert options["--host"] == "127.0.0.1" and options["--port"] == "8001" and options["--api-key"] == "secret"
+    assert (
+        options["--max-model-len"] == "64" and options["--served-model-name"] == "my-removal" and options["--dtype"] == "float32"
+    )
+    assert "secret" not in " ".join(serve_arguments(None, None, str(served)))
+    assert serve_environment("secret")["VLLM_API_KEY"] == "secret" and serve_environment()["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_settings_reach_the_overrides(served: Path) -> None:
+    found = engine_arguments(str(served), check_base=False, temperature=1.5)["hf_overrides"]["tempertilt"]
+    assert found == {"adapter": str(served), "check_base": False, "temperature": 1.5}
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        engine_arguments(str(served), temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    "options", [None, {}, {"adapter": 3}, {"adapter": "a", "colour": "red"}, {"adapter": "a", "forget_prior": 2}]
+)
+def test_bad_overrides_are_refused(options: object) -> None:
+    with pytest.raises(ConfigError):
+        check_overrides(options)
+
+
+def test_bad_inputs_of_serving(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter directory"):
+        serve_arguments(None, None, str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="configuration"):
+        serve_arguments(str(tmp_path / "nowhere"), None, str(served))
+    (tmp_path / "t5").mkdir()
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
+    (tmp_path / "t5" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        serve_arguments(str(tmp_path / "t5"), None, str(served))
+
+
+def test_peft_adapter_is_merged_once(served: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from tempertilt.base import load_base
+
+    lora = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises(AdapterError, match="fingerprint"):
+        engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"))
+    first = engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"]
+    merged = load_base(str(tiny_dir), peft_adapter=str(tmp_path / "lora"))
+    assert load_base(first).fingerprint == merged.fingerprint
+    weights = Path(first) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"] == first
+    assert weights.stat().st_mtime_ns == before
+    weights.write_bytes(weights.read_bytes()[:-4])  # a damaged copy is made again
+    engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)
+    assert load_base(first).fingerprint == merged.fingerprint
+
+
+def test_weights_are_known_by_their_stream(tiny_dir: Path) -> None:
+    from tempertilt.base import fingerprint
+
+    model = make_llama()
+    tensors = load_file(tiny_dir / "model.safetensors")
+
+    def watch(stream: dict[str, torch.Tensor], expected: str = fingerprint(model)) -> None:
+        watched = WeightsWatch(expected)
+        assert [name for name, _ in watched.through(stream.items())] == list(stream)
+        watched.check(model.config)
+
+    watch(tensors)
+    watch(dict(reversed(tensors.items())) | {"model.rotary_emb.inv_freq": torch.zeros(4)})
+    watch({name: tensor.bfloat16() for name, tensor in tensors.items()})
+    watch({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    with pytest.raises(AdapterError, match="was fitted on a base model with fingerprint"):
+        watch(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 0.1})
+    with pytest.raises(AdapterError, match=r"checkpoint has no 'lm_head.weight'; 1 of"):
+        watch({name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"})
+
+
+def test_register_names_every_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vLLM's registry stood in for: names are added beside the engine's own, twice does no harm, and nothing is loaded."""
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    from tempertilt.integrations.vllm import register
+
+    registered: dict[str, str] = {"LlamaForCausalLM": "own"}
+    registry = SimpleNamespace(get_supported_archs=lambda: list(registered), register_model=registered.__setitem__)
+    hooks = {"LlamaForCausalLM": "hook"}
+    known = {
+        "_TEXT_GENERATION_MODELS": {"LlamaForCausalLM": (), "GPT2LMHeadModel": ()},
+        "_TRANSFORMERS_SUPPORTED_MODELS": {"OlmoForCausalLM": (), "Emu3ForConditionalGeneration": ()},
+    }
+    modules = {
+        "vllm": {},
+        "vllm.model_executor": {},
+        "vllm.model_executor.models": {"ModelRegistry": registry, "registry": SimpleNamespace(**known)},
+        "vllm.model_executor.models.config": {"MODELS_CONFIG_MAP": hooks},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    register()
+    register()
+    assert registered == {
+        "LlamaForCausalLM": "own",
+        "T3LlamaForCausalLM": "tempertilt.integrations.vllm.models:T3LlamaForCausalLM",
+        "T3GPT2LMHeadModel": "tempertilt.integrations.vllm.models:T3GPT2LMHeadModel",
+        "T3OlmoForCausalLM": "tempertilt.integrations.vllm.models:T3OlmoForCausalLM",
+    }
+    assert hooks == {"LlamaForCausalLM": "hook", "T3LlamaForCausalLM": "hook"}
+
+
+def test_overrides_name_the_adapter_by_its_absolute_path(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(served.parent)
+    assert hf_overrides("my-removal", "LlamaForCausalLM")["tempertilt"]["adapter"] == str(served)
