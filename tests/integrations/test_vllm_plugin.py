@@ -6,20 +6,25 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import make_llama
-from tempertilt.errors import AdapterError, ConfigError, ModelError
+from tempertilt.adapter import AdapterConfig
+from tempertilt.errors import AdapterError, ConfigError, ModelError, TemperTiltError
+from tempertilt.gate import EvidenceGate, Whitening
 from tempertilt.head import GuidanceHead
 from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
 from tempertilt.integrations.vllm.memory import BETA, Layout, split
+from tempertilt.integrations.vllm.models import LowerStates, Tilt, _Unlearned, check_engine, residual_is_apart
 from tempertilt.integrations.vllm.serve import check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.modeling import T3ForCausalLM
 from tempertilt.pooling import scan
+from tempertilt.tilt import guided_logits
 
 
 def attention(layout: Layout, states: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor:
@@ -186,7 +191,7 @@ def test_weights_are_known_by_their_stream(tiny_dir: Path) -> None:
 def test_register_names_every_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """With vLLM's registry stood in for: names are added beside the engine's own, twice does no harm, and nothing is loaded."""
     import sys
-    from types import ModuleType, SimpleNamespace
+    from types import ModuleType
 
     from tempertilt.integrations.vllm import register
 
@@ -221,3 +226,141 @@ def test_register_names_every_text_model(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_overrides_name_the_adapter_by_its_absolute_path(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(served.parent)
     assert hf_overrides("my-removal", "LlamaForCausalLM")["tempertilt"]["adapter"] == str(served)
+
+
+# --- the model classes, without an engine ----------------------------------------------------------------------------
+
+
+def random_adapter(pooling: str, gated: bool) -> Tilt:
+    torch.manual_seed(0)
+    head = GuidanceHead(16, 3, [2, 5, 6, 9])
+    with torch.no_grad():
+        head.B.normal_()
+    whitening = Whitening(torch.zeros(16), torch.eye(16)[:2].contiguous(), torch.full((2,), 0.5))
+    exemplars = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
+    gate = EvidenceGate(whitening, exemplars, torch.zeros(4), layer=1, threshold=0.1, width=0.3)
+    config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
+    return Tilt(head, config, gate if gated else None, {"temperature": 2.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
+def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, dtype: torch.dtype) -> None:
+    """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
+    tilt = random_adapter(pooling, gated).to(dtype, torch.device("cpu"))
+    states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
+    openness = tilt.openness(torch.randn(7, 16)) if gated else None
+    joined = tilt.attach(states, pooled, openness) if tilt.columns else states
+    assert joined.dtype == dtype and joined.shape == (7, 16 + tilt.columns)
+    rows = torch.tensor([6, 0, 3])
+    seen, seen_pooled, seen_openness = tilt.detach(joined[rows])
+    assert torch.equal(seen, states[rows])
+    for value, expected in ((seen_pooled, pooled), (seen_openness, openness)):
+        assert (value is None) == (expected is None)
+        assert value is None or torch.equal(value, expected[rows])
+    logits = torch.randn(3, 12)
+    context = pooled[rows] if pooled is not None else tilt.head.project(states[rows])
+    settings = {"temperature": 2.0, "guidance_scale": 0.5, "forget_prior": 0.3}
+    g = openness[rows] if openness is not None else None
+    expected = guided_logits(logits, tilt.head(context), tilt.head.token_ids, openness=g, **settings)
+    assert torch.equal(tilt.guide(logits.clone(), seen, seen_pooled, seen_openness), expected)
+
+
+def test_zero_is_a_setting() -> None:
+    adapter = AdapterConfig("base", "", "llama", 16, 12, temperature=1.5)
+    tilt = Tilt(GuidanceHead(16, 3, [2]), adapter, None, {"guidance_scale": 0.0})
+    assert tilt.settings == {"temperature": 1.5, "guidance_scale": 0.0, "forget_prior": 0.5} and not tilt.off
+
+
+def test_shut_gate_returns_the_logits_themselves() -> None:
+    tilt = random_adapter("last", True).to(torch.float32, torch.device("cpu"))
+    logits = torch.randn(2, 12)
+    assert tilt.guide(logits, torch.randn(2, 16), None, torch.zeros(2)) is logits
+    assert tilt.guide(logits, torch.randn(2, 16), None, torch.tensor([0.0, 0.5])) is not logits
+
+
+def test_shortcuts_past_the_tilt_are_gone() -> None:
+    class Base(torch.nn.Module):
+        def compute_logits_local(self) -> None: ...
+
+        def get_top_tokens(self) -> None: ...
+
+        def embed_input_ids(self) -> None: ...
+
+    class Tilted(_Unlearned, Base):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+    for has in (Tilted, Tilted()):
+        assert not hasattr(has, "compute_logits_local") and not hasattr(has, "get_top_tokens")
+        assert hasattr(has, "embed_input_ids")
+
+
+class Fused(torch.nn.Module):
+    """Leaves the sum to the norm of the next layer."""
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return states * 2, residual
+
+
+class Summed(torch.nn.Module):
+    """Returns the sum, and a residual that nothing reads."""
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = residual + states * 2
+        return states, residual
+
+
+def test_states_between_layers() -> None:
+    a, b = torch.randn(5, 16), torch.randn(5, 16)
+    for layer in (Fused(), Summed()):
+        lower = LowerStates(torch.zeros(8, 16), residual_is_apart(layer))
+        layer.register_forward_hook(lower._copy)
+        layer(a, b)
+        output, states = lower.take(torch.zeros(5, 20))
+        assert output.shape == (5, 20) and states is not None
+        torch.testing.assert_close(states, a * 2 + b)
+    lower._copy(layer, (), a[None])  # one sequence with a batch dimension before it
+    assert torch.equal(lower.take(a)[1], a)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="Summed gives states of shape"):
+        lower._copy(layer, (), torch.zeros(5, 7))
+    given = LowerStates().take((a, [b]))  # as models give them that serve EAGLE-3 drafts
+    assert given[0] is a and given[1] is b
+
+
+def engine_config(**changes: object) -> SimpleNamespace:
+    text = SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=3)
+    model = {"hf_text_config": text, "runner_type": "generate", "use_mla": False, "is_hybrid": False, "is_attention_free": False}
+    model |= {"architecture": "T3XForCausalLM", "dtype": torch.bfloat16}
+    found = {"lora_config": None, "speculative_config": None, "cache_config": SimpleNamespace(cache_dtype="auto")}
+    model |= {name: value for name, value in changes.items() if name in model}
+    found |= {name: value for name, value in changes.items() if name in found}
+    return SimpleNamespace(model_config=SimpleNamespace(**model), **found)
+
+
+UNSAFE: dict[str, tuple[dict[str, object], str]] = {
+    "pooling": ({"runner_type": "pooling"}, "runner is 'pooling'"),
+    "lora": ({"lora_config": object()}, "LoRA is on"),
+    "drafts": ({"speculative_config": SimpleNamespace(method="eagle3")}, "speculation by 'eagle3'"),
+    "latent": ({"use_mla": True}, "XForCausalLM keeps no plain keys"),
+    "hybrid": ({"is_hybrid": True}, "XForCausalLM keeps no plain keys"),
+    "quantised": ({"cache_config": SimpleNamespace(cache_dtype="fp8_e4m3")}, "kv_cache_dtype is 'fp8_e4m3'"),
+    "size": (
+        {"hf_text_config": SimpleNamespace(hidden_size=8, vocab_size=12, num_hidden_layers=3)},
+        "hidden size 16 and 12 tokens",
+    ),
+    "layers": ({"hf_text_config": SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=1)}, "after 1 layers"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_unsafe_engines_are_refused(name: str) -> None:
+    gate = {"layer": 1, "threshold": 0.5, "width": 0.1}
+    adapter = AdapterConfig("base", "", "llama", 16, 12, gate=gate)
+    check_engine(engine_config(), adapter, remembers=True)
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, remembers=True)
+    changes, message = UNSAFE[name]
+    with pytest.raises(TemperTiltError, match=message):
+        check_engine(engine_config(**changes), adapter, remembers=True)
+    if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
+        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), remembers=False)

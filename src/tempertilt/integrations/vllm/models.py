@@ -22,7 +22,7 @@ from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Layout
-from tempertilt.integrations.vllm.serve import KEY, check_overrides
+from tempertilt.integrations.vllm.serve import CHECKS, KEY, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.tilt import guided_logits
 
@@ -134,9 +134,8 @@ class Tilt:
     def __init__(self, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None, options: dict[str, Any]) -> None:
         self.head, self.gate = head, gate
         self.rank = head.rank if config.pooling == "mean" else 0
-        self.settings = {
-            name: options.get(name) or getattr(config, name) for name in ("temperature", "guidance_scale", "forget_prior")
-        }
+        given = {name: options.get(name) for name in CHECKS}
+        self.settings = {name: getattr(config, name) if value is None else value for name, value in given.items()}
         self.off = self.settings["temperature"] == 1.0 and self.settings["guidance_scale"] == 0.0
         self.columns = 0
 
