@@ -84,7 +84,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MixtralConfig",
         WIDE | {"num_local_experts": 4, "num_experts_per_tok": 2},
     ),
-    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", MOE),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", "Qwen3MoeConfig", MOE | {"hidden_size": 128, "moe_intermediate_size": 96}),
 }
 RENAMED = ("mixtral", "olmoe", "qwen3_moe")  # experts have other names in checkpoints than in transformers: not checked
 BAR = ("llama", "qwen3", "gpt2")
@@ -164,7 +164,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 HAPPENED = {"preempted": "vllm:num_preemptions", "speculating": "vllm:spec_decode_num_accepted_tokens"}
 REQUESTS: dict[str, dict[str, Any]] = {
     "every alternative": {"logprobs": -1, "prompt_logprobs": -1},
-    "hot": {"temperature": 5.0, "seed": 1, "logprobs": -1},
+    "hot": {"temperature": 2.0, "seed": 1, "logprobs": -1},
     "cold": {"temperature": 0.01, "seed": 1, "logprobs": -1},
     "many": {"n": 3, "temperature": 1.0, "seed": 1, "logprobs": -1},
     "biased": {"temperature": 0.0, "logit_bias": {"5": 100.0, "9": -100.0}, "logprobs": -1},

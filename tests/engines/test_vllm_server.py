@@ -18,7 +18,7 @@ import torch
 from test_vllm_matrix import tiny_unlearned
 from transformers import PreTrainedTokenizerFast
 
-from tempertilt.integrations.vllm import serve_arguments, serve_environment
+from tempertilt.integrations.vllm import serve_arguments, serve_command, serve_environment
 from tempertilt.modeling import T3ForCausalLM
 from vllm_oracle import PYTHON, log_probabilities, needs_vllm
 
@@ -65,7 +65,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
         port = probe.getsockname()[1]
     arguments = serve_arguments(None, None, str(adapter), port=port, max_model_len=128, dtype="float32")
     own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
-    command = [str(PYTHON.with_name("vllm")), "serve", *arguments, "--enforce-eager", "--block-size", "32"]
+    command = [*serve_command(str(PYTHON)), *arguments, "--enforce-eager", "--block-size", "32"]
     with (root / "log.txt").open("wb") as log:
         process = subprocess.Popen(command, env=os.environ | own | serve_environment("key"), stdout=log, stderr=log)
     client = Server(port, model, process)

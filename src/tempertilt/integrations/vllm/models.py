@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +73,8 @@ class _Unlearned(nn.Module):
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
         adapter = load_adapter(options["adapter"])
         check_engine(vllm_config, adapter.config, remembers=adapter.config.pooling == "mean" or adapter.gate is not None)
-        super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+        with _base_name(model_config.hf_config):
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         from vllm.distributed import get_pp_group
 
         self._watch = WeightsWatch(adapter.config.base_fingerprint) if options["check_base"] else None
@@ -118,11 +120,23 @@ class _Unlearned(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """The base's own; `AdapterError` if they are not those that the adapter was fitted on."""
-        if self._watch is None:
-            return super().load_weights(weights)  # type: ignore[misc]
-        loaded = super().load_weights(self._watch.through(weights))  # type: ignore[misc]
+        with _base_name(self._hf_config):
+            if self._watch is None:
+                return super().load_weights(weights)  # type: ignore[misc]
+            loaded = super().load_weights(self._watch.through(weights))  # type: ignore[misc]
         self._watch.check(self._hf_config)
         return loaded
+
+
+@contextmanager
+def _base_name(config: Any) -> Iterator[None]:
+    """Inside, a configuration names the base's own architecture, by which some models look up how their weights are named."""
+    ours = config.architectures
+    config.architectures = [name.removeprefix(PREFIX) for name in ours]
+    try:
+        yield
+    finally:
+        config.architectures = ours
 
 
 class Tilt:

@@ -10,6 +10,7 @@ import json
 import logging
 import secrets
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def serve_arguments(
     if api_key is not None:
         arguments += ["--api-key", api_key]
     return arguments
+
+
+def serve_command(python: str = sys.executable) -> list[str]:
+    """What `serve_arguments` follow: `vllm serve` of the environment of a Python, also where it is the CPU build from PyPI."""
+    return [python, "-m", "tempertilt.integrations.vllm", "serve"]
 
 
 def serve_environment(api_key: str | None = None) -> dict[str, str]:
