@@ -33,7 +33,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     rounds = []
     for step in job["rounds"]:
         prompts = [{"prompt_token_ids": ids} for ids in step["prompts"]]
-        outputs = llm.generate(prompts, SamplingParams(**step["sampling"]), use_tqdm=False)
+        sampling = dict(step["sampling"])
+        if bias := sampling.get("logit_bias"):  # JSON has no numbers as keys
+            sampling["logit_bias"] = {int(token): value for token, value in bias.items()}
+        outputs = llm.generate(prompts, SamplingParams(**sampling), use_tqdm=False)
         rounds.append(
             [
                 {
