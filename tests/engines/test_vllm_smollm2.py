@@ -65,8 +65,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     for method in dict(CASES):
         config = replace(METHODS[method], evidence=EvidenceConfig(report_records=0, show=0))
         config = replace(config, background=replace(config.background, background=min(8, config.background.background)))
-        made = unlearn(base, sets, root / method, config, progress=False)
-        found[method] = Served(made.model, root / method, asked)
+        unlearn(base, sets, root / method, config, progress=False)
+        model = T3ForCausalLM.from_pretrained(root / method, base_model=base.model)  # a gate is stored in float16
+        found[method] = Served(model, root / method, asked)
     for method, schedule in CASES:
         llm = engine_arguments(str(found[method].adapter), dtype="float32") | SCHEDULES[schedule]
         rounds = [{"prompts": asked, "sampling": GREEDY}] * 2
