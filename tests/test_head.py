@@ -148,3 +148,13 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         GuidanceHead(**{"hidden_size": 8, "rank": 3, "token_ids": IDS, **options})  # type: ignore[arg-type]
+
+
+def test_weights_are_float32_whatever_the_default() -> None:
+    """An engine builds its model under its own default type."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        head = GuidanceHead(8, 2, [0, 3], num_hidden_layers=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}

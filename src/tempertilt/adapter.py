@@ -22,9 +22,8 @@ import tempertilt
 from tempertilt.errors import AdapterError
 from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
-from tempertilt.pooling import check_pooling
 from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text, write_whole
-from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature
+from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_pooling, check_temperature
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 KIND = "tempertilt"

@@ -171,16 +171,27 @@ def fingerprint(model: Any) -> str:
     Reads up to 2048 evenly spaced numbers of every weight, rounded to bfloat16: enough to tell fine-tuned, merged and
     edited models apart, and cheap for large ones. Quantised weights count as another model.
     """
-    digest = hashlib.sha256(json.dumps([model.config.model_type, FINGERPRINT_SAMPLES]).encode())
-    for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
-        sample = flat[::step][:FINGERPRINT_SAMPLES]
-        if sample.is_floating_point():
-            sample = sample.to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.cpu().numpy().tobytes())
+    return fingerprint_of_samples(
+        model.config.model_type, {name: weight_sample(name, weight) for name, weight in model.named_parameters()}
+    )
+
+
+def fingerprint_of_samples(model_type: str, samples: dict[str, bytes]) -> str:
+    """The fingerprint of a model of which `weight_sample` gave the samples, by the weights' names."""
+    digest = hashlib.sha256(json.dumps([model_type, FINGERPRINT_SAMPLES]).encode())
+    for _, sample in sorted(samples.items()):
+        digest.update(sample)
     return digest.hexdigest()[:32]
+
+
+def weight_sample(name: str, weight: Tensor) -> bytes:
+    """What a fingerprint takes of one weight: its name, its shape, and some of its numbers in bfloat16."""
+    flat = weight.detach().reshape(-1)
+    step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
+    sample = flat[::step][:FINGERPRINT_SAMPLES]
+    if sample.is_floating_point():
+        sample = sample.to("cpu", torch.bfloat16).view(torch.int16)
+    return f"{name}{tuple(weight.shape)}".encode() + sample.cpu().numpy().tobytes()
 
 
 def _placement(device: str) -> str:

@@ -64,9 +64,11 @@ class GuidanceHead(nn.Module):
             num_hidden_layers,
         )
         self.register_buffer("token_ids", ids)
-        self.A = nn.Parameter(torch.empty(rank, hidden_size))
-        self.hidden = nn.ParameterList([nn.Parameter(torch.empty(rank, rank)) for _ in range(num_hidden_layers - 1)])
-        self.B = nn.Parameter(torch.empty(len(ids), rank))
+        self.A = nn.Parameter(torch.empty(rank, hidden_size, dtype=torch.float32))
+        self.hidden = nn.ParameterList(
+            [nn.Parameter(torch.empty(rank, rank, dtype=torch.float32)) for _ in range(num_hidden_layers - 1)]
+        )
+        self.B = nn.Parameter(torch.empty(len(ids), rank, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -9,22 +9,24 @@ Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t`
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
+import transformers
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
-from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.errors import TemperTiltError
+from tempertilt.tilt import Pooling, check_pooling
 
-Pooling = Literal["mean", "last"]
+try:
+    from transformers.cache_utils import DummyLayer
+except ImportError as error:
+    raise TemperTiltError(
+        f"running a model through transformers needs transformers 5.24 or later; this is {transformers.__version__}. An engine "
+        "such as vLLM may hold it back: serve from an environment of its own, and make adapters in another"
+    ) from error
 
-
-def check_pooling(pooling: str) -> Pooling:
-    """Return `pooling`; raise `ConfigError` if it is not one of the known kinds."""
-    if pooling not in get_args(Pooling):
-        raise ConfigError(f"pooling is {pooling!r}; valid are {', '.join(get_args(Pooling))}")
-    return pooling  # type: ignore[return-value]
+__all__ = ["Pooling", "PoolingLayer", "causal_mean", "check_continues", "check_pooling", "pool", "pooling_layer", "scan"]
 
 
 def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -11,12 +11,22 @@ prior. The guided next-token law is
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tempertilt.errors import ConfigError
+
+Pooling = Literal["mean", "last"]
+
+
+def check_pooling(pooling: str) -> Pooling:
+    """Return `pooling`, how hidden states become a context; raise `ConfigError` if it is not one of the known kinds."""
+    if pooling not in get_args(Pooling):
+        raise ConfigError(f"pooling is {pooling!r}; valid are {', '.join(get_args(Pooling))}")
+    return pooling  # type: ignore[return-value]
 
 
 def check_temperature(temperature: float) -> float:

@@ -1,0 +1,226 @@
+"""What to tell vLLM so that it serves an unlearned model: its arguments, its `hf_overrides`, and a base that it can load.
+
+vLLM reads a directory of safetensors, so a base with a PEFT adapter is merged once into one in our cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tempertilt.adapter import AdapterConfig, read_config
+from tempertilt.errors import AdapterError, ConfigError, ModelError
+from tempertilt.storage import cache_dir, file_sha256, make_dir
+from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature
+
+KEY = "tempertilt"  # of our options in the model's configuration
+PREFIX = "T3"  # of the architecture's name
+CHECKS = {"temperature": check_temperature, "guidance_scale": check_guidance_scale, "forget_prior": check_forget_prior}
+MANIFEST = "tempertilt.json"
+LOOPBACK = "127.0.0.1"
+# no usage statistics leave the machine
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+log = logging.getLogger("tempertilt")
+
+
+def serve_arguments(
+    model: str | None,
+    peft_adapter: str | None,
+    adapter: str,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    api_key: str | None = None,
+    max_model_len: int | None = None,
+    served_model_name: str | list[str] | None = None,
+    dtype: str = "auto",
+) -> list[str]:
+    """The arguments of `vllm serve` for an unlearned model. Merges a PEFT adapter into a checkpoint in the cache on first use.
+
+    Args:
+        model: hub id, directory or alias of the base; None takes the one that the adapter names.
+        peft_adapter: to merge into the base; None takes the adapter's own where the base is the adapter's.
+        adapter: the directory that `t3 unlearn` wrote.
+        host, port: to listen on.
+        api_key: without it no request but /health is answered. Other users of the machine can read a command line: to keep it
+            out of there, leave it None here and give it to `serve_environment`.
+        max_model_len: positions of a sequence; None is the model's own limit.
+        served_model_name: the names that clients call it by; None is the adapter directory's name.
+        dtype: "auto", "float32", "float16" or "bfloat16".
+
+    Raises:
+        AdapterError: the adapter can't be read.
+        ModelError: the base can't be found, or vLLM has no text generation model of its kind.
+    """
+    engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype)
+    names = [served_model_name] if isinstance(served_model_name, str) else served_model_name
+    arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
+    arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [Path(adapter).resolve().name])]
+    arguments += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    if max_model_len is not None:
+        arguments += ["--max-model-len", str(max_model_len)]
+    if api_key is not None:
+        arguments += ["--api-key", api_key]
+    return arguments
+
+
+def serve_command(python: str = sys.executable) -> list[str]:
+    """What `serve_arguments` follow: `vllm serve` of the environment of a Python, also where it is the CPU build from PyPI."""
+    return [python, "-m", "tempertilt.integrations.vllm", "serve"]
+
+
+def serve_environment(api_key: str | None = None) -> dict[str, str]:
+    """Variables for the process that runs `vllm serve`: no usage statistics, and the key where the process list can't show it."""
+    return ENVIRONMENT | ({"VLLM_API_KEY": api_key} if api_key else {})
+
+
+def engine_arguments(
+    adapter: str,
+    model: str | None = None,
+    peft_adapter: str | None = None,
+    *,
+    dtype: str = "auto",
+    check_base: bool = True,
+    **settings: float,
+) -> dict[str, Any]:
+    """Keyword arguments for `vllm.LLM` (or `EngineArgs`): `LLM(**engine_arguments("adapter"), max_model_len=2048)`.
+
+    Args:
+        adapter, model, peft_adapter, dtype: as in `serve_arguments`.
+        check_base: let the engine refuse weights that are not the adapter's base.
+        settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapter's.
+
+    Raises:
+        AdapterError, ConfigError, ModelError: as in `serve_arguments`, or a setting is out of range.
+    """
+    directory = Path(adapter).expanduser().resolve()
+    config = read_config(directory) if directory.is_dir() else None
+    if config is None:
+        raise AdapterError(f"no adapter directory {adapter!r}; valid is a directory made by t3 unlearn")
+    name = model or config.base_model
+    if peft_adapter is None and name == config.base_model:
+        peft_adapter = config.peft_adapter
+    source = base_checkpoint(name, peft_adapter, config if check_base else None)
+    return {
+        "model": source,
+        "dtype": dtype,
+        "hf_overrides": hf_overrides(str(directory), _architecture(source), check_base=check_base, **settings),
+    }
+
+
+def hf_overrides(adapter: str, architecture: str, *, check_base: bool = True, **settings: float) -> dict[str, Any]:
+    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter."""
+    options = check_overrides({"adapter": str(Path(adapter).expanduser().resolve()), "check_base": check_base, **settings})
+    return {"architectures": [PREFIX + architecture], KEY: options}
+
+
+def check_overrides(options: Any) -> dict[str, Any]:
+    """Options in the model's configuration: `adapter`, and if wanted `check_base` and the tilt's settings.
+
+    Raises:
+        ConfigError: they are missing, unknown or out of range.
+    """
+    valid = {"adapter", "check_base", *CHECKS}
+    if not isinstance(options, dict) or not isinstance(options.get("adapter"), str):
+        raise ConfigError(
+            f"the model's configuration has no {KEY!r} with an adapter (it is {options!r}): give vLLM the hf_overrides that "
+            "tempertilt.integrations.vllm.hf_overrides makes"
+        )
+    if unknown := sorted(set(options) - valid):
+        raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
+    for name, check in CHECKS.items():
+        if options.get(name) is not None:
+            check(options[name])
+    return {"check_base": True, **options}
+
+
+def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig | None) -> str:
+    """A directory or hub id of the base that vLLM can load; with a PEFT adapter, the merged model in our cache.
+
+    Args:
+        name: hub id, directory or alias of the base.
+        peft_adapter: directory or hub id, or None.
+        adapter: whose base a merged model has to be; None does not check.
+
+    Raises:
+        ModelError: they can't be loaded.
+        AdapterError: the merged model is another than the adapter's base.
+    """
+    from tempertilt.smollm2 import ALIAS, smollm2_dir
+
+    source = str(smollm2_dir()) if name == ALIAS else name
+    if peft_adapter is None:
+        return str(Path(source).expanduser().resolve()) if Path(source).expanduser().is_dir() else source
+    target = cache_dir() / "merged" / _key(source, peft_adapter)
+    seen = _intact(target)
+    if seen is None:
+        seen = _merge(name, peft_adapter, target)
+    if adapter is not None and seen != adapter.base_fingerprint:
+        raise AdapterError(
+            f"the adapter was fitted on a base model with fingerprint {adapter.base_fingerprint}; {name!r} with PEFT adapter "
+            f"{peft_adapter!r} has {seen}: give the same base, or fit a new adapter with t3 unlearn"
+        )
+    return str(target)
+
+
+def _key(source: str, peft_adapter: str) -> str:
+    """A name for base and PEFT adapter by their contents: checksums of what is small, sizes and times of what is large."""
+    parts: list[Any] = [source, peft_adapter]
+    for directory in (Path(source).expanduser(), Path(peft_adapter).expanduser()):
+        for path in sorted(directory.glob("*")) if directory.is_dir() else []:
+            if path.suffix in (".json", ".safetensors", ".model"):
+                stat = path.stat()
+                small = stat.st_size < 1 << 26
+                parts.append([path.name, stat.st_size, file_sha256(path) if small else stat.st_mtime_ns])
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _intact(target: Path) -> str | None:
+    """The fingerprint of a merged model in the cache, None if it is not there whole."""
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((target / name).stat().st_size == size for name, size in manifest["files"].items())
+        return str(manifest["fingerprint"]) if whole else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _merge(name: str, peft_adapter: str, target: Path) -> str:
+    """Merge and save as safetensors; return the fingerprint."""
+    from tempertilt.base import load_base
+
+    log.warning("merging PEFT adapter %s into %s for vLLM, once: %s", peft_adapter, name, target)
+    base = load_base(name, peft_adapter=peft_adapter, device="cpu", dtype="auto")
+    if target.exists():
+        shutil.rmtree(target)
+    for leftover in target.parent.glob(f".unfinished-*-{target.name}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = make_dir(target.parent / f".unfinished-{secrets.token_hex(6)}-{target.name}")
+    base.model.save_pretrained(work)
+    base.tokenizer.save_pretrained(work)
+    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+    (work / MANIFEST).write_text(json.dumps({"fingerprint": base.fingerprint, "files": files}, indent=1), encoding="utf-8")
+    work.rename(target)
+    return base.fingerprint
+
+
+def _architecture(source: str) -> str:
+    """The architecture that a checkpoint names in its configuration."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise ModelError(f"cannot load the configuration of {source!r}: {error}") from error
+    names = getattr(config, "architectures", None) or []
+    if len(names) != 1 or names[0].startswith(PREFIX):
+        raise ModelError(f"the configuration of {source!r} names the architectures {names}; valid is one causal language model")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{names[0]} is an encoder-decoder; valid are decoder-only causal language models")
+    return str(names[0])
