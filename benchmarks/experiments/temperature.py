@@ -57,9 +57,19 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--reference-run", type=Path, required=True, help="t3 eval of the reference")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES)
+    parser.add_argument("--no-retain", action="store_true")
+    parser.add_argument("--forget-documents", type=int, help="only so many forget authors")
     args = parser.parse_args()
     base, sets = load(args)
-    header(f"temperature, scale by the holdout records, seed {args.seed}")
+    authors = sorted({record.document for record in sets["forget"]})[: args.forget_documents]
+    sets["forget"] = [record for record in sets["forget"] if record.document in authors]
+    if args.no_retain:
+        sets["retain"] = []
+    header(
+        f"temperature, scale by the holdout records, seed {args.seed}: {len(sets['forget'])} forget records, "
+        f"{len(sets['retain'])} retain records"
+    )
     recipe = METHODS["t3"]
     recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), evidence=EvidenceConfig(report_records=0, show=0))
     with tempfile.TemporaryDirectory() as directory:
@@ -67,7 +77,7 @@ def main() -> None:
         model = unlearn(base, given, Path(directory) / "adapter", recipe, progress=False).model
     forget, holdout = (spread(sets.examples(name, base), RECORDS) for name in ("forget", "holdout"))
     settings = []
-    for temperature in TEMPERATURES:
+    for temperature in args.temperatures:
         model.temperature = temperature
         settings.append((temperature, match_likelihood(model, forget, holdout).guidance_scale))
 
@@ -77,9 +87,10 @@ def main() -> None:
     def ratios(name: str, setting: int) -> NDArray[np.float64]:
         return right[name].means(setting) - wrong[name].means(setting).reshape(-1, WRONG).mean(1)
 
+    asked = perturbed(args.data, base, authors)
     reference = read_log(args.reference_run)
-    asked = perturbed(args.data, base)
-    likely = score(model, [example for of in asked for example in of], settings)
+    reference = {**reference, "forget": [reference["forget"][i] for i in asked]}
+    likely = score(model, [example for of in asked.values() for example in of], settings)
     results = []
     print("   T  scale   without a reference, D of: tokens  likelihoods  ratios     oracle: forget quality (interval)  D")
     for number, (temperature, scale) in enumerate(settings, 1):
@@ -89,7 +100,7 @@ def main() -> None:
             float(ks_2samp(ratios("forget", number), ratios("holdout", 0)).statistic),
         ]
         nll, samples, at = -likely.means(number), [], 0
-        for sample, of in zip(reference["forget"], asked):
+        for sample, of in zip(reference["forget"], asked.values()):
             own = nll[at : at + len(of)]
             at += len(of)
             samples.append(replace(sample, paraphrase_nll=float(own[0]), perturbed_nll=tuple(map(float, own[1:]))))
@@ -110,21 +121,22 @@ def mismatched(sets: Sets, name: str, base: BaseModel) -> list[Example]:
     records, rng = sets[name], np.random.default_rng(0)
     found: list[Record] = []
     for asked in spread(records, RECORDS):
-        others = [of for of in records if of.document != asked.document]
+        others = [of for of in records if of.document != asked.document] or [of for of in records if of != asked]
         found += [record(asked.question, others[i].answer, "d") for i in rng.choice(len(others), WRONG, replace=False)]
     return build_examples(found, base.tokenizer, ExampleConfig())
 
 
-def perturbed(data: Path, base: BaseModel) -> list[list[Example]]:
-    """For each forget question the paraphrased answer, then the wrong ones."""
-    return [
-        build_examples(
+def perturbed(data: Path, base: BaseModel, authors: Sequence[str]) -> dict[int, list[Example]]:
+    """By the number of each forget question about the authors: the paraphrased answer, then the wrong ones."""
+    return {
+        i: build_examples(
             [record(row["question"], text, "d") for text in (row["paraphrased_answer"], *row["perturbed_answer"])],
             base.tokenizer,
             ExampleConfig(),
         )
-        for row in rows(data / "forget_perturbed.jsonl")
-    ]
+        for i, row in enumerate(rows(data / "forget_perturbed.jsonl"))
+        if row["document"] in authors
+    }
 
 
 @torch.inference_mode()
