@@ -217,6 +217,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         case.job["rounds"].append({"prompts": again, "sampling": SAMPLING | {"max_tokens": 12}})
         for schedule, options in SCHEDULES.items():
             add(f"{arch} {schedule}", arch, **options, disable_log_stats=False)
+    for arch in COMPILED:
+        add(f"{arch} compiled", arch, enforce_eager=False)
     case = add("requests", "llama", max_logprobs=-1)
     common = {"max_tokens": 6, "ignore_eos": True, "detokenize": False}
     case.job["rounds"] = [{"prompts": prompts(6, 30), "sampling": common | options} for options in REQUESTS.values()]
@@ -234,6 +236,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
 MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 POOLINGS = [("llama", "mean", False), ("gpt2", "last", True), ("llama", "last", False)]
+COMPILED = ("llama", "gpt2")  # one hands out lower states, the other has a hook
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "LoRA": ({"enable_lora": True}, "LoRA is on"),
     "embeddings": ({"runner": "pooling"}, "runner is 'pooling'"),
@@ -259,6 +262,11 @@ def test_schedules(name: str, schedule: str, cases: dict[str, Case]) -> None:
     case.check()
     if schedule in HAPPENED:
         assert case.result["metrics"][HAPPENED[schedule]] > 0
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled(name: str, cases: dict[str, Case]) -> None:
+    cases[f"{name} compiled"].check()
 
 
 @pytest.mark.parametrize("name", BAR)
