@@ -2,8 +2,7 @@
 
 Run with the Python that has vLLM: .venv-vllm/bin/python benchmarks/vllm_throughput.py ADAPTER [--pairs 15] [--tokens 64]
 
-Both engines are up at the same time, each in a process of its own, and take turns; on a machine that others use too, the ratio of
-processor times says more than that of wall times. "shut" are prompts that leave the gate of the
+Both engines are up at the same time, each in a process of its own, and take turns. "shut" are prompts that leave the gate of the
 adapter shut, "open" name what is forgotten (--forget FILE of records, a row each); without a gate the two are the same.
 """
 
@@ -23,7 +22,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import psutil
 
 from _print import header, row, save
 from tempertilt.integrations.vllm import engine_arguments
@@ -50,31 +48,16 @@ def chats(tokenizer: Any, questions: list[str], count: int) -> list[dict[str, li
     return found
 
 
-class Engine:
-    """An engine and the processes that are its own."""
-
-    def __init__(self, **arguments: Any) -> None:
-        from vllm import LLM
-
-        before = set(psutil.Process().children(recursive=True))
-        self.llm = LLM(**arguments)
-        self.processes = set(psutil.Process().children(recursive=True)) - before
-
-    def cpu_seconds(self) -> float:
-        """Processor time that they have taken."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes)
-
-
-def timed(engine: Engine, prompts: list[dict[str, list[int]]], tokens: int) -> tuple[float, float]:
-    """Wall and processor seconds for `tokens` new tokens of each prompt."""
+def timed(engine: Any, prompts: list[dict[str, list[int]]], tokens: int) -> float:
+    """Seconds for `tokens` new tokens of each prompt."""
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    started, used = time.perf_counter(), engine.cpu_seconds()
-    outputs = engine.llm.generate(prompts, sampling, use_tqdm=False)
-    seconds, used = time.perf_counter() - started, engine.cpu_seconds() - used
+    started = time.perf_counter()
+    outputs = engine.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - started
     assert all(len(output.outputs[0].token_ids) == tokens for output in outputs)
-    return seconds, used
+    return seconds
 
 
 def state_bytes(adapter: str, source: str, itemsize: int) -> tuple[int, int]:
@@ -99,11 +82,12 @@ def main() -> None:
     parser.add_argument("--save", help="write all measurements to this JSON file")
     args = parser.parse_args()
     from transformers import AutoTokenizer
+    from vllm import LLM
 
     tilted = engine_arguments(args.adapter, dtype=args.dtype)
     shared = {"max_model_len": 1024, "enforce_eager": args.eager, "enable_prefix_caching": False, "max_num_seqs": 16}
     base = {"model": tilted["model"], "dtype": args.dtype}
-    engines = {"base": Engine(**base, **shared), "t3": Engine(**tilted, **shared)}
+    engines = {"base": LLM(**base, **shared), "t3": LLM(**tilted, **shared)}
     tokenizer = AutoTokenizer.from_pretrained(tilted["model"])
     header(f"vLLM with {args.adapter} over its base, {args.dtype}, {'eager' if args.eager else 'compiled'}, {args.tokens} tokens")
     ours, theirs = state_bytes(args.adapter, tilted["model"], 4 if args.dtype == "float32" else 2)
@@ -123,21 +107,18 @@ def main() -> None:
         for name, (prompts, tokens) in work.items():
             for engine in engines.values():
                 timed(engine, prompts, min(tokens, 8))
-            taken: dict[str, list[tuple[float, float]]] = {"base": [], "t3": []}
+            taken: dict[str, list[float]] = {"base": [], "t3": []}
             for i in range(args.pairs):
                 for which in ("base", "t3") if i % 2 else ("t3", "base"):
                     taken[which].append(timed(engines[which], prompts, tokens))
-            for which, pairs in taken.items():
-                wall = [seconds for seconds, _ in pairs]
+            for which, seconds in taken.items():
                 if tokens == 1:
-                    row(f"{name}: {which}", [1000 * s for s in wall], " ms", 1)
+                    row(f"{name}: {which}", [1000 * s for s in seconds], " ms", 1)
                 else:
-                    row(f"{name}: {which}", [len(prompts) * tokens / s for s in wall], " tokens/s", 1)
-            results[name] = taken
-            for i, clock in enumerate(("wall", "processor")):
-                ratios = [b[i] / t[i] for b, t in zip(taken["base"], taken["t3"])]
-                row(f"{name}: base over t3, {clock}", ratios)
-                results[f"{name}, {clock}"] = statistics.median(ratios)
+                    row(f"{name}: {which}", [len(prompts) * tokens / s for s in seconds], " tokens/s", 1)
+            ratios = [b / t for b, t in zip(taken["base"], taken["t3"])]
+            row(f"{name}: speed of t3 over base", ratios)
+            results[name] = taken | {"ratio": statistics.median(ratios)}
     if args.save:
         save(Path(args.save), {"arguments": vars(args), "state_bytes": [ours, theirs], "seconds": results})
 

@@ -219,6 +219,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             add(f"{arch} {schedule}", arch, **options, disable_log_stats=False)
     for arch in COMPILED:
         add(f"{arch} compiled", arch, enforce_eager=False)
+    add("parallel", "llama", tensor_parallel_size=2)
     case = add("requests", "llama", max_logprobs=-1)
     common = {"max_tokens": 6, "ignore_eos": True, "detokenize": False}
     case.job["rounds"] = [{"prompts": prompts(6, 30), "sampling": common | options} for options in REQUESTS.values()]
@@ -267,6 +268,11 @@ def test_schedules(name: str, schedule: str, cases: dict[str, Case]) -> None:
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled(name: str, cases: dict[str, Case]) -> None:
     cases[f"{name} compiled"].check()
+
+
+def test_tensor_parallel(cases: dict[str, Case]) -> None:
+    """Two ranks, each with half of the heads and of the vocabulary."""
+    cases["parallel"].check()
 
 
 @pytest.mark.parametrize("name", BAR)

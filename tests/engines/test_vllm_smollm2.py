@@ -89,7 +89,8 @@ def test_same_tokens_and_laws(method: str, schedule: str, served: dict[str, Serv
         assert [output["tokens"][0] for output in outputs] == case.expected()
         assert largest_difference(case.model, case.asked, outputs) < 1e-4
     if schedule == "cached":
-        assert all(output["cached"] >= 32 for output in result["rounds"][1] if len(output["prompt_logprobs"]) == 0)
+        hits = [output["cached"] for prompt, output in zip(case.asked, result["rounds"][1]) if len(prompt) > 32]  # a whole block
+        assert len(hits) >= 6 and min(hits) >= 32
     if schedule == "preempted":
         assert result["metrics"]["vllm:num_preemptions"] > 0
     if schedule == "speculating":
