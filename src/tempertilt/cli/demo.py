@@ -24,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report = {
             "likelihood": {name: asdict(summary) for name, summary in result.summaries.items()},
+            "facts_named": result.facts,
             "answers": [asdict(item) for item in result.shown],
             "seconds": result.seconds,
             "adapter": str(result.unlearning.directory),
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print()
     print("\n".join(changes(result.summaries, result.shown)))
+    for name, (count, before, after) in result.facts.items():
+        print(f"{name}: the fact asked for is named in {before} of {count} greedy answers before, in {after} after.")
     print("paraphrase: the forgotten facts asked for in other words; unrelated: general knowledge. Neither was trained on.")
     print("time       " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()))
     print(f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare")
