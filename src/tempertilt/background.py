@@ -62,13 +62,14 @@ def background_examples(
         fingerprint: of the model's weights; with it, text that was written once is kept in the cache.
     """
     head, tail = question_frame(tokenizer, examples)
-    runs = _runs([example.input_ids.tolist() for example in forget], len(head))
+    runs = set().union(*(_runs(example, head, tail) for example in forget))
     found: list[Example] = []
     for i, (prompt, answer) in enumerate(_chats(model, tokenizer, head, tail, config, fingerprint, progress)):
         ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
         scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
-        if not runs & _runs([ids.tolist()], len(head)):
-            found.append(Example(ids, scored, f"background-{i}", "background", i))
+        example = Example(ids, scored, f"background-{i}", "background", i)
+        if not runs & _runs(example, head, tail):
+            found.append(example)
     if len(found) < config.background:
         log.warning(
             "%d of %d background texts were about the forget records: left out", config.background - len(found), config.background
@@ -140,6 +141,10 @@ def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], li
     return prompts[0][:before], prompts[0][len(prompts[0]) - after :] if after else []
 
 
-def _runs(sequences: Sequence[list[int]], skip: int) -> set[tuple[int, ...]]:
-    """All runs of `SHARED_RUN` tokens after the first `skip`."""
-    return {tuple(ids[i : i + SHARED_RUN]) for ids in sequences for i in range(skip, len(ids) - SHARED_RUN + 1)}
+def _runs(example: Example, head: list[int], tail: list[int]) -> set[tuple[int, ...]]:
+    """All runs of `SHARED_RUN` tokens in the question and in the answer, without the frame, which all have in common."""
+    ids, start = example.input_ids.tolist(), int(example.scored.argmax())
+    first = len(head) if ids[: len(head)] == head else 0
+    last = start - len(tail) if tail and ids[start - len(tail) : start] == tail else start
+    parts = (ids[first:last], ids[start:])
+    return {tuple(part[i : i + SHARED_RUN]) for part in parts for i in range(len(part) - SHARED_RUN + 1)}
