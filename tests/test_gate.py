@@ -74,6 +74,11 @@ def test_how_the_forget_documents_are_worded_is_not_what_they_are_about(names: t
     assert max(highest(one, worded(None, 2))) > one.threshold  # one document can't tell the two apart
 
 
+def test_a_fitted_gate_is_the_one_that_will_be_read_again(fit: GateFit) -> None:
+    for name, tensor in fit.gate.tensors().items():
+        assert torch.equal(tensor.float(), getattr(fit.gate, name.removeprefix("gate.")))
+
+
 def test_evidence_by_its_definition(fit: GateFit) -> None:
     gate, x = fit.gate, torch.randn(D, generator=torch.Generator().manual_seed(1))
     centred = (x - gate.mean).double()

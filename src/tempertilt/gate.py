@@ -253,7 +253,9 @@ def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: 
             "the gate can't tell the forget records from what is kept: each of their tokens has its like there. If the same text "
             "is in both, mend the records; else choose --no-gate, which tempers and tilts everywhere"
         )
-    gate = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=config.gate_threshold, width=config.gate_width)
+    made = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=config.gate_threshold, width=config.gate_width)
+    gate = EvidenceGate.from_tensors(made.tensors(), layer=layer, threshold=made.threshold, width=made.width)  # as it is stored
+    gate = gate.to(exemplars.device)
     prompts = forget.states if forget.prompts is None else [rows[:n] for rows, n in zip(forget.states, forget.prompts)]
     own = np.array([float(gate.evidence(rows).amax()) for rows in prompts], np.float32)
     return GateFit(
