@@ -150,7 +150,7 @@ class EvidenceGate(nn.Module):
 def _evidence(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tensor:
     """Directions `(..., d)`, exemplars `(m, d)`, margins `(m,)` to evidence `(...)`."""
     gaps = (1 - margins).clamp(min=LEAST_GAP)
-    return (F.linear(directions, exemplars / gaps[:, None]) - margins / gaps).amax(-1)
+    return ((F.linear(directions, exemplars) - margins) / gaps).amax(-1)
 
 
 class TokenStates(NamedTuple):
