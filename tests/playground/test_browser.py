@@ -28,6 +28,7 @@ from tempertilt.pipeline import TiltConfig  # noqa: E402
 from tempertilt.playground import app, page  # noqa: E402
 from tempertilt.playground.records import ReportRecord  # noqa: E402
 from tempertilt.playground.trace import Tracer  # noqa: E402
+from tempertilt.sockets import listen  # noqa: E402
 
 HOSTILE = [
     "<img/src=x/onerror=window.pwned=1>", "<script>window.pwned=1</script>", "${window.pwned=1}", "{{value}}", "</div></section>",
@@ -66,7 +67,7 @@ def address(playground: app.Playground) -> Iterator[str]:
     import uvicorn
 
     torch.set_num_threads(1)
-    listening = app.bound("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app.web_app(playground), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()

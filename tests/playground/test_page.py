@@ -22,6 +22,7 @@ from tempertilt.playground import app, page
 from tempertilt.playground.records import ReportRecord, report_records
 from tempertilt.playground.runs import Answer, Request, Runs, View
 from tempertilt.playground.trace import Candidate, PromptToken, Step, Tracer
+from tempertilt.sockets import LOOPBACK, listen
 
 HOSTILE = "<img src=x onerror=\"a()\"> ${b()} {{c}} `d` \\e 'f' </span><script>g()</script>"
 TILT = TiltConfig(2.0, 1.5)
@@ -253,13 +254,13 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, caps
 
 def test_a_port_that_is_taken_or_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("tempertilt.cli.playground.import_gradio", lambda: None)
-    with app.bound("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         taken.listen()
         assert main(["playground", "--adapter", "nowhere", "--port", str(taken.getsockname()[1])]) == 2
     assert "--port 0" in capsys.readouterr().err
     for host, port in (("127.0.0.1", -1), ("not a host", 0)):
         with pytest.raises(ConfigError, match=r"valid is|can.t listen"):
-            app.bound(host, port)
+            listen(host, port)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +280,7 @@ def test_the_shield(host: str, path: str, status: int) -> None:
         sent.append(message)
 
     scope = {"type": "http", "path": path, "headers": [(b"host", host.encode())]}
-    asyncio.run(app.Shield(inner, app.LOOPBACK)(scope, None, send))
+    asyncio.run(app.Shield(inner, LOOPBACK)(scope, None, send))
     assert sent[0]["status"] == status
     if status == 200:
         assert "default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"].decode()

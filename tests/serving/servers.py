@@ -106,10 +106,11 @@ def serving(adapters: dict[str, str], **options: Any) -> Iterator[Running]:
     from tempertilt.serving.app import build_app
     from tempertilt.serving.config import ServeConfig
     from tempertilt.serving.models import load_models
-    from tempertilt.serving.server import address, listen, make_server
+    from tempertilt.serving.server import make_server
+    from tempertilt.sockets import address, listen
 
     config = ServeConfig(**{"port": 0, "api_key": KEY, **options})
-    with listen(config) as sock:
+    with listen(config.host, config.port) as sock:
         models = load_models(adapters, None, None, serve_base=config.serve_base, max_model_len=config.max_model_len, device="cpu")
         app = build_app(models, config)
         server = make_server(app, config)

@@ -10,8 +10,9 @@ from pathlib import Path
 from tempertilt.cli.flags import add_adapter, require
 from tempertilt.cli.session import open_model
 from tempertilt.data.examples import ExampleConfig
-from tempertilt.playground.app import LOOPBACK, Playground, bound, import_gradio, serve
+from tempertilt.playground.app import Playground, import_gradio, serve
 from tempertilt.playground.records import report_records
+from tempertilt.sockets import LOOPBACK, listen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the model and serve the page until interrupted."""
     require(args, "adapter")
     import_gradio()
-    with bound(args.host, args.port) as listening:
+    with listen(args.host, args.port) as listening:
         if args.host not in LOOPBACK:
             print(
                 f"t3 playground: {args.host} can be reached from other machines, and the page has no password: whoever opens it "

@@ -12,6 +12,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engines import ENGINES, choose_engine, start_vllm, vllm_command
 from tempertilt.serving.names import parse_adapters
+from tempertilt.sockets import LOOPBACK, address, listen
 
 KEY = "T3_API_KEY"
 
@@ -50,10 +51,9 @@ def run(args: argparse.Namespace) -> int:
 def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, str]) -> int:
     from tempertilt.serving.app import build_app
     from tempertilt.serving.models import load_models
-    from tempertilt.serving.server import address, listen
     from tempertilt.serving.server import run as run_server
 
-    with listen(config) as sock:
+    with listen(config.host, config.port) as sock:
         models = load_models(
             adapters,
             args.model,
@@ -67,7 +67,7 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
         )
         if config.serve_base:
             print("t3 serve: 'base' is the base model: it says what must not be said", file=sys.stderr)
-        if not config.api_key and config.host not in ("127.0.0.1", "::1", "localhost"):
+        if not config.api_key and config.host not in LOOPBACK:
             print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
         app = build_app(models, config)
         print(f"{address(sock)}/v1  {', '.join(models)}", flush=True)

@@ -17,12 +17,12 @@ from tempertilt.playground import page
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Request, Runs
 from tempertilt.playground.trace import Tracer
+from tempertilt.sockets import LOOPBACK, address
 from tempertilt.storage import cache_dir
 
 INTERVAL = 0.08  # seconds between two versions of an answer that grows
 LONGEST_PROMPT = 20_000  # characters
 TITLE = "tempertilt playground"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
@@ -295,30 +295,11 @@ def web_app(playground: Playground, host: str = "127.0.0.1") -> Any:
     return Shield(app, LOOPBACK if host in LOOPBACK else None)
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens; `ConfigError` where host or port can't be had."""
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port is {port}; valid is 0 (any free one) to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"can't listen on {host}, port {port}: {error.strerror or error}; choose another with --port, or any free one with "
-            "--port 0"
-        ) from error
-    return listening
-
-
 def serve(playground: Playground, listening: socket.socket, host: str, say: Callable[[str], None]) -> None:
     """Serve until interrupted; `say` gets the address once the page can be opened."""
     import uvicorn
 
     config = uvicorn.Config(web_app(playground, host), log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
     server = uvicorn.Server(config)
-    shown = f"[{host}]" if ":" in host else host
-    say(f"http://{shown}:{listening.getsockname()[1]}")
+    say(address(listening))
     server.run(sockets=[listening])

@@ -8,27 +8,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from tempertilt.errors import ConfigError
 from tempertilt.serving.config import ServeConfig
-
-
-def listen(config: ServeConfig) -> socket.socket:
-    """A socket at the configured address; `ConfigError` if it can't be had."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((config.host, config.port))
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {error.strerror or error}") from error
-    return sock
-
-
-def address(sock: socket.socket) -> str:
-    """The URL of a socket."""
-    host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
