@@ -22,7 +22,8 @@ from servers import adapters  # noqa: F401
 
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
-from tempertilt.serving import engines, vllm_main
+from tempertilt.integrations.vllm import __main__ as vllm_main
+from tempertilt.serving import engines
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engine import Answer, BusyError, Decoder, Engine, Law, Piece
 from tempertilt.serving.names import parse_adapters
@@ -204,10 +205,7 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         seen.update(options)
         return ["MODEL", "--flag"]
 
-    stub = ModuleType("tempertilt.integrations.vllm.serve")
-    stub.serve_arguments = serve_arguments  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tempertilt.integrations.vllm", ModuleType("tempertilt.integrations.vllm"))
-    monkeypatch.setitem(sys.modules, "tempertilt.integrations.vllm.serve", stub)
+    monkeypatch.setattr("tempertilt.integrations.vllm.serve.serve_arguments", serve_arguments)
     monkeypatch.setattr(engines, "_installed", lambda name: True)
     started: list[tuple[str, list[str], dict[str, str]]] = []
     monkeypatch.setattr("os.execve", lambda *call: started.append(call))
@@ -220,7 +218,7 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
     [(program, command, environment)] = started
     assert program == sys.executable and command[1:] == [
         "-m",
-        "tempertilt.serving.vllm_main",
+        "tempertilt.integrations.vllm",
         "serve",
         "MODEL",
         "--flag",

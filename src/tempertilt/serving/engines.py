@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving.config import ServeConfig
-from tempertilt.serving.guards import VLLM_KEY
 
 ENGINES = ("auto", "vllm", "transformers")
 
@@ -46,8 +43,6 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
         return "vLLM does not serve the base model beside an adapter"
     if config.tilt_parameters != "refuse":
         return "vLLM takes no settings of the tilt from a request"
-    if not _installed("tempertilt.integrations.vllm"):
-        return "this tempertilt has no plugin for vLLM"
     return ""
 
 
@@ -76,7 +71,8 @@ def vllm_command(
 
     vLLM's own key guards only what is under /v1, so ours stands before everything.
     """
-    serve: Any = importlib.import_module("tempertilt.integrations.vllm.serve")
+    from tempertilt.integrations.vllm import serve
+
     [(name, place)] = adapters.items()
     arguments = serve.serve_arguments(
         model=model,
@@ -89,11 +85,9 @@ def vllm_command(
         served_model_name=name,
         dtype=dtype,
     )
-    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if config.api_key:
-        environment[VLLM_KEY] = config.api_key
         arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
-    return [sys.executable, "-m", "tempertilt.serving.vllm_main", "serve", *arguments], environment
+    return [*serve.serve_command(), *arguments], {**os.environ, **serve.serve_environment(config.api_key)}
 
 
 def start_vllm(command: list[str], environment: dict[str, str]) -> None:

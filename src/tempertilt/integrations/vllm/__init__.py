@@ -6,11 +6,16 @@ chosen by the engine's `hf_overrides` (see `tempertilt.integrations.vllm.serve`)
 
 from __future__ import annotations
 
-from tempertilt.integrations.vllm.serve import engine_arguments, hf_overrides, serve_arguments, serve_command, serve_environment
+from tempertilt.integrations.vllm.serve import (
+    PREFIX,
+    engine_arguments,
+    hf_overrides,
+    serve_arguments,
+    serve_command,
+    serve_environment,
+)
 
 __all__ = ["engine_arguments", "hf_overrides", "register", "serve_arguments", "serve_command", "serve_environment"]
-
-PREFIX = "T3"
 
 
 def register() -> None:

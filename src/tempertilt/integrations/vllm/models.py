@@ -23,14 +23,13 @@ from tempertilt.gate import EvidenceGate
 from tempertilt.head import GuidanceHead
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Layout
-from tempertilt.integrations.vllm.serve import CHECKS, KEY, check_overrides
+from tempertilt.integrations.vllm.serve import CHECKS, KEY, PREFIX, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.tilt import guided_logits
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-PREFIX = "T3"
 DRAFTS = ("ngram", "ngram_gpu")  # speculation that reads nothing but tokens
 SHORTCUTS = ("compute_logits_local", "get_top_tokens")  # ways from hidden states to tokens past `compute_logits`
 
