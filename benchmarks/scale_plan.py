@@ -27,6 +27,7 @@ from tempertilt.base import load_base
 from tempertilt.data.examples import Example
 from tempertilt.features import FeatureConfig, FeatureStore, batch_features, extract_features, plan_batches
 from tempertilt.gate import CANDIDATES, GateConfig
+from tempertilt.store import write_shard
 
 MIB, GIB, TIB, HOUR = 2**20, 2**30, 2**40, 3600.0
 LENGTH = 200  # tokens of a record, prompt included
@@ -115,10 +116,10 @@ def measure_extraction(name: str, batches: int, scored: float) -> tuple[Shape, l
 def measure_store(mib: int = 256) -> tuple[float, float]:
     """Bytes a second of writing a shard and of opening a store that checks it."""
     with tempfile.TemporaryDirectory() as directory:
-        store, rows = FeatureStore(Path(directory)), mib * MIB // (1024 * 2)
+        rows = mib * MIB // (1024 * 2)
         features, targets = torch.zeros(rows, 1024, dtype=torch.float16), torch.zeros(rows, dtype=torch.int32)
         started = time.perf_counter()
-        store.add(["a"], [rows], features, targets)
+        write_shard(Path(directory), "a", ["a"], [rows], features, targets)
         written = time.perf_counter()
         FeatureStore(Path(directory))
         return mib * MIB / (written - started), mib * MIB / (time.perf_counter() - written)

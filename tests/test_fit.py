@@ -13,6 +13,7 @@ import tempertilt.fit as fit_module
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.features import Features, FeatureStore
 from tempertilt.fit import FitConfig, fit_head, guidance_loss, split_documents
+from tempertilt.store import write_shard
 
 
 def synthetic(directory: Path, seed: int = 0, signal: float = 3.0, n: int = 40) -> tuple[Features, Features]:
@@ -26,7 +27,9 @@ def synthetic(directory: Path, seed: int = 0, signal: float = 3.0, n: int = 40) 
         total = sum(lengths)
         features = rng.normal(size=(total, 16)) + sign * signal * direction / np.linalg.norm(direction)
         targets = rng.integers(0, 30, total)
-        store.add(keys, lengths, torch.tensor(features, dtype=torch.float32), torch.tensor(targets, dtype=torch.int32))
+        tensors = torch.tensor(features, dtype=torch.float32), torch.tensor(targets, dtype=torch.int32)
+        write_shard(directory, name, keys, lengths, *tensors)
+        store.refresh()
         classes.append(Features(store, keys, documents))
     return classes[0], classes[1]
 

@@ -6,7 +6,6 @@ may write into one directory, and a shard that is written twice is the same shar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import zlib
@@ -58,19 +57,6 @@ class FeatureStore:
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
-
-    def add(
-        self,
-        keys: Sequence[str],
-        lengths: Sequence[int],
-        features: Tensor,
-        targets: Tensor,
-        states: Tensor | None = None,
-        tokens: Sequence[int] = (),
-    ) -> None:
-        """Write one shard and have it; arguments as in `write_shard`."""
-        name = hashlib.sha256(",".join(keys).encode()).hexdigest()[:32]
-        self._register(*write_shard(self.directory, name, keys, lengths, features, targets, states, tokens))
 
     def refresh(self) -> None:
         """Have the shards that others have written since; their checksums are not computed again."""
