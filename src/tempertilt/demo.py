@@ -150,7 +150,7 @@ def run_demo(
         Shown(name, record.source, record.question, record.answer, was, now)
         for (name, record), was, now in zip(chosen, before, after)
     ]
-    asked = {of.question: of.fact for of in _authors(config)} | {of.paraphrased_question: of.fact for of in _authors(config)}
+    asked = {question: of.fact for of in _authors(config) for question in (of.question, of.paraphrased_question)}
     facts = {}
     for name in ("forget", "paraphrase"):
         prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in parts[name]]
