@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from tempertilt.data.examples import shared_prefix
 from tempertilt.gate import GateConfig, TokenStates, fit_gate
 
 LAYERS = (3, 6, 9, 15, 30)
@@ -36,8 +37,7 @@ def main() -> None:
     header("prompt classifiers: made without a fifth of the retain authors, threshold at 1 % false alarms on those")
     names = ("forget", "forget paraphrased", "retain", *OTHERS)
     examples = {name: sets.examples(name, base) for name in names}
-    first = [example.input_ids.tolist() for of in examples.values() for example in of]
-    common = next(i for i in range(min(map(len, first))) if len({ids[i] for ids in first}) > 1)
+    common = shared_prefix([example.input_ids for of in examples.values() for example in of])
     read = {name: states(base, of, LAYERS) for name, of in examples.items()}
     starts = {name: [int(example.scored.argmax()) for example in of] for name, of in examples.items()}
     documents = [example.document for example in examples["retain"]]

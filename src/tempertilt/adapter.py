@@ -58,6 +58,21 @@ class AdapterConfig:
         if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
             raise AdapterError(f"gate is {self.gate!r}; valid are null, or layer, threshold and width")
 
+    @property
+    def system_prompt(self) -> str | None:
+        """The system message of the records that it was fitted on; None where it is not known."""
+        found: str | None = self.training.get("config", {}).get("system_prompt")
+        return found
+
+    def base(self, model: str | None = None, peft_adapter: str | None = None) -> tuple[str, str | None]:
+        """The base model and the PEFT adapter to load for it: those asked for, else those that it was fitted on.
+
+        Another base than its own does not get its own PEFT adapter.
+        """
+        name = model or self.base_model
+        own = self.peft_adapter if name == self.base_model else None
+        return name, own if peft_adapter is None else peft_adapter
+
 
 class Adapter(NamedTuple):
     """What an adapter directory holds."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tempertilt.data.examples import Example, ExampleConfig, encode_question
+from tempertilt.data.examples import Example, ExampleConfig, encode_question, shared_prefix
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.generation import generate_ids, stop_ids
 from tempertilt.storage import cache_dir, make_dir, write_text
@@ -133,9 +133,8 @@ def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], li
         DataError: nothing comes before a question, so there is nothing to start from.
     """
     prompts = [encode_question(probe, tokenizer, config) for probe in PROBES]
-    shortest = min(map(len, prompts))
-    before = next((i for i in range(shortest) if len({prompt[i] for prompt in prompts}) > 1), shortest)
-    after = next((i for i in range(shortest - before) if len({prompt[-1 - i] for prompt in prompts}) > 1), shortest - before)
+    before = shared_prefix(prompts)
+    after = shared_prefix([prompt[before:][::-1] for prompt in prompts])
     if not before:
         raise DataError("the tokenizer puts nothing before a question, so no background text can be started: use --background 0")
     return prompts[0][:before], prompts[0][len(prompts[0]) - after :] if after else []

@@ -490,10 +490,7 @@ def load_unlearned(
 ) -> tuple[T3ForCausalLM, Any]:
     """An unlearned model and its tokenizer, by names; arguments and errors as in `T3ForCausalLM.from_pretrained`."""
     found = load_adapter(adapter, revision=revision, token=token)
-    config = found.config
-    name = base_model or config.base_model
-    if peft_adapter is None and name == config.base_model:
-        peft_adapter = config.peft_adapter
+    name, peft_adapter = found.config.base(base_model, peft_adapter)
     base = load_base(name, peft_adapter=peft_adapter, **options)
     return _join(adapter, base.model, base.fingerprint, found, check_base), base.tokenizer
 

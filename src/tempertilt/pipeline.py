@@ -16,7 +16,7 @@ from tempertilt.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config,
 from tempertilt.background import BackgroundConfig, background_examples
 from tempertilt.base import BaseModel, decoder_layers
 from tempertilt.calibrate import Calibration, CalibrationConfig, match_likelihood
-from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_prompt
+from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_prompt, shared_prefix
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
@@ -364,9 +364,7 @@ def _token_states(
     forget: list[Example], kept: list[Example], parts: tuple[Features, Features]
 ) -> tuple[TokenStates, TokenStates]:
     """Lower states of the forget and of the kept records, without the tokens with which all of them begin."""
-    first = [example.input_ids for example in forget + kept]
-    shortest = min(map(len, first)) - 1
-    common = next((i for i in range(shortest) if len({int(ids[i]) for ids in first}) > 1), shortest)
+    common = shared_prefix([example.input_ids[:-1] for example in forget + kept])  # a token remains of each
     starts = [int(example.scored.argmax()) - common for example in forget]
     starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in of.states()] for of in parts]

@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         model, tokenizer, fitted_with = open_model(args)
-        system_prompt = fitted_with if args.system_prompt is None else args.system_prompt
-        examples = ExampleConfig() if system_prompt is None else ExampleConfig(system_prompt=system_prompt)
+        examples = ExampleConfig.for_chats(args.system_prompt, fitted_with)
         playground = Playground(
             model, tokenizer, examples, report_records(args.adapter), model.adapter_config.base_model, Path(args.adapter).name
         )

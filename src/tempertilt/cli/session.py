@@ -55,9 +55,7 @@ def open_session(args: argparse.Namespace) -> Session:
     if args.compare and not args.adapter:
         raise ConfigError(f"--adapter is needed for --compare; see t3 {args.verb} --help")
     model, tokenizer, fitted_with = open_model(args)
-    system_prompt = fitted_with if args.system_prompt is None else args.system_prompt
-    examples = ExampleConfig() if system_prompt is None else ExampleConfig(system_prompt=system_prompt)
-    return Session(model, tokenizer, examples, args.seed)
+    return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), args.seed)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
@@ -79,4 +77,4 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
         model.temperature = args.temperature
     if args.guidance_scale is not None:
         model.guidance_scale = args.guidance_scale
-    return model, tokenizer, model.adapter_config.training.get("config", {}).get("system_prompt")
+    return model, tokenizer, model.adapter_config.system_prompt

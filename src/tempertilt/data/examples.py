@@ -55,6 +55,12 @@ class ExampleConfig:
         if not _is_int(self.overlap) or not 0 <= self.overlap < self.max_length:
             raise ConfigError(f"overlap is {self.overlap!r} with max_length={self.max_length}; valid: 0 to {self.max_length - 1}")
 
+    @classmethod
+    def for_chats(cls, *system_prompts: str | None) -> ExampleConfig:
+        """With the first system prompt that is one, or the default."""
+        found = next((prompt for prompt in system_prompts if prompt is not None), None)
+        return cls() if found is None else cls(system_prompt=found)
+
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
@@ -357,3 +363,9 @@ def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
+
+
+def shared_prefix(sequences: Sequence[Any]) -> int:
+    """How many tokens all sequences, of token ids `(n,)` each, begin with in common."""
+    shortest = min(map(len, sequences))
+    return next((i for i in range(shortest) if len({int(ids[i]) for ids in sequences}) > 1), shortest)

@@ -99,10 +99,7 @@ def load_models(
         AdapterError, ModelError: something can't be loaded, or does not fit together.
         ConfigError: `max_model_len` is more than the model has positions for.
     """
-    config = load_adapter(next(iter(adapters.values()))).config
-    name = model or config.base_model
-    if peft_adapter is None and name == config.base_model:
-        peft_adapter = config.peft_adapter
+    name, peft_adapter = load_adapter(next(iter(adapters.values()))).config.base(model, peft_adapter)
     base = load_base(name, peft_adapter=peft_adapter, **options)
     length = _max_model_len(base.model, max_model_len)
     stops = frozenset(stop_ids(base.model, base.tokenizer))
@@ -118,9 +115,7 @@ def load_models(
     models = {}
     for name, place in adapters.items():
         unlearned = T3ForCausalLM.from_pretrained(place, base_model=base.model, check_base=check_base)
-        fitted_with = unlearned.adapter_config.training.get("config", {}).get("system_prompt")
-        examples = ExampleConfig() if fitted_with is None else ExampleConfig(system_prompt=fitted_with)
-        models[name] = served(name, unlearned, examples)
+        models[name] = served(name, unlearned, ExampleConfig.for_chats(unlearned.adapter_config.system_prompt))
     if serve_base:
         models[BASE] = served(BASE, base.model, next(iter(models.values())).examples)
     return models

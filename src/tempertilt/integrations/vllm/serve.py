@@ -103,9 +103,7 @@ def engine_arguments(
     config = read_config(directory) if directory.is_dir() else None
     if config is None:
         raise AdapterError(f"no adapter directory {adapter!r}; valid is a directory made by t3 unlearn")
-    name = model or config.base_model
-    if peft_adapter is None and name == config.base_model:
-        peft_adapter = config.peft_adapter
+    name, peft_adapter = config.base(model, peft_adapter)
     source = base_checkpoint(name, peft_adapter, config if check_base else None)
     return {
         "model": source,
