@@ -44,7 +44,9 @@ def main() -> None:
     names = ("forget", "retain", "holdout") if args.holdout else ("forget", "retain")
     sets = check_records(*(load_records(args.data / f"{name}.jsonl", limit=args.limit) for name in names))
     header(f"unlearn {len(sets.forget)} records, keep {len(sets.retain)}, {args.model} with {args.peft_adapter}, {args.method}")
-    recipe = replace(METHODS[args.method], evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = METHODS[args.method]
+    fitting = replace(recipe.fit, held_out_fraction=0.0)  # one fit, of all records
+    recipe = replace(recipe, fit=fitting, evidence=EvidenceConfig(report_records=0, show=0))
     with tempfile.TemporaryDirectory() as directory:
         made = unlearn(base, sets, Path(directory) / "adapter", recipe)
         assert made.fit is not None and made.extraction is not None

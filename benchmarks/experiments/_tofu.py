@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _print import header, row, save
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for _print, which all benchmarks share
+from _print import header, save
 from tempertilt.base import BaseModel, load_base
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record, check_records, load_records
 from tempertilt.features import pad_batch, plan_batches
 
-__all__ = ["Sets", "header", "load", "options", "row", "save", "states", "unseen"]
+__all__ = ["Sets", "check_records", "header", "load", "options", "record", "rows", "save", "states", "unseen"]
 
 CHAT = Path(__file__).with_name("chat.txt")
 
@@ -95,6 +95,3 @@ def states(base: BaseModel, examples: Sequence[Example], layers: Sequence[int]) 
             for i, of in zip(batch, run.hidden_states[layer].half().cpu()):
                 out[i][layer] = of[: len(examples[i])].clone()
     return out
-
-
-__all__ += ["check_records", "record", "rows"]
