@@ -3,9 +3,8 @@
     python benchmarks/experiments/generalisation.py --peft-adapter FULL --data DATA [--save FILE]
 
 Every classifier scores a prompt. It is made without a fifth of the retain authors, five times; its threshold is the score that
-1 % of the records of the authors left out reach. Then: what share of the paraphrased forget questions, and of other text, lies
-above.
-About fifteen minutes on two cores, most of them to read the states.
+1, 2 or 5 % of the records of the authors left out reach. Then: what share of the paraphrased forget questions lies above, and,
+at the threshold of 2 %, what share of other text.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tempertilt.data.examples import shared_prefix
 from tempertilt.gate import GateConfig, TokenStates, fit_gate
 
 LAYERS = (3, 6, 9, 15, 30)
-ALARMS = 0.01
+ALARMS, SHOWN = (0.01, 0.02, 0.05), 0.02
 OTHERS = ("retain paraphrased", "real authors", "world facts", "chat", "holdout")
 Prompts = list[Tensor]
 Score = Callable[[Prompts], NDArray[np.float64]]
@@ -48,8 +47,8 @@ def main() -> None:
     def prompts(name: str, layer: int) -> Prompts:
         return [of[layer][common:start].float() for of, start in zip(read[name], starts[name])]
 
-    results: dict[str, dict[str, float]] = {}
-    print(f"{'classifier':<34} {'layer':>5}  paraphrases found at 1 %   false alarms: " + ", ".join(OTHERS))
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    print(f"{'classifier':<34} {'layer':>5}  paraphrases found at 1, 2, 5 %    false alarms at 2 %: " + ", ".join(OTHERS))
     for layer in LAYERS:
         makers = {
             "logistic regression, mean state": lambda f, r, _d: linear(LogisticRegression(C=0.1, max_iter=2000), f, r),
@@ -87,26 +86,21 @@ def judge(
     paraphrased: Prompts,
     others: dict[str, Prompts],
     asked: Prompts,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     left_out = np.zeros(len(retain))
-    found, alarms = [], []
     scores: list[Score] = []
     for part in unseen(documents):
         kept = [i for i, document in enumerate(documents) if document not in part]
         scores.append(maker(forget, [retain[i] for i in kept], [documents[i] for i in kept]))
         out = [i for i, document in enumerate(documents) if document in part]
         left_out[out] = scores[-1]([asked[i] for i in out])
-    threshold = float(np.quantile(left_out, 1 - ALARMS))
-    for score in scores:
-        found.append(float((score(paraphrased) > threshold).mean()))
-        alarms.append([float((score(of) > threshold).mean()) for of in others.values()])
-    rates = np.mean(alarms, 0)
-    print(
-        f"{title:<34} {layer:>5}  {np.mean(found):8.3f} ({min(found):.3f} to {max(found):.3f})   "
-        + ", ".join(f"{r:.3f}" for r in rates),
-        flush=True,
-    )
-    return {"found": float(np.mean(found)), **dict(zip(others, rates.tolist()))}
+    thresholds = np.quantile(left_out, 1 - np.array(ALARMS))
+    found = np.mean([[(score(paraphrased) > level).mean() for level in thresholds] for score in scores], 0)
+    level = thresholds[ALARMS.index(SHOWN)]
+    alarms = np.mean([[(score(of) > level).mean() for of in others.values()] for score in scores], 0)
+    rates = ["  ".join(f"{share:.3f}" for share in of) for of in (found, alarms)]
+    print(f"{title:<34} {layer:>5}  {rates[0]}      {rates[1]}", flush=True)
+    return {"found": dict(zip(map(str, ALARMS), found.tolist())), "alarms": dict(zip(others, alarms.tolist()))}
 
 
 def means(of: Prompts) -> NDArray[np.float64]:
