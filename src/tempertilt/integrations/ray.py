@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from tempertilt.base import BaseModel, load_base
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
-from tempertilt.features import Shard, Work, run_shard, store_name
+from tempertilt.features import Local, Shard, Work, run_shard, store_name
 from tempertilt.store import shard_path
 
 KEPT = ("OMP_", "MKL_", "OPENBLAS_", "TEMPERTILT_", "XDG_CACHE_HOME", "HF_")
@@ -62,7 +62,7 @@ def session(workers: int) -> Iterator[None]:
                 ray.shutdown()
 
 
-class Ray:
+class Ray(Local):
     """Extraction by actors, each of which has loaded the base model; Ray deals out shards, and again those of a lost actor.
 
     The cache directory must be on a disk that all machines share. Every other step is done by this process.
@@ -71,8 +71,6 @@ class Ray:
         actors: how many; 0 lets Ray start as many as it finds work and room for.
         gpus: of each actor, where the model runs on GPUs.
     """
-
-    first = True
 
     def __init__(self, actors: int, gpus: int) -> None:
         self.actors, self.gpus, self.workers = actors, gpus, 1
@@ -85,12 +83,6 @@ class Ray:
             raise ConfigError("--engine ray needs a base model of load_base: the actors load it again")
         return self._base
 
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns."""
-        return make()
-
-    together = share
-
     def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
         """Write every shard, in no order."""
         if not work.shards:
@@ -100,15 +92,9 @@ class Ray:
         with session(self.actors):
             self.workers = self._extract(self._base, work, done)
 
-    def close(self) -> None:
-        """There is nothing to do: a Ray of our own has ended with the extraction."""
-
     def _extract(self, base: BaseModel, work: Work, done: Callable[[int], object]) -> int:
         """As `extract`, inside a session; return how many processes took part."""
-        try:
-            import ray.data  # Ray may be there without what this part of it needs
-        except ImportError as error:
-            raise MissingExtraError("ray[data]", "ray", "--engine ray") from error
+        import ray.data
         from ray.exceptions import RayError
 
         context = ray.data.DataContext.get_current()
