@@ -17,6 +17,7 @@ from tempertilt.data.records import Record, check_records
 from tempertilt.features import Features, FeatureStore
 from tempertilt.fit import FitConfig, fit_head, split_documents
 from tempertilt.pipeline import REPORT, EvidenceConfig, TiltConfig, UnlearnConfig, unlearn
+from tempertilt.store import write_shard
 from tempertilt.theory import Sides, diagnose_adapter
 
 
@@ -26,7 +27,8 @@ def stored(directory: Path) -> tuple[Features, Features]:
         lengths = rng.integers(2, 6, 12).tolist()
         keys, total = [f"{name}-{i}" for i in range(12)], sum(lengths)
         features = rng.normal(size=(total, 8)) + sign
-        store.add(keys, lengths, torch.tensor(features).float(), torch.tensor(rng.integers(0, 9, total)).int())
+        write_shard(directory, name, keys, lengths, torch.tensor(features).float(), torch.tensor(rng.integers(0, 9, total)).int())
+        store.refresh()
         classes.append(Features(store, keys, [f"{name}-{i // 3}" for i in range(12)]))
     return classes[0], classes[1]
 
