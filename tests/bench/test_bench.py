@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benches import FAST as EVALUATION
 from benches import folder_of, shared, tiny_bench, write_bench
 from scipy.stats import ks_2samp
 from warm import forked_trials  # noqa: F401  acts on every test here
@@ -129,6 +130,8 @@ def test_keys_follow_what_decides_a_trial(tmp_path: Path, tiny_dir: Path) -> Non
     assert keys({"NPO": {"options": FAST}}, seeds=[0], budget={"train_steps": 3})["NPO"] != first["NPO"]
     limited = keys({"NPO": {"options": FAST}}, seeds=[0], evaluation={"questions": {"forget": 1, "holdout": 0}})
     assert limited["NPO"] != first["NPO"] and limited["target"] != first["target"]
+    fewer = {**EVALUATION, "validation_questions": {"forget": 1}}
+    assert keys({"NPO": {"options": FAST}}, seeds=[0], evaluation=fewer) == first, "what is reported asks the same"
     renamed = keys({"mine": {"method": "NPO", "options": FAST}}, seeds=[0])
     assert renamed["mine"] == first["NPO"], "the name of a row decides nothing"
     both = write_bench(tmp_path, tiny_dir, {name: {"method": "NPO", "options": FAST} for name in ("one", "two")}, seeds=[0])
@@ -193,6 +196,10 @@ def test_documents_are_never_cut(tmp_path: Path, tiny_dir: Path) -> None:
     assert validation_documents(["a", "b"], 0.01, 0) < {"a", "b"} and len(validation_documents(list("abcdefghij"), 0.3, 1)) == 3
     few = write_bench(tmp_path, tiny_dir, {"NPO": {}}, evaluation={"questions": {"forget": 2, "holdout": 0}, "generate": []})
     assert [len(load_data(read_config(few)).parts[part]["forget"]) for part in ("validation", "report")] == [2, 2]
+    limits = {"questions": {"forget": 3, "holdout": 0}, "validation_questions": {"forget": 1, "real_authors": 0}}
+    fewer = load_data(read_config(write_bench(tmp_path, tiny_dir, {"NPO": {}}, evaluation={**limits, "generate": []}))).parts
+    assert [len(fewer[part]["forget"]) for part in ("validation", "report")] == [1, 3]
+    assert "real_authors" not in fewer["validation"] and "real_authors" in fewer["report"]
 
 
 @pytest.mark.parametrize(
@@ -318,7 +325,9 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 
 
 def test_evaluation_options_are_checked() -> None:
-    for options in ({"max_new_tokens": 0}, {"overhead_prompts": -1}, {"questions": {"forget": -1}}):
+    for options in (
+        {"max_new_tokens": 0}, {"overhead_prompts": -1}, {"questions": {"forget": -1}}, {"validation_questions": {"forget": 1.5}},
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="valid"):
             EvaluationConfig(**options)  # type: ignore[arg-type]
 

@@ -33,6 +33,10 @@ class EvaluationConfig:
         default_factory=dict,
         metadata={"help": "questions of a split by its name, at most; a split that is not named: all; 0: none"},
     )
+    validation_questions: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "the same for the runs that choose a setting; a split that is not named: as in questions"},
+    )
     generate: Sequence[str] = field(default=GENERATED, metadata={"help": "splits with greedy answers (the costly part)"})
     max_new_tokens: int = field(default=200, metadata={"help": "length of a greedy answer, tokens"})
     generation_batch: int = field(default=32, metadata={"help": "prompts generated from at a time"})
@@ -43,20 +47,26 @@ class EvaluationConfig:
     overhead_tokens: int = field(default=24, metadata={"help": "tokens that are decoded for it"})
 
     def __post_init__(self) -> None:
-        for name in (*self.questions, *self.generate):
+        for name in (*self.questions, *self.validation_questions, *self.generate):
             if name not in SPLITS:
                 raise ConfigError(f"evaluation names the split {name!r}; valid are {', '.join(SPLITS)}")
         if unknown := sorted(set(self.generate) - set(GENERATED)):
             raise ConfigError(f"generate names {', '.join(unknown)}; valid are {', '.join(GENERATED)}")
-        numbers = {**{f"questions: {name}": n for name, n in self.questions.items()}, "overhead_prompts": self.overhead_prompts}
+        numbers = {f"{of}: {name}": n for of in ("questions", "validation_questions") for name, n in getattr(self, of).items()}
+        numbers["overhead_prompts"] = self.overhead_prompts
         for name, value in numbers.items():
             if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{name} is {value!r}; valid is a whole number >= 0")
         for name in ("max_new_tokens", "generation_batch", "overhead_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        object.__setattr__(self, "questions", dict(self.questions))
+        for name in ("questions", "validation_questions"):
+            object.__setattr__(self, name, dict(getattr(self, name)))
         object.__setattr__(self, "generate", tuple(self.generate))
+
+    def limits(self, part: str) -> dict[str, int]:
+        """The most questions of each split in a part; none for a split that is not named."""
+        return {**self.questions, **(self.validation_questions if part == "validation" else {})}
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,14 @@ def load_data(config: BenchConfig) -> Data:
     questions = load_tofu(directory, TofuConfig(split=config.split))
     parts: dict[str, dict[str, list[Item]]] = {part: {} for part in PARTS}
     for split, items in questions.items():
-        limit = config.evaluation.questions.get(split)
-        if limit == 0:
-            continue
         names = [
             documents.get((item.question, item.answer), by_question.get(item.question, f"{i}")) for i, item in enumerate(items)
         ]
         held = validation_documents(names, config.validation_fraction, config.split_seed)
         for part in PARTS:
+            limit = config.evaluation.limits(part).get(split)
+            if limit == 0:
+                continue
             chosen = [item for item, name in zip(items, names) if (name in held) == (part == "validation")]
             if not chosen:
                 raise DataError(f"the {part} part has no questions of {split}, which has {len(set(names))} documents")
@@ -129,7 +129,7 @@ class Trials:
             "seed": seed if method.is_random else 0,
             "records": self._records,
             "questions": self._questions[part],
-            "evaluation": asdict(self.config.evaluation),
+            "evaluation": {name: of for name, of in asdict(self.config.evaluation).items() if "questions" not in name},
             "budget": asdict(self.config.budget),
             "code": source_of(method),
         }
