@@ -47,12 +47,12 @@ class GateConfig:
     """How the evidence gate is built."""
 
     gate: bool = field(default=False, metadata={"help": "temper and tilt only where the text is about what is to be forgotten"})
-    gate_depth: float = field(default=0.2, metadata={"help": "share of the layers below the states that the gate reads"})
+    gate_depth: float = field(default=0.3, metadata={"help": "share of the layers below the states that the gate reads"})
     whitening_rank: int = field(default=128, metadata={"help": "directions whitened one by one; the rest share one variance"})
     exemplars_per_part: int = field(default=2, metadata={"help": "exemplars that each prompt and each answer may add"})
     max_exemplars: int = field(default=800, metadata={"help": "exemplars in all"})
     gate_threshold: float = field(
-        default=0.85, metadata={"help": "evidence above which the gate opens: 0 is kept text's, 1 an exemplar's"}
+        default=0.9, metadata={"help": "evidence above which the gate opens: 0 is kept text's, 1 an exemplar's"}
     )
     gate_width: float = field(default=0.02, metadata={"help": "evidence above the threshold at which the gate is fully open"})
 
