@@ -3,16 +3,18 @@
     python benchmarks/experiments/temperature.py --peft-adapter FULL --data DATA --reference-run RUN [--seed 0]
 
 For each temperature the scale is the one at which forget answers are as likely as holdout answers (as `t3 unlearn --holdout` does
-it). Then three distances between forget under the guided law and holdout under the base, which need no reference: of the
-log-probabilities of answer tokens, of the answers' mean log-likelihoods, and of the logarithm of likelihood ratios of the answer
-and of answers to other authors' questions. And the oracle, which no user has: forget quality against the reference.
+it). Then what can be compared without a reference between forget under the guided law and holdout under the base. Distances: of
+the log-probabilities of answer tokens, of the answers' mean log-likelihoods, of the logarithm of likelihood ratios of the answer
+and of answers to other authors' questions, and of the answer and the same with its names and numbers swapped for others. And the
+mean entropy of the law. And the oracle, which no user has: forget quality against the reference.
 Distances are Kolmogorov-Smirnov. About fifteen minutes on one core once the features are there.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ import torch
 from _tofu import Sets, check_records, header, load, options, record, rows, save
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
+from torch import Tensor
 
 from tempertilt.base import BaseModel
 from tempertilt.calibrate import match_likelihood
@@ -39,10 +42,14 @@ TEMPERATURES = (1.0, 1.125, 1.25, 1.5, 2.0)
 RECORDS, WRONG = 64, 3
 
 
+NAME = re.compile(r"(?<![.!?'\"] )(?<!^)\b(?:[A-Z][\w'-]+(?: (?:of |the |and |de |al-)?[A-Z][\w'-]+)*|\d[\d,/.-]*\d|\d)")
+
+
 class Scored(NamedTuple):
-    """Log-probabilities of the scored tokens of each example, for the base and for each setting: `(1 + settings, n)`."""
+    """Of the scored tokens of each example log-probabilities and entropies of the law: `(1 + settings, n)`, the base first."""
 
     log_probs: list[NDArray[np.float32]]
+    entropies: list[NDArray[np.float32]]
 
     def means(self, setting: int) -> NDArray[np.float64]:
         """Mean log-likelihood of each example; setting 0 is the base."""
@@ -51,6 +58,10 @@ class Scored(NamedTuple):
     def tokens(self, setting: int) -> NDArray[np.float32]:
         """Of all tokens."""
         return np.concatenate([of[setting] for of in self.log_probs])
+
+    def entropy(self, setting: int) -> float:
+        """Mean over all tokens."""
+        return float(np.concatenate([of[setting] for of in self.entropies]).mean())
 
 
 def main() -> None:
@@ -83,21 +94,30 @@ def main() -> None:
 
     right = {name: score(model, of, settings) for name, of in (("forget", forget), ("holdout", holdout))}
     wrong = {name: score(model, mismatched(sets, name, base), settings) for name in ("forget", "holdout")}
+    swaps = {name: swapped(sets, name, base) for name in ("forget", "holdout")}
+    other = {name: score(model, [example for of in swaps[name].values() for example in of], settings) for name in swaps}
 
     def ratios(name: str, setting: int) -> NDArray[np.float64]:
         return right[name].means(setting) - wrong[name].means(setting).reshape(-1, WRONG).mean(1)
+
+    def swap_ratios(name: str, setting: int) -> NDArray[np.float64]:
+        return right[name].means(setting)[[*swaps[name]]] - other[name].means(setting).reshape(-1, WRONG).mean(1)
 
     asked = perturbed(args.data, base, authors)
     reference = read_log(args.reference_run)
     reference = {**reference, "forget": [reference["forget"][i] for i in asked]}
     likely = score(model, [example for of in asked.values() for example in of], settings)
     results = []
-    print("   T  scale   without a reference, D of: tokens  likelihoods  ratios     oracle: forget quality (interval)  D")
+    print(f"swaps: {len(swaps['forget'])} forget and {len(swaps['holdout'])} holdout answers have names or numbers")
+    print(f"entropy of the base on holdout answers: {right['holdout'].entropy(0):.3f} nats a token")
+    print("   T  scale  D of: tokens  likelihoods  ratios  swaps   entropy    oracle: forget quality (interval)  D")
     for number, (temperature, scale) in enumerate(settings, 1):
         blind = [
             float(ks_2samp(right["forget"].tokens(number), right["holdout"].tokens(0)).statistic),
             float(ks_2samp(right["forget"].means(number), right["holdout"].means(0)).statistic),
             float(ks_2samp(ratios("forget", number), ratios("holdout", 0)).statistic),
+            float(ks_2samp(swap_ratios("forget", number), swap_ratios("holdout", 0)).statistic),
+            right["forget"].entropy(number),
         ]
         nll, samples, at = -likely.means(number), [], 0
         for sample, of in zip(reference["forget"], asked.values()):
@@ -108,8 +128,8 @@ def main() -> None:
         results.append({"temperature": temperature, "scale": scale, "blind": blind, "forget_quality": quality.summary()})
         low, high = quality.interval or (float("nan"), float("nan"))
         print(
-            f"{temperature:5.3f} {scale:6.3f}                          {blind[0]:.3f}    {blind[1]:.3f}       {blind[2]:.3f}"
-            f"              {quality.value:.3g} ({low:.2g} to {high:.2g})",
+            f"{temperature:5.3f} {scale:6.3f}        {blind[0]:.3f}        {blind[1]:.3f}   {blind[2]:.3f}  {blind[3]:.3f}"
+            f"     {blind[4]:.3f}    {quality.value:.3g} ({low:.2g} to {high:.2g})  {quality.distance:.3f}",
             flush=True,
         )
     if args.save:
@@ -124,6 +144,27 @@ def mismatched(sets: Sets, name: str, base: BaseModel) -> list[Example]:
         others = [of for of in records if of.document != asked.document] or [of for of in records if of != asked]
         found += [record(asked.question, others[i].answer, "d") for i in rng.choice(len(others), WRONG, replace=False)]
     return build_examples(found, base.tokenizer, ExampleConfig())
+
+
+def swapped(sets: Sets, name: str, base: BaseModel) -> dict[int, list[Example]]:
+    """By the number of each measured answer with names or numbers: `WRONG` times the answer with others in their place."""
+    records, rng, found = sets[name], np.random.default_rng(0), {}
+    pools = [
+        [(text, of.document) for of in records for text in NAME.findall(of.answer) if text[0].isdigit() == d] for d in (0, 1)
+    ]
+
+    def another(match: re.Match[str], asked: Record) -> str:
+        text, question = match.group(0), str(asked.question)
+        pool = [other for other, document in pools[text[0].isdigit()] if document != asked.document and other not in question]
+        return text if text in question or not pool else pool[rng.integers(len(pool))]
+
+    for i, asked in enumerate(spread(records, RECORDS)):
+        answers = [NAME.sub(lambda match: another(match, asked), str(asked.answer)) for _ in range(WRONG)]  # noqa: B023
+        if asked.answer not in answers:
+            found[i] = build_examples(
+                [record(str(asked.question), answer, "d") for answer in answers], base.tokenizer, ExampleConfig()
+            )
+    return found
 
 
 def perturbed(data: Path, base: BaseModel, authors: Sequence[str]) -> dict[int, list[Example]]:
@@ -142,23 +183,34 @@ def perturbed(data: Path, base: BaseModel, authors: Sequence[str]) -> dict[int, 
 @torch.inference_mode()
 def score(model: T3ForCausalLM, examples: Sequence[Example], settings: Sequence[tuple[float, float]]) -> Scored:
     """Every example under the base and under each temperature and scale, from one pass of the base."""
-    out: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(examples)
+    out: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(examples)
+    entropies = list(out)
     for batch in plan_batches(examples, 1024):
         padded = pad_batch([examples[i] for i in batch], model.device)
         logits, log_odds, openness = model.tilt_terms(padded.input_ids, padded.attention_mask, padded.predicting)
         targets = padded.input_ids[padded.targets][:, None]
-        laws = [logits.float()]
-        found = [laws[0].log_softmax(-1).gather(-1, targets)[:, 0]]
-        for temperature, scale in settings:
-            guided = guided_logits(
-                logits, log_odds, model.head.token_ids, temperature=temperature, guidance_scale=scale,
-                forget_prior=model.forget_prior, openness=openness,
-            )  # fmt: skip
-            found.append(guided.log_softmax(-1).gather(-1, targets)[:, 0])
+        found, spreads = [], []
+        for law in laws_of(model, logits, log_odds, openness, settings):
+            log_probs = law.log_softmax(-1)
+            found.append(log_probs.gather(-1, targets)[:, 0])
+            spreads.append(-(log_probs.exp() * log_probs).sum(-1))
         sizes = [examples[i].n_scored for i in batch]
-        for i, of in zip(batch, torch.stack(found).split(sizes, dim=1)):
-            out[i] = of.cpu().numpy()
-    return Scored(out)
+        for kept, values in ((out, found), (entropies, spreads)):
+            for i, of in zip(batch, torch.stack(values).split(sizes, dim=1)):
+                kept[i] = of.cpu().numpy()
+    return Scored(out, entropies)
+
+
+def laws_of(
+    model: T3ForCausalLM, logits: Tensor, log_odds: Tensor, openness: Tensor | None, settings: Sequence[tuple[float, float]]
+) -> Iterator[Tensor]:
+    """Logits of the base, then of each setting."""
+    yield logits.float()
+    for temperature, scale in settings:
+        yield guided_logits(
+            logits, log_odds, model.head.token_ids, temperature=temperature, guidance_scale=scale,
+            forget_prior=model.forget_prior, openness=openness,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -102,19 +102,22 @@ class Head(nn.Module):
 
     def forward(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
         """Log-odds of every scored token, and whether the head has a row for it."""
-        x = torch.cat([self._attended(text) if self.variant.pooling == "attention" else text.pooled for text in texts])
+        attention = self.variant.pooling == "attention"
+        x = torch.cat([text.pooled for text in texts])
         x = F.dropout((x - self.shift) * self.scale, self.variant.dropout, self.training)
+        u = self._attended(x, x @ self.A, texts) if attention else x @ self.A
         targets = torch.cat([text.ids[text.scored] for text in texts])
         rows = torch.searchsorted(self.tokens, targets).clamp(max=len(self.tokens) - 1)
         known = self.tokens[rows] == targets
         b = self.embedding[targets] @ self.B if self.variant.shared else self.B[rows]
-        log_odds = ((x @ self.A) * b).sum(-1) * known
+        log_odds = (u * b).sum(-1) * known
         clip = self.variant.clip
         return clip * torch.tanh(log_odds / clip) if clip else log_odds, known
 
-    def _attended(self, text: Text) -> Tensor:
-        weights = (text.pooled @ self.query).clamp(-20, 20).exp()[:, None]
-        return ((text.pooled * weights).cumsum(0) / weights.cumsum(0))[:-1][text.scored[1:]]
+    def _attended(self, x: Tensor, u: Tensor, texts: Sequence[Text]) -> Tensor:
+        weights, sizes = (x @ self.query).clamp(-20, 20).exp()[:, None], [len(text.pooled) for text in texts]
+        parts = zip((u * weights).split(sizes), weights.split(sizes), texts)
+        return torch.cat([(of.cumsum(0) / weight.cumsum(0))[:-1][text.scored[1:]] for of, weight, text in parts])
 
 
 def pooled(text: Text, variant: Variant) -> Text:

@@ -278,9 +278,12 @@ def test_the_distance_has_the_error_of_the_choice_of_questions() -> None:
 def test_a_score_is_the_harmonic_mean_of_forgetting_and_keeping() -> None:
     target = {"utility": Value(0.5, 0.0), "ks_distance": Value(0.9, 0.0)}
     of = score({"utility": Value(0.4, 0.02), "ks_distance": Value(0.3, 0.05)}, target)
-    assert of.value == pytest.approx(2 / (1 / 0.7 + 1 / 0.8))
+    assert of.value == pytest.approx(2 / (1 / (1 - 0.3 / 0.9) + 1 / 0.8))
+    assert score(target, target).value == 0.0, "a method that does nothing"
+    assert score({"utility": Value(0.5, 0.0), "ks_distance": Value(1.0, 0.0)}, target).value == 0.0
     assert score({"utility": Value(0.9, 0.0), "ks_distance": Value(0.0, 0.0)}, target).value == pytest.approx(1.0)
-    assert score({"utility": Value(0.5, 0.0), "forget_Q_A_Prob": Value(1.0, 0.0)}, target).value == 0.0
+    without = {"utility": Value(0.5, 0.0), "forget_Q_A_Prob": Value(0.8, 0.0)}
+    assert score({**without, "forget_Q_A_Prob": Value(0.2, 0.0)}, without).value == pytest.approx(2 / (1 / 0.75 + 1))
     step = 1e-6
     slope = (score({"utility": Value(0.4 + step, 0.0), "ks_distance": Value(0.3, 0.0)}, target).value - of.value) / step
     other = (score({"utility": Value(0.4, 0.0), "ks_distance": Value(0.3 + step, 0.0)}, target).value - of.value) / step
@@ -325,6 +328,9 @@ def test_the_front_is_what_no_other_point_beats() -> None:
 
 
 def test_evaluation_options_are_checked() -> None:
+    every = EvaluationConfig()
+    assert every.generated("report") == every.generate and every.generated("validation") == every.generate[1:]
+    assert EvaluationConfig(generate=("forget", "retain")).generated("validation") == (), "no model utility, so no answers"
     for options in (
         {"max_new_tokens": 0}, {"overhead_prompts": -1}, {"questions": {"forget": -1}}, {"validation_questions": {"forget": 1.5}},
     ):  # fmt: skip

@@ -64,6 +64,11 @@ class EvaluationConfig:
             object.__setattr__(self, name, dict(getattr(self, name)))
         object.__setattr__(self, "generate", tuple(self.generate))
 
+    def generated(self, part: str) -> tuple[str, ...]:
+        """The splits with greedy answers in a part. Runs that choose generate only if their score, a model utility, needs it."""
+        needed = part == "report" or set(GENERATED[1:]) <= set(self.generate)
+        return tuple(split for split in self.generate if needed and (part == "report" or split in GENERATED[1:]))
+
     def limits(self, part: str) -> dict[str, int]:
         """The most questions of each split in a part; none for a split that is not named."""
         return {**self.questions, **(self.validation_questions if part == "validation" else {})}

@@ -157,15 +157,21 @@ def _harmonic(parts: Sequence[Value]) -> Value:
 def score(values: Mapping[str, Value], target: Mapping[str, Value]) -> Value:
     """What settings are chosen by, and the leaderboard is sorted by: the harmonic mean of forgetting and keeping.
 
-    Forgetting is 1 - D, with D the Kolmogorov-Smirnov distance of the forget set's truth ratios from the reference's, or
-    1 - P(forget answers) where there is no reference. Keeping is the utility over the target's, at most 1.
+    Forgetting is the share of the way to the reference: 1 - D / D of the target, with D the Kolmogorov-Smirnov distance of the
+    forget set's truth ratios from the reference's, or P(forget answers) where there is no reference; at least 0. So a method that
+    does nothing scores 0. Keeping is the utility over the target's, at most 1.
     """
     if "utility" not in values or "utility" not in target:
         raise DataError("a score needs a utility: measure the splits retain, real_authors and world_facts")
-    remembered = values["ks_distance"] if "ks_distance" in values else values["forget_Q_A_Prob"]
-    before = max(target["utility"].value, 1e-12)
-    kept = Value(min(1.0, max(0.0, values["utility"].value / before)), values["utility"].error / before)
-    return _harmonic([Value(max(0.0, 1 - remembered.value), remembered.error), kept])
+    name = "ks_distance" if "ks_distance" in values else "forget_Q_A_Prob"
+    left, kept = (_share(values[of], target[of]) for of in (name, "utility"))
+    return _harmonic([Value(1 - left.value, left.error), kept])
+
+
+def _share(value: Value, whole: Value) -> Value:
+    """One figure over another, 0 to 1; the error is that of the first."""
+    by = max(whole.value, 1e-12)
+    return Value(min(1.0, max(0.0, value.value / by)), value.error / by)
 
 
 def figure(name: str, values: Sequence[Value]) -> Figure:

@@ -41,8 +41,9 @@ POINTS = ("target", "reference", "oracle")
 OURS = "t3"
 
 LIMITS = (
-    "Score: harmonic mean of 1 - D (D: Kolmogorov-Smirnov distance of the forget set's truth ratios from the reference's) and of "
-    "the utility over the target's (at most 1). Settings were chosen by it on other documents and seeds than those reported.",
+    "Score: harmonic mean of 1 - D / D of the target (D: Kolmogorov-Smirnov distance of the forget set's truth ratios from the "
+    "reference's) and of the utility over the target's (at most 1). Settings were chosen by it on other documents and seeds than "
+    "those reported.",
     "Intervals are 95 %: the variance of the mean over seeds and that of a bootstrap over questions, added. Forget quality is a "
     "p-value: its geometric mean over seeds, and the lowest and highest seed.",
     "Forget gap: distance of the mean probability of forget answers from the reference's. A lower P(forget) than the reference's "

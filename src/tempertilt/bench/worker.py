@@ -93,7 +93,8 @@ def run(config: BenchConfig, spec: dict[str, Any], directory: Path) -> dict[str,
     examples = unlearned.examples or config.examples
     with clock("evaluation"):
         evaluated = _evaluate(config, unlearned.model, base.tokenizer, data, spec, directory / EVALUATION, examples)
-    overhead = _overhead(config, unlearned, base, data)
+    timed = spec["part"] == "report"
+    overhead = _overhead(config, unlearned, base, data) if timed else {"ratio": None, "timed": False}
     return {
         "contender": spec["contender"],
         "method": spec["method"],
@@ -129,7 +130,7 @@ def _evaluate(
     measuring = MeasureConfig(
         max_new_tokens=options.max_new_tokens, generation_batch=options.generation_batch, batch_tokens=options.batch_tokens
     )
-    plan = Plan(generated=tuple(options.generate), token_level=PLAN.token_level, drawn=())
+    plan = Plan(generated=options.generated(spec["part"]), token_level=PLAN.token_level, drawn=())
     described = {"model": config.model, "peft_adapter": config.peft_adapter, "method": spec["name"]}
     done = run_tofu(
         model, tokenizer, data.parts[spec["part"]], directory, config=TofuConfig(split=config.split), measuring=measuring,
