@@ -92,7 +92,7 @@ def main() -> None:
         model.temperature = temperature
         settings.append((temperature, match_likelihood(model, forget, holdout).guidance_scale))
 
-    right = {name: score(model, of, settings) for name, of in (("forget", forget), ("holdout", holdout))}
+    right = {name: score(model, of, settings, entropy=True) for name, of in (("forget", forget), ("holdout", holdout))}
     wrong = {name: score(model, mismatched(sets, name, base), settings) for name in ("forget", "holdout")}
     swaps = {name: swapped(sets, name, base) for name in ("forget", "holdout")}
     other = {name: score(model, [example for of in swaps[name].values() for example in of], settings) for name in swaps}
@@ -129,7 +129,7 @@ def main() -> None:
         low, high = quality.interval or (float("nan"), float("nan"))
         print(
             f"{temperature:5.3f} {scale:6.3f}        {blind[0]:.3f}        {blind[1]:.3f}   {blind[2]:.3f}  {blind[3]:.3f}"
-            f"     {blind[4]:.3f}    {quality.value:.3g} ({low:.2g} to {high:.2g})  {quality.distance:.3f}",
+            f"     {blind[4]:.3f}    {quality.value:.3g} ({low:.2g} to {high:.2g})  {quality.details['statistic']:.3f}",
             flush=True,
         )
     if args.save:
@@ -181,7 +181,9 @@ def perturbed(data: Path, base: BaseModel, authors: Sequence[str]) -> dict[int, 
 
 
 @torch.inference_mode()
-def score(model: T3ForCausalLM, examples: Sequence[Example], settings: Sequence[tuple[float, float]]) -> Scored:
+def score(
+    model: T3ForCausalLM, examples: Sequence[Example], settings: Sequence[tuple[float, float]], *, entropy: bool = False
+) -> Scored:
     """Every example under the base and under each temperature and scale, from one pass of the base."""
     out: list[NDArray[np.float32]] = [np.zeros((0, 0), np.float32)] * len(examples)
     entropies = list(out)
@@ -191,11 +193,12 @@ def score(model: T3ForCausalLM, examples: Sequence[Example], settings: Sequence[
         targets = padded.input_ids[padded.targets][:, None]
         found, spreads = [], []
         for law in laws_of(model, logits, log_odds, openness, settings):
-            log_probs = law.log_softmax(-1)
-            found.append(log_probs.gather(-1, targets)[:, 0])
-            spreads.append(-(log_probs.exp() * log_probs).sum(-1))
+            normaliser = law.logsumexp(-1)
+            found.append(law.gather(-1, targets)[:, 0] - normaliser)
+            if entropy:
+                spreads.append(normaliser - ((law - normaliser[:, None]).exp() * law).sum(-1))
         sizes = [examples[i].n_scored for i in batch]
-        for kept, values in ((out, found), (entropies, spreads)):
+        for kept, values in ((out, found), (entropies, spreads)) if entropy else ((out, found),):
             for i, of in zip(batch, torch.stack(values).split(sizes, dim=1)):
                 kept[i] = of.cpu().numpy()
     return Scored(out, entropies)
