@@ -169,12 +169,21 @@ def test_trained_methods_work_under_accelerate_launch(tmp_path: Path, tiny_dir: 
     assert result["details"]["steps"] == 2, "six records, two processes of two records: two steps"
 
 
-@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tracking_writes_into_the_trial(tmp_path: Path, tiny_dir: Path) -> None:
-    run = RunOptions(report_to="tensorboard")
-    rows = tiny_bench(tmp_path, tiny_dir, {"tracked": {"method": "NPO", "options": FAST | {"epochs": 2}}}, run, seeds=[0])
-    trial = folder_of(tmp_path, "tracked")
-    assert rows[2].failures == () and list(trial.glob("tensorboard/**/events.out.tfevents.*")) and not (trial / "work").exists()
+@pytest.mark.parametrize(
+    ("tracker", "written"),
+    [("tensorboard", "tensorboard/**/events.out.tfevents.*"), ("trackio", "trackio/*.db"), ("wandb", "wandb/offline-run-*")],
+)
+def test_tracking_writes_into_the_trial(
+    tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, written: str
+) -> None:
+    pytest.importorskip(tracker)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = FAST | {"beta": 0.1 + len(tracker) / 100}  # a key of its own
+    rows = tiny_bench(
+        tmp_path, tiny_dir, {tracker: {"method": "NPO", "options": options}}, RunOptions(report_to=tracker), seeds=[0]
+    )
+    trial = folder_of(tmp_path, tracker)
+    assert rows[2].failures == () and list(trial.glob(written)) and not (trial / "work").exists()
 
 
 def test_a_tracker_that_is_missing_is_named(tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,9 @@ def main(arguments: list[str]) -> int:
 
 def run(config: BenchConfig, spec: dict[str, Any], directory: Path) -> dict[str, Any] | None:
     """Unlearn and measure; None in all processes but the first."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory / "tensorboard"))
+    for name, place in (("TENSORBOARD_LOGGING_DIR", "tensorboard"), ("WANDB_DIR", ""), ("TRACKIO_DIR", "trackio")):
+        os.environ.setdefault(name, str(directory / place))
+    os.environ.setdefault("WANDB_PROJECT", "tempertilt")
     if config.threads:
         torch.set_num_threads(config.threads)
     clock, data = Clock(), load_data(config)

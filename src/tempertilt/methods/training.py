@@ -411,6 +411,7 @@ def _trainer(runner: Runner, config: TrainConfig, task: Task) -> tuple[Any, Any]
         seed=task.seed,
         report_to=[] if task.report_to == "none" else [check_tracker(task.report_to)],
         run_name=task.run_name or None,
+        project="tempertilt",
         logging_strategy="epoch",
         save_strategy="no",
         use_cpu=runner.causal_lm.device.type == "cpu",
