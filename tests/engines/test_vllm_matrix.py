@@ -122,7 +122,7 @@ def random_gate(base: Any, layer: int = 1) -> EvidenceGate:
     rows = torch.randperm(len(states), generator=generator)[:6]
     exemplars = whitening.directions(states[rows] + 0.3 * torch.randn(6, states.shape[1], generator=generator))
     margins = torch.rand(6, generator=generator) * 0.2
-    evidence = (whitening.directions(states) @ exemplars.T - margins).amax(-1)
+    evidence = EvidenceGate(whitening, exemplars, margins, layer=layer, threshold=0.0, width=1.0).evidence(states)
     low, high = evidence.quantile(0.85).item(), evidence.max().item()
     return EvidenceGate(whitening, exemplars, margins, layer=layer, threshold=low, width=high - low)
 
