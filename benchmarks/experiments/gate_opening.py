@@ -26,7 +26,7 @@ from tempertilt.data.records import Record
 from tempertilt.gate import EvidenceGate, GateConfig, TokenStates, fit_gate
 from tempertilt.generation import generate_ids
 
-THRESHOLDS = (0.8, 0.85, 0.88, 0.9, 0.92, 0.95)
+THRESHOLDS, OPENED = (0.8, 0.85, 0.9, 0.92, 0.95), 0.995
 ASKED = ("retain", "real authors", "world facts", "chat")
 TOKENS, BATCH = 64, 32
 Evidence = dict[str, NDArray[np.float32]]
@@ -50,6 +50,13 @@ def main() -> None:
             shares = {name: float((values > threshold).mean()) for name, values in found.items()}
             print(f"  {threshold:9.2f}  " + "  ".join(f"{share:{len(name)}.3f}" for name, share in shares.items()), flush=True)
             results[f"{layer}, {threshold}"] = {**shares, "exemplars": exemplars}
+        steps = np.arange(50, 100) / 100
+        highest_step = max((step for step in steps if (found["forget"] > step).mean() >= OPENED), default=float("nan"))
+        alarms = float((found["fit"] > highest_step).mean())
+        print(
+            f"  highest threshold at which {OPENED:.1%} of forget prompts open: {highest_step:.2f}; fit {alarms:.4f}", flush=True
+        )
+        results[f"{layer}, rule"] = {"threshold": float(highest_step), "fit": alarms}
     if args.save:
         save(args.save, {"results": results})
 

@@ -44,9 +44,8 @@ Item = TypeVar("Item")
 
 TEMPERATURES = (1.0, 1.125, 1.25, 1.5, 2.0)
 RECORDS, WRONG = 64, 3
-
-
 NAME = re.compile(r"(?<![.!?'\"] )(?<!^)\b(?:[A-Z][\w'-]+(?: (?:of |the |and |de |al-)?[A-Z][\w'-]+)*|\d[\d,/.-]*\d|\d)")
+"""Names and numbers, but for the word that starts a sentence."""
 
 
 class Scored(NamedTuple):
@@ -120,10 +119,10 @@ def main() -> None:
     print("   T  scale  D of: tokens  likelihoods  ratios  swaps   entropy    oracle: forget quality (interval)  D")
     for number, (temperature, scale) in enumerate(settings, 1):
         blind = [
-            float(ks_2samp(right["forget"].tokens(number), right["holdout"].tokens(0)).statistic),
-            float(ks_2samp(right["forget"].means(number), right["holdout"].means(0)).statistic),
-            float(ks_2samp(ratios("forget", number), ratios("holdout", 0)).statistic),
-            float(ks_2samp(swap_ratios("forget", number), swap_ratios("holdout", 0)).statistic),
+            distance(right["forget"].tokens(number), right["holdout"].tokens(0)),
+            distance(right["forget"].means(number), right["holdout"].means(0)),
+            distance(ratios("forget", number), ratios("holdout", 0)),
+            distance(swap_ratios("forget", number), swap_ratios("holdout", 0)) if all(swaps.values()) else float("nan"),
             right["forget"].entropy(number),
         ]
         nll, samples, at = -likely.means(number), [], 0
@@ -133,7 +132,14 @@ def main() -> None:
             samples.append(replace(sample, paraphrase_nll=float(own[0]), perturbed_nll=tuple(map(float, own[1:]))))
         quality = forget_quality({"forget": samples}, reference)
         parts.append([forget_quality({"forget": pick(samples, of)}, {"forget": pick(reference["forget"], of)}) for of in split])
-        results.append({"temperature": temperature, "scale": scale, "blind": blind, "forget_quality": quality.summary()})
+        results.append(
+            {
+                "temperature": temperature,
+                "scale": scale,
+                "blind": [None if np.isnan(of) else of for of in blind],
+                "forget_quality": quality.summary(),
+            }
+        )
         low, high = quality.interval or (float("nan"), float("nan"))
         print(
             f"{temperature:5.3f} {scale:6.3f}        {blind[0]:.3f}        {blind[1]:.3f}   {blind[2]:.3f}  {blind[3]:.3f}"
@@ -152,6 +158,11 @@ def main() -> None:
         )
     if args.save:
         save(args.save, found)
+
+
+def distance(ours: NDArray[np.floating], theirs: NDArray[np.floating]) -> float:
+    """Kolmogorov-Smirnov."""
+    return float(ks_2samp(ours, theirs).statistic)
 
 
 def pick(items: Sequence[Item], numbers: Sequence[int]) -> list[Item]:

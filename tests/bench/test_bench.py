@@ -170,18 +170,20 @@ def test_trained_methods_work_under_accelerate_launch(tmp_path: Path, tiny_dir: 
 
 
 @pytest.mark.parametrize(
-    ("tracker", "written"),
-    [("tensorboard", "tensorboard/**/events.out.tfevents.*"), ("trackio", "trackio/*.db"), ("wandb", "wandb/offline-run-*")],
+    ("tracker", "beta", "written"),  # beta: a key of its own for each
+    [
+        ("tensorboard", 0.11, "tensorboard/**/events.out.tfevents.*"),
+        ("trackio", 0.12, "trackio/*.db"),
+        ("wandb", 0.13, "wandb/offline-run-*"),
+    ],
 )
 def test_tracking_writes_into_the_trial(
-    tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, written: str
+    tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, tracker: str, beta: float, written: str
 ) -> None:
     pytest.importorskip(tracker)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    options = FAST | {"beta": 0.1 + len(tracker) / 100}  # a key of its own
-    rows = tiny_bench(
-        tmp_path, tiny_dir, {tracker: {"method": "NPO", "options": options}}, RunOptions(report_to=tracker), seeds=[0]
-    )
+    methods = {tracker: {"method": "NPO", "options": FAST | {"beta": beta}}}
+    rows = tiny_bench(tmp_path, tiny_dir, methods, RunOptions(report_to=tracker), seeds=[0])
     trial = folder_of(tmp_path, tracker)
     assert rows[2].failures == () and list(trial.glob(written)) and not (trial / "work").exists()
 

@@ -66,8 +66,10 @@ class EvaluationConfig:
 
     def generated(self, part: str) -> tuple[str, ...]:
         """The splits with greedy answers in a part. Runs that choose generate only if their score, a model utility, needs it."""
-        needed = part == "report" or set(GENERATED[1:]) <= set(self.generate)
-        return tuple(split for split in self.generate if needed and (part == "report" or split in GENERATED[1:]))
+        if part == "report":
+            return tuple(self.generate)
+        needed = GENERATED[1:]
+        return needed if set(needed) <= set(self.generate) else ()
 
     def limits(self, part: str) -> dict[str, int]:
         """The most questions of each split in a part; none for a split that is not named."""

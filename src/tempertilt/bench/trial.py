@@ -19,7 +19,7 @@ from tempertilt.evidence import spread
 from tempertilt.suites.measure import Item
 from tempertilt.suites.tofu import TofuConfig, load_tofu
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised whenever what a trial does changes, so that older results are not taken for newer ones."""
 
 PARTS = ("validation", "report")
