@@ -164,8 +164,9 @@ def test_a_model_that_can_not_be_replayed_trains_without_a_cache(
     assert not finetune(build("llama"), make_examples(), FinetuneConfig(train_layers=1.0, **FAST), progress=False).cached
 
 
-def test_replay_of_wrong_states_is_noticed() -> None:
-    model = build("llama")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_replay_of_wrong_states_is_noticed(dtype: torch.dtype) -> None:
+    model = build("llama").to(dtype)
     examples, layers = make_examples(), decoder_layers(model)
     replay = Replay.of(model, layers, 2, examples, 4.0)
     assert replay is not None and replay.is_exact(model, examples[:2])

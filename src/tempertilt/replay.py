@@ -152,7 +152,11 @@ class Replay:
 
     @torch.no_grad()
     def is_exact(self, model: Any, probes: Sequence[Example]) -> bool:
-        """Whether replaying gives the logits of the whole model, at real positions."""
+        """Whether replaying gives the logits of the whole model, at real positions, but for rounding.
+
+        States were rounded in batches of another shape. On SmolLM2 in bfloat16 that moves logits by 4 eps of their length; to
+        replay one layer too low moves them by 40.
+        """
         batch = pad_batch(probes, model.device)
         real = batch.attention_mask.bool()
         whole = all_logits(model, batch)[real]
@@ -162,7 +166,8 @@ class Replay:
         except (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
             log.debug("replaying failed", exc_info=True)
             return False
-        return torch.allclose(whole, replayed, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+        error = (whole.float() - replayed.float()).norm() / whole.float().norm()
+        return bool(error <= max(1e-3, 12 * torch.finfo(whole.dtype).eps))
 
 
 @torch.no_grad()
