@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import make_llama
 from tempertilt import generation
+from tempertilt.base import load_base
 from tempertilt.generation import generate_ids
 
 
@@ -26,6 +28,16 @@ def alone(model: Any, prompt: list[int], n: int) -> list[int]:
         if tokens[-1] == 2:
             break
     return tokens[len(prompt) :]
+
+
+def test_the_output_layer_reads_one_block(tiny_dir: Path) -> None:
+    base = load_base(str(tiny_dir))
+    seen: list[tuple[torch.Size, bool]] = []
+    layer = base.model.get_output_embeddings()
+    layer.register_forward_pre_hook(lambda _m, args: seen.append((args[0].shape, args[0].is_contiguous())))
+    found = generate_ids(base.model, base.tokenizer, prompts(), max_new_tokens=3)
+    assert [rows[0] for rows in found] == [alone(base.model, prompt, 3) for prompt in prompts()]
+    assert seen[0][0][:2] == (5, 1) and all(block for _, block in seen)
 
 
 @pytest.mark.parametrize("first_round", [1, 3, 10, 64])

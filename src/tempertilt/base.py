@@ -86,9 +86,18 @@ def load_base(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_unlearnable(model)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     kept_name = name if path is None or name == ALIAS else str(path.resolve())
     source_of = Source(device, dtype, revision, trust_remote_code)
     return BaseModel(model, tokenizer, kept_name, _absolute(peft_adapter), fingerprint(model), source_of)
+
+
+def _contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The states of each row's last token, a slice of all, as one block.
+
+    On a CPU, torch 2.13 copies the weight once for every row of a slice: 64 prompts in bfloat16 took 16 s there, not 15 ms.
+    """
+    return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in args)
 
 
 def _absolute(name: str | None) -> str | None:
