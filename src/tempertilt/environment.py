@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -36,6 +37,12 @@ def environment() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def machine_of(environment: Mapping[str, Any]) -> str:
+    """The processors and GPUs of an `environment`, as text."""
+    gpus = ", ".join(environment["gpus"]) or "none"
+    return f"{environment['processor']}, {environment['cpus']} CPUs, GPUs: {gpus}"
 
 
 def _version(name: str) -> str | None:

@@ -20,12 +20,13 @@ from scipy.stats import ks_2samp
 from warm import forked_trials  # noqa: F401  acts on every test here
 
 from tempertilt.bench import tables
-from tempertilt.bench.config import EvaluationConfig, read_config
+from tempertilt.bench.config import EvaluationConfig, as_dict, read_config
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
 from tempertilt.bench.scores import Figure, Row, Value, costs, differences, figure, ks_error, score
 from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
+from tempertilt.environment import machine_of
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.report.figures import pareto_front
 
@@ -69,6 +70,7 @@ def test_a_setting_is_chosen_on_other_documents_and_seeds_and_nothing_runs_twice
     assert {d["rival"] for d in content["t3_against_rivals"]} == {"GradDiff"}
 
     results = [json.loads(p.read_text()) for p in folders(out, "result.json")]
+    assert content["machines"] == sorted({machine_of(r["environment"]) for r in results}) != []
     chosen_on = {(r["part"], r["seed"]) for r in results if r["contender"] == "GradDiff"}
     assert chosen_on == {("validation", 100), ("report", 0), ("report", 1)}
     asked: dict[str, set[str]] = {"validation": set(), "report": set()}
@@ -195,6 +197,14 @@ def test_a_tracker_that_is_missing_is_named(tmp_path: Path, tiny_dir: Path, caps
         pytest.skip("every tracker is installed")
     assert main(["bench", "--config", str(path), "--output-dir", str(tmp_path / "out"), "--report-to", missing]) == 2
     assert f"--report-to {missing} needs the package '{missing}'" in capsys.readouterr().err
+
+
+def test_a_report_names_models_as_the_file_does(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY", str(tiny_dir))
+    path = write_bench(tmp_path, tiny_dir, {"NPO": {}}, model="${TINY}")
+    config = read_config(path)
+    assert config.model == str(tiny_dir)
+    assert as_dict(config, path)["model"] == "${TINY}" and as_dict(config, path)["seeds"] == config.seeds
 
 
 def test_documents_are_never_cut(tmp_path: Path, tiny_dir: Path) -> None:

@@ -295,6 +295,10 @@ def source_digest(name: str | None) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration, JSON-ready."""
-    return asdict(config)
+SOURCES = ("model", "peft_adapter", "reference_model", "reference_peft_adapter", "data_dir")
+
+
+def as_dict(config: BenchConfig, path: str | Path) -> dict[str, Any]:
+    """The configuration read from `path`, JSON-ready. Models and data are named as they are there, `${NAME}` left in place."""
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return asdict(config) | {name: written[name] for name in SOURCES if name in written}

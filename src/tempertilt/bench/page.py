@@ -13,7 +13,6 @@ import jinja2
 import tempertilt
 from tempertilt.bench import tables
 from tempertilt.bench.scores import Row, differences
-from tempertilt.environment import environment
 from tempertilt.report.figures import Axis, Point, linear_ticks, log_ticks, pareto_figure
 from tempertilt.report.tables import figure
 
@@ -29,7 +28,6 @@ def to_html(rows: Sequence[Row], title: str) -> str:
     ordered = tables.ranked(rows)
     shown = tables.columns(rows)
     priced = [(name, text) for name, text in tables.COSTS if any(name in row.costs for row in rows)]
-    machine = environment()
     return page.get_template("leaderboard.html").render(
         title=title,
         columns=[(text, tables._arrow(name)) for name, text in shown],
@@ -44,7 +42,7 @@ def to_html(rows: Sequence[Row], title: str) -> str:
         limits=tables.LIMITS,
         version=tempertilt.__version__,
         date=datetime.date.today().isoformat(),
-        machine=f"{machine['processor']}, {machine['cpus']} CPUs, GPUs: {', '.join(machine['gpus']) or 'none'}",
+        machines=tables.machines(rows),
         number=lambda value: "failed" if value is None else figure(value),
     )
 

@@ -14,6 +14,7 @@ from tempertilt.bench.engines import job_of, run_jobs
 from tempertilt.bench.scores import HIGHER, Row, Value, costs, figure, score, trial_metrics
 from tempertilt.bench.trial import PARTS, Trial, Trials, load_data
 from tempertilt.bench.worker import spec_of
+from tempertilt.environment import machine_of
 from tempertilt.errors import TemperTiltError
 from tempertilt.methods.training import check_tracker
 from tempertilt.storage import make_dir
@@ -184,6 +185,7 @@ class Bench:
             costs=costs(results) if results else {},
             selection=selection,
             failures=tuple(failures),
+            machines=tuple(sorted({machine_of(result["environment"]) for result in results})),
         )
 
 

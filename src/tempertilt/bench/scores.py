@@ -76,6 +76,7 @@ class Row:
             "trained_parameters", "artefact_bytes", "train_flops", "evaluation_seconds".
         selection: each setting's label, score on the validation part (None where every trial failed), and why it failed.
         failures: of the reported trials.
+        machines: on which they ran.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Row:
     costs: dict[str, float]
     selection: tuple[tuple[str, float | None, str], ...]
     failures: tuple[str, ...]
+    machines: tuple[str, ...] = ()
 
 
 def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -> dict[str, Value]:

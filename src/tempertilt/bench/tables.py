@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 from tempertilt.bench.scores import HIGHER, Row, differences
-from tempertilt.environment import environment
 from tempertilt.report.tables import figure
 
 SHOWN = (
@@ -100,6 +99,11 @@ def cost_ratio(rows: Sequence[Row]) -> dict[str, Any] | None:
     return {"t3_seconds": times[0], "cheapest": cheapest.name, "cheapest_seconds": times[1], "ratio": times[0] / times[1]}
 
 
+def machines(rows: Sequence[Row]) -> list[str]:
+    """What the reported trials ran on; times on several are not comparable."""
+    return sorted({machine for row in rows for machine in row.machines})
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """One line a row: each figure with both intervals, then costs."""
     names = [name for name in HIGHER if any(name in row.figures for row in rows)]
@@ -131,7 +135,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     lines += ["", *rival_lines(rows), ""]
     lines += [f"- {row.name} failed: {failure.splitlines()[0]}" for row in rows for failure in row.failures]
-    lines += [f"- {limit}" for limit in LIMITS]
+    lines += [f"- {limit}" for limit in LIMITS] + [f"- Run on: {machine}." for machine in machines(rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -201,14 +205,14 @@ def _escape(text: str) -> str:
 
 
 def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
-    """Everything, with the configuration and the machine."""
+    """Everything, with the configuration and the machines; each trial's `result.json` has its versions."""
     ours, rivals = next((row for row in rows if row.name == OURS), None), [row for row in rows if row.name not in POINTS]
     content = {
         "rows": [asdict(row) | {"figures": {name: of._asdict() for name, of in row.figures.items()}} for row in rows],
         "t3_against_rivals": [] if ours is None else [d._asdict() for d in differences(ours, rivals)],
         "cost_ratio": cost_ratio(rows),
         "config": config,
-        "environment": environment(),
+        "machines": machines(rows),
         "limits": LIMITS,
     }
     return json.dumps(_plain(content), indent=1, default=str) + "\n"

@@ -51,15 +51,16 @@ def run(args: argparse.Namespace) -> int:
             print(f"{state:<9} {trial.name} {bench.labels[trial.key]}")
         return 0
     rows = bench.run()
-    _write(output, rows, config)
+    _write(output, rows, config, args.config)
     print(tables.to_markdown(rows), end="")
     print(f"\n{output / 'leaderboard.html'}")
     return 0
 
 
-def _write(output: Path, rows: Sequence[Row], config: BenchConfig) -> None:
-    title = f"Unlearning benchmark: {config.model}, {Path(config.data_dir).name}"
-    write_text(output / "results.json", tables.to_json(rows, as_dict(config)))
+def _write(output: Path, rows: Sequence[Row], config: BenchConfig, path: str) -> None:
+    dtype = "" if config.dtype == "auto" else f", {config.dtype}"
+    title = f"Unlearning benchmark: {config.model}, {Path(config.data_dir).name}{dtype}"
+    write_text(output / "results.json", tables.to_json(rows, as_dict(config, path)))
     write_text(output / "table.csv", tables.to_csv(rows))
     write_text(output / "table.md", tables.to_markdown(rows))
     write_text(output / "table.tex", tables.to_latex(rows))
