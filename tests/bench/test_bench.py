@@ -60,8 +60,8 @@ def test_a_setting_is_chosen_on_other_documents_and_seeds_and_nothing_runs_twice
     assert list(rows) == ["target", "reference", "GradDiff", "t3"]
     labels = [label for label, _, _ in rows["GradDiff"]["selection"]]
     assert labels == ["learning_rate 0.0001", "learning_rate 0.01"] and rows["GradDiff"]["label"] in labels
-    best = max(rows["GradDiff"]["selection"], key=lambda entry: entry[1])
-    assert rows["GradDiff"]["label"] == best[0] and rows["GradDiff"]["seeds"] == [0, 1]
+    scores = {label: value for label, value, _ in rows["GradDiff"]["selection"]}
+    assert scores[rows["GradDiff"]["label"]] == max(scores.values()) and rows["GradDiff"]["seeds"] == [0, 1]
     assert (
         rows["reference"]["figures"]["ks_distance"]["mean"] == 0 and rows["reference"]["figures"]["forget_quality"]["mean"] == 1
     )
@@ -99,6 +99,26 @@ def test_a_setting_is_chosen_on_other_documents_and_seeds_and_nothing_runs_twice
     assert main([*command, "--report-only", "--only", "GradDiff"]) == 0
     partial = capsys.readouterr()
     assert "none is run" in partial.err and "| GradDiff |" in partial.out and "| t3 |" not in partial.out
+
+
+def test_between_equal_scores_the_gap_decides(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_bench(tmp_path, tiny_dir, {"NPO": {"options": FAST, "grid": {"learning_rate": [1e-4, 1e-3, 1e-2]}}})
+    bench = Bench(read_config(path), path, tmp_path / "out", RunOptions())
+    contender = next(c for c in bench.contenders if c.name == "NPO")
+    trials = [bench._trial(contender, i, 100, "validation") for i in range(3)]
+
+    def choose(scores: list[float], gaps: list[float]) -> int | None:
+        found = {t.key: {"score": Value(a, 0.0), "gap_score": Value(b, 0.0)} for t, a, b in zip(trials, scores, gaps)}
+        monkeypatch.setattr(Bench, "_metrics", lambda _, trial: found[trial.key])
+        return bench._chosen(contender)[0]
+
+    assert choose([0.0, 0.0, 0.0], [0.1, 0.5, 0.3]) is None, "nothing has finished"
+    for trial in trials:
+        trial.directory.mkdir(parents=True)
+        (trial.directory / "result.json").write_text(json.dumps({"key": trial.key}))
+    assert choose([0.0, 0.0, 0.0], [0.1, 0.5, 0.3]) == 1
+    assert choose([0.0, 0.0, 0.1], [0.1, 0.5, 0.3]) == 2, "the score comes first"
+    assert choose([0.2, 0.2, 0.2], [0.4, 0.4, 0.4]) == 0
 
 
 def test_a_killed_trial_runs_again_and_a_failed_one_only_if_asked(tmp_path: Path, tiny_dir: Path) -> None:
@@ -301,6 +321,9 @@ def test_a_score_is_the_harmonic_mean_of_forgetting_and_keeping() -> None:
     of = score({"utility": Value(0.4, 0.02), "ks_distance": Value(0.3, 0.05)}, target)
     assert of.value == pytest.approx(2 / (1 / (1 - 0.3 / 0.9) + 1 / 0.8))
     assert score(target, target).value == 0.0, "a method that does nothing"
+    gaps = ({"forget_gap": Value(gap, 0.0)} for gap in (0.2, 0.8))
+    by_gap = score({"utility": Value(0.4, 0.0), "ks_distance": Value(0.9, 0.0)} | next(gaps), target | next(gaps), "forget_gap")
+    assert by_gap.value == pytest.approx(2 / (1 / (1 - 0.2 / 0.8) + 1 / 0.8))
     assert score({"utility": Value(0.5, 0.0), "ks_distance": Value(1.0, 0.0)}, target).value == 0.0
     assert score({"utility": Value(0.9, 0.0), "ks_distance": Value(0.0, 0.0)}, target).value == pytest.approx(1.0)
     without = {"utility": Value(0.5, 0.0), "forget_Q_A_Prob": Value(0.8, 0.0)}

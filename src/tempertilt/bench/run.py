@@ -144,26 +144,32 @@ class Bench:
         return trial.failure() or self.errors.get(trial.key, "it has not been run")
 
     def _metrics(self, trial: Trial) -> dict[str, Value]:
-        """The figures of a trial; the score is among them."""
+        """The figures of a trial; "score" is among them, and "gap_score", which decides between equal ones."""
         target = self._point("target", trial.part)
         values = trial_metrics(trial, self._point("reference", trial.part), target)
         assert target is not None
         base = values if trial.key == target.key else trial_metrics(target, self._point("reference", trial.part), target)
-        return values | {"score": score(values, base)}
+        return values | {"score": score(values, base), "gap_score": score(values, base, "forget_gap")}
 
     def _chosen(self, contender: Contender) -> tuple[int | None, tuple[tuple[str, float | None, str], ...]]:
-        """The number of the setting with the best mean score on the validation part, and all scores."""
+        """The number of the setting with the best mean score on the validation part, and all scores.
+
+        Of settings with the same score, 0 as a rule, the one with the best mean "gap_score".
+        """
         if len(contender.settings) == 1:
             return 0, ()
         scores: list[tuple[str, float | None, str]] = []
+        ranks: list[tuple[float, float, int]] = []
         for number, label in enumerate(contender.labels):
             trials = [self._trial(contender, number, seed, "validation") for seed in self.config.selection_seeds]
-            found = [self._metrics(trial)["score"].value for trial in trials if trial.result() is not None]
+            found = [self._metrics(trial) for trial in trials if trial.result() is not None]
             whole = len(found) == len(trials)
             why = "" if whole else next(self._why(trial) for trial in trials if trial.result() is None)
-            scores.append((label, sum(found) / len(found) if whole else None, why))
-        best = [(value, -i) for i, (_, value, _) in enumerate(scores) if value is not None]
-        return (-max(best)[1] if best else None), tuple(scores)
+            means = [sum(of[name].value for of in found) / len(trials) for name in ("score", "gap_score")]
+            scores.append((label, means[0] if whole else None, why))
+            if whole:
+                ranks.append((means[0], means[1], -number))
+        return (-max(ranks)[2] if ranks else None), tuple(scores)
 
     def _row(self, contender: Contender, number: int | None, selection: tuple[tuple[str, float | None, str], ...]) -> Row:
         setting: Setting = contender.settings[number or 0]

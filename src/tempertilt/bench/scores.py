@@ -156,16 +156,19 @@ def _harmonic(parts: Sequence[Value]) -> Value:
     return Value(mean, math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors))))
 
 
-def score(values: Mapping[str, Value], target: Mapping[str, Value]) -> Value:
+def score(values: Mapping[str, Value], target: Mapping[str, Value], forgetting: str = "ks_distance") -> Value:
     """What settings are chosen by, and the leaderboard is sorted by: the harmonic mean of forgetting and keeping.
 
     Forgetting is the share of the way to the reference: 1 - D / D of the target, with D the Kolmogorov-Smirnov distance of the
     forget set's truth ratios from the reference's, or P(forget answers) where there is no reference; at least 0. So a method that
     does nothing scores 0. Keeping is the utility over the target's, at most 1.
+
+    Args:
+        forgetting: the figure that D is; with "forget_gap" the score tells apart settings of which none comes nearer by ratios.
     """
     if "utility" not in values or "utility" not in target:
         raise DataError("a score needs a utility: measure the splits retain, real_authors and world_facts")
-    name = "ks_distance" if "ks_distance" in values else "forget_Q_A_Prob"
+    name = forgetting if forgetting in values else "forget_Q_A_Prob"
     left, kept = (_share(values[of], target[of]) for of in (name, "utility"))
     return _harmonic([Value(1 - left.value, left.error), kept])
 
