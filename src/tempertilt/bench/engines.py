@@ -83,7 +83,7 @@ def _process(
     """Run one process to its end; return what went wrong, or an empty text."""
     if stop is not None and stop.is_set():
         return "not started"
-    with log.open("wb") as file:
+    with log.open("ab") as file:  # what an earlier attempt said stays
         streams: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         process = subprocess.Popen(command, start_new_session=True, **streams)
         started(process)
