@@ -219,6 +219,13 @@ def test_a_tracker_that_is_missing_is_named(tmp_path: Path, tiny_dir: Path, caps
     assert f"--report-to {missing} needs the package '{missing}'" in capsys.readouterr().err
 
 
+def test_labels_say_what_is_chosen(tmp_path: Path, tiny_dir: Path) -> None:
+    settings = [{"options": of} for of in ({}, {"temperature": 1.5, "guidance_scale": 1})]
+    path = write_bench(tmp_path, tiny_dir, {"oracle": {}, "t3": {"settings": settings}, "NPO": {"grid": {"beta": [0.1, "1e-2"]}}})
+    labels = {c.name: c.labels for c in read_config(path).contenders}
+    assert labels == {"oracle": ("",), "t3": ("defaults", "guidance_scale 1, temperature 1.5"), "NPO": ("beta 0.1", "beta 0.01")}
+
+
 def test_a_report_names_models_as_the_file_does(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINY", str(tiny_dir))
     path = write_bench(tmp_path, tiny_dir, {"NPO": {}}, model="${TINY}")

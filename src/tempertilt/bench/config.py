@@ -233,14 +233,19 @@ def _contender(name: str, row: dict[str, Any], common: Mapping[str, Any]) -> Con
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
         settings.append(setting)
-    labels = tuple(", ".join(f"{key} {_short(value)}" for key, value in choice.items()) for choice in choices)
+    labels = tuple(_label(choice) for choice in choices)
     return Contender(name, tuple(settings), labels, None if seeds is None else _items(seeds, f"{name}: seeds"))
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} {_short(of)}" for key, of in value.items()) + "}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _label(choice: Mapping[str, Any]) -> str:
+    """A choice as text: options of options by their own names, or "defaults" if there are none."""
+    out = []
+    for key, value in choice.items():
+        if isinstance(value, Mapping):
+            out.append(_label(value) or "defaults")
+        else:
+            out.append(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(out)
 
 
 def _numbers(options: Mapping[str, Any], config: type) -> dict[str, Any]:
