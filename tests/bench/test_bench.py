@@ -28,7 +28,7 @@ from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
 from tempertilt.environment import machine_of
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
-from tempertilt.report.figures import pareto_front
+from tempertilt.report.figures import Axis, Point, pareto_figure, pareto_front
 
 FAST = {"epochs": 1, "lora_rank": 2}
 
@@ -376,6 +376,17 @@ def test_t3_against_a_rival_and_the_ratio_of_costs() -> None:
 
 def test_the_front_is_what_no_other_point_beats() -> None:
     assert pareto_front([(1, 1), (2, 2), (3, 1), (2, 0), (2, 2)]) == [1, 2, 4]
+
+
+def test_names_in_a_plot_stand_apart_and_inside() -> None:
+    points = [Point(f"method{i}", 0.5, 0.5 + i / 1000, None, None, 0) for i in range(12)]
+    axis = Axis(0.0, 1.0, [(0.0, "0"), (1.0, "1")], "")
+    drawn = pareto_figure(points, axis, axis)
+    places = [tuple(map(float, of)) for of in re.findall(r'<text x="([\d.]+)" y="([\d.]+)" class="note">method', drawn)]
+    assert len(places) == 12
+    for i, (x, y) in enumerate(places):
+        assert 0 < x < 560 and 0 < y < 330
+        assert all(abs(y - b) >= 13 or abs(x - a) >= 6 * len("method0") for a, b in places[:i])
 
 
 def test_evaluation_options_are_checked() -> None:

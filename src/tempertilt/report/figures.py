@@ -124,9 +124,10 @@ def pareto_figure(points: Sequence[Point], x_axis: Axis, y_axis: Axis, lines: Se
     front = sorted(pareto_front([(point.x, point.y) for point in points]), key=lambda i: points[i].x)
     path = " ".join(f"{_x(x_axis, points[i].x):.1f},{_y(y_axis, points[i].y):.1f}" for i in front)
     body.append(f'<polyline points="{path}" fill="none" style="stroke:var(--muted)" stroke-width="1.6" stroke-dasharray="5 4"/>')
-    placed: list[tuple[float, float]] = []
-    for point in points:
-        x, y, ink = _x(x_axis, point.x), _y(y_axis, point.y), colour(point.colour)
+    spots = [(_x(x_axis, point.x), _y(y_axis, point.y)) for point in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
+    for (x, y), point in zip(spots, points):
+        ink = colour(point.colour)
         for interval, axis, horizontal in ((point.x_interval, x_axis, True), (point.y_interval, y_axis, False)):
             if interval:
                 ends = [min(max(v, axis.low), axis.high) for v in interval]
@@ -134,13 +135,32 @@ def pareto_figure(points: Sequence[Point], x_axis: Axis, y_axis: Axis, lines: Se
                     (x, x), (_y(axis, ends[0]), _y(axis, ends[1])))  # fmt: skip
                 body.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" style="stroke:{ink}" class="bar"/>')
         body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" style="fill:{ink}"/>')
-        height = y - 8
-        while any(abs(height - other) < 13 and abs(x - at) < 110 for at, other in placed) and height > TOP + 10:
-            height -= 13
-        placed.append((x, height))
-        anchor = "end" if x > WIDTH - RIGHT - 90 else "start"
-        body.append(f'<text x="{x:.1f}" y="{height:.1f}" text-anchor="{anchor}" class="note">{escape(point.name)}</text>')
+    for (x, y), point in zip(spots, points):
+        left, height = _free_place(x, y, LETTER * len(point.name), taken)
+        taken.append((left, height - 10, left + LETTER * len(point.name), height + 3))
+        if abs(height - y) > 20:
+            end = f'x2="{left + LETTER:.1f}" y2="{height + (3 if height < y else -10):.1f}"'
+            body.append(f'<line x1="{x:.1f}" y1="{y:.1f}" {end} style="stroke:var(--muted)" stroke-width="0.7"/>')
+        body.append(f'<text x="{left:.1f}" y="{height:.1f}" class="note">{escape(point.name)}</text>')
     return _svg("".join(body))
+
+
+LETTER = 6.0
+"""Width of a letter of a name."""
+
+
+def _free_place(x: float, y: float, width: float, taken: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
+    """Where the name of the point at (x, y) begins and its base line: as near as no box of `taken` is in the way."""
+    heights = sorted((y - 8 - 13 * i for i in range(-28, 28)), key=lambda height: abs(height + 4 - y))
+    sides = (x + 3, x - width - 3)
+    inside = [(left, height) for height in heights if TOP < height < HEIGHT - BOTTOM for left in sides
+              if LEFT < left < WIDTH - RIGHT - width]  # fmt: skip
+    free = [
+        (left, height)
+        for left, height in inside
+        if not any(left < b and a < left + width and height - 10 < d and c < height + 3 for a, c, b, d in taken)
+    ]
+    return (free or inside or [(x, y - 8)])[0]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
