@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -99,6 +100,17 @@ def test_a_setting_is_chosen_on_other_documents_and_seeds_and_nothing_runs_twice
     assert main([*command, "--report-only", "--only", "GradDiff"]) == 0
     partial = capsys.readouterr()
     assert "none is run" in partial.err and "| GradDiff |" in partial.out and "| t3 |" not in partial.out
+
+
+def test_points_without_samples_are_measured_again_for_a_new_trial(tmp_path: Path, tiny_dir: Path) -> None:
+    first = tiny_bench(tmp_path, tiny_dir, {"OutputFilter": {}}, seeds=[0])
+    kept = tmp_path / "clone"
+    shutil.copytree(shared(tmp_path) / "out", kept, ignore=shutil.ignore_patterns("eval"))
+    path = write_bench(tmp_path, tiny_dir, {"OutputFilter": {"options": {"ngram": 2}}}, seeds=[0])
+    found = Bench(read_config(path), path, kept, RunOptions(workers=2)).run()
+    assert not found[-1].failures and found[-1].figures
+    means = [{name: of.mean for name, of in rows[0].figures.items()} for rows in (first, found)]
+    assert means[0] == means[1]
 
 
 def test_between_equal_scores_the_gap_decides(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

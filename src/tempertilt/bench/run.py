@@ -12,7 +12,7 @@ from pathlib import Path
 from tempertilt.bench.config import BenchConfig, Contender, Setting
 from tempertilt.bench.engines import job_of, run_jobs
 from tempertilt.bench.scores import HIGHER, Row, Value, costs, figure, score, trial_metrics
-from tempertilt.bench.trial import PARTS, Trial, Trials, load_data
+from tempertilt.bench.trial import EVALUATION, PARTS, RESULT, Trial, Trials, load_data
 from tempertilt.bench.worker import spec_of
 from tempertilt.environment import machine_of
 from tempertilt.errors import TemperTiltError
@@ -105,7 +105,11 @@ class Bench:
         if self.options.report_only:
             self.say(f"{len(wanted) - len(todo)} of {len(wanted)} trials are finished; none is run")
             return
-        if kept := len(wanted) - len(todo):
+        lost = self._lost({trial.part for trial in todo})
+        for trial in lost:
+            (trial.directory / RESULT).unlink()
+        todo = [*lost, *todo]
+        if (kept := len(wanted) - len(todo)) > 0:
             self.say(f"{kept} of {len(wanted)} trials are finished: not run again")
         count, started = 0, time.perf_counter()
 
@@ -130,6 +134,11 @@ class Bench:
             for trial in todo
         ]
         run_jobs(jobs, self.options.engine, self.options.workers, done)
+
+    def _lost(self, parts: set[str]) -> list[Trial]:
+        """Finished reference points without their samples, as in a clone: new trials have nothing to be compared with."""
+        points = [self._trial(c, 0, self._seeds(c)[0], part) for c in self.contenders if c.name in POINTS for part in parts]
+        return [point for point in points if point.result() is not None and not (point.directory / EVALUATION).is_dir()]
 
     def _point(self, name: str, part: str) -> Trial | None:
         contender = next((c for c in self.contenders if c.name == name), None)
