@@ -95,7 +95,8 @@ def load_base(
 def _contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The states of each row's last token, a slice of all, as one block.
 
-    On a CPU, torch 2.13 copies the weight once for every row of a slice: 64 prompts in bfloat16 took 16 s there, not 15 ms.
+    On a CPU, torch 2.13 copies the weight once for every row of a slice, which takes hundreds of times as long in bfloat16
+    (benchmarks/bfloat16.py).
     """
     return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in args)
 

@@ -154,8 +154,8 @@ class Replay:
     def is_exact(self, model: Any, probes: Sequence[Example]) -> bool:
         """Whether replaying gives the logits of the whole model, at real positions, but for rounding.
 
-        States were rounded in batches of another shape. On SmolLM2 in bfloat16 that moves logits by 4 eps of their length; to
-        replay one layer too low moves them by 40.
+        States were rounded in batches of another shape. On SmolLM2 in bfloat16 that moves logits by up to 4 eps of their length;
+        to replay one layer too low moves them by 32 or more (benchmarks/bfloat16.py).
         """
         batch = pad_batch(probes, model.device)
         real = batch.attention_mask.bool()
