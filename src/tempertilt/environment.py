@@ -40,9 +40,9 @@ def environment() -> dict[str, Any]:
 
 
 def machine_of(environment: Mapping[str, Any]) -> str:
-    """The processors and GPUs of an `environment`, as text."""
-    gpus = ", ".join(environment["gpus"]) or "none"
-    return f"{environment['processor']}, {environment['cpus']} CPUs, GPUs: {gpus}"
+    """The processors and GPUs of an `environment`, as text; None in the place of what is not known."""
+    gpus = ", ".join(environment.get("gpus") or ()) or "none"
+    return f"{environment.get('processor')}, {environment.get('cpus')} CPUs, GPUs: {gpus}"
 
 
 def _version(name: str) -> str | None:

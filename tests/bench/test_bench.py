@@ -340,8 +340,8 @@ def test_a_score_is_the_harmonic_mean_of_forgetting_and_keeping() -> None:
     of = score({"utility": Value(0.4, 0.02), "ks_distance": Value(0.3, 0.05)}, target)
     assert of.value == pytest.approx(2 / (1 / (1 - 0.3 / 0.9) + 1 / 0.8))
     assert score(target, target).value == 0.0, "a method that does nothing"
-    gaps = ({"forget_gap": Value(gap, 0.0)} for gap in (0.2, 0.8))
-    by_gap = score({"utility": Value(0.4, 0.0), "ks_distance": Value(0.9, 0.0)} | next(gaps), target | next(gaps), "forget_gap")
+    apart = {"utility": Value(0.4, 0.0), "ks_distance": Value(0.9, 0.0), "forget_gap": Value(0.2, 0.0)}
+    by_gap = score(apart, target | {"forget_gap": Value(0.8, 0.0)}, "forget_gap")
     assert by_gap.value == pytest.approx(2 / (1 / (1 - 0.2 / 0.8) + 1 / 0.8))
     assert score({"utility": Value(0.5, 0.0), "ks_distance": Value(1.0, 0.0)}, target).value == 0.0
     assert score({"utility": Value(0.9, 0.0), "ks_distance": Value(0.0, 0.0)}, target).value == pytest.approx(1.0)

@@ -105,12 +105,12 @@ class Bench:
         if self.options.report_only:
             self.say(f"{len(wanted) - len(todo)} of {len(wanted)} trials are finished; none is run")
             return
+        if kept := len(wanted) - len(todo):
+            self.say(f"{kept} of {len(wanted)} trials are finished: not run again")
         lost = self._lost({trial.part for trial in todo})
         for trial in lost:
             (trial.directory / RESULT).unlink()
         todo = [*lost, *todo]
-        if (kept := len(wanted) - len(todo)) > 0:
-            self.say(f"{kept} of {len(wanted)} trials are finished: not run again")
         count, started = 0, time.perf_counter()
 
         def done(trial: Trial, trouble: str) -> None:

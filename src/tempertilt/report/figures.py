@@ -11,6 +11,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 82, 16, 16, 52
+LETTER = 6.0  # width of a letter of a point's name
 
 
 class Axis(NamedTuple):
@@ -143,10 +144,6 @@ def pareto_figure(points: Sequence[Point], x_axis: Axis, y_axis: Axis, lines: Se
             body.append(f'<line x1="{x:.1f}" y1="{y:.1f}" {end} style="stroke:var(--muted)" stroke-width="0.7"/>')
         body.append(f'<text x="{left:.1f}" y="{height:.1f}" class="note">{escape(point.name)}</text>')
     return _svg("".join(body))
-
-
-LETTER = 6.0
-"""Width of a letter of a name."""
 
 
 def _free_place(x: float, y: float, width: float, taken: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:

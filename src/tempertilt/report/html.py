@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 
 import tempertilt
+from tempertilt.environment import machine_of
 from tempertilt.metrics import truth_ratios
 from tempertilt.metrics.samples import Results, Sample
 from tempertilt.report import tables
@@ -226,7 +227,7 @@ def _timing(run: Run) -> dict[str, Any]:
         "steps": [(step, f"{value:.0f} s") for step, value in steps.items()],
         "total": f"{sum(steps.values()):.0f} s",
         "memory": f"{run.timing.get('peak_memory_mib', float('nan')):.0f} MiB",
-        "machine": f"{environment.get('processor')}, {environment.get('cpus')} CPUs, GPUs: {environment.get('gpus') or 'none'}",
+        "machine": machine_of(environment),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items() if version),
         "model": ", ".join(f"{name} {value}" for name, value in run.content["model"].items() if value and name != "digest"),
         "digest": str(run.content["model"].get("digest", ""))[:16],
