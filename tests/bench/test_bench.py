@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from benches import FAST as EVALUATION
 from benches import folder_of, shared, tiny_bench, write_bench
-from scipy.stats import ks_2samp
+from scipy.stats import hmean, ks_2samp
 from warm import forked_trials  # noqa: F401  acts on every test here
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, as_dict, read_config
 from tempertilt.bench.page import to_html
+from tempertilt.bench.resampling import GENERATED_PARTS, LIKELIHOOD_PARTS, Value, resampled
 from tempertilt.bench.run import Bench, RunOptions
-from tempertilt.bench.scores import Figure, Row, Value, costs, differences, figure, ks_error, score
+from tempertilt.bench.scores import Figure, Row, costs, differences, figure, score
 from tempertilt.bench.trial import load_data, validation_documents
 from tempertilt.cli import main
 from tempertilt.environment import machine_of
@@ -323,40 +324,92 @@ def test_a_figure_is_the_mean_with_both_variances() -> None:
     assert quality.mean == pytest.approx(1e-3) and (quality.low, quality.high) == (1e-4, 1e-2)
 
 
-def test_the_distance_has_the_error_of_the_choice_of_questions() -> None:
+def test_resampled_figures_are_those_of_the_whole_and_have_the_error_of_the_choice_of_questions() -> None:
     rng = np.random.default_rng(1)
     whole = rng.lognormal(0.0, 1.0, (20000, 2)) * np.array([1.0, 1.8])
-    distances = []
-    for _ in range(200):
-        some = whole[rng.integers(0, len(whole), 80)]
-        distances.append(float(ks_2samp(some[:, 0], some[:, 1]).statistic))
-    errors = [ks_error(*whole[rng.integers(0, len(whole), 80)].T.tolist()) for _ in range(10)]
-    assert np.mean(errors) == pytest.approx(np.std(distances), rel=0.25)
-    assert ks_error([1.0, 2.0, None, 3.0], [1.0, 2.0, 5.0, 3.0]) == 0.0, "a model against itself"
+
+    def measured(some: Any) -> dict[str, Value]:
+        ours, theirs = ({"forget_quality": of.tolist(), "forget_Q_A_Prob": (of / 50).tolist()} for of in some.T)
+        return resampled(ours, theirs)
+
+    samples = [whole[rng.integers(0, len(whole), 80)] for _ in range(200)]
+    distances = [float(ks_2samp(*some.T).statistic) for some in samples]
+    gaps = [abs(float((some[:, 0] - some[:, 1]).mean())) / 50 for some in samples]
+    found = [measured(some) for some in samples[:10]]
+    assert [of["ks_distance"].value for of in found] == pytest.approx(distances[:10])
+    assert [of["forget_gap"].value for of in found] == pytest.approx(gaps[:10])
+    assert np.mean([of["ks_distance"].error for of in found]) == pytest.approx(np.std(distances), rel=0.25)
+    assert np.mean([of["forget_gap"].error for of in found]) == pytest.approx(np.std(gaps), rel=0.25)
+    itself = measured(samples[0][:, [0, 0]])
+    assert itself["ks_distance"][:2] == (0.0, 0.0) and itself["forget_gap"][:2] == (0.0, 0.0)
+
+
+def test_a_utility_is_the_harmonic_mean_of_its_parts_and_missing_values_are_left_out() -> None:
+    rng = np.random.default_rng(2)
+    columns = {name: rng.uniform(0.1, 0.9, 7).tolist() for name in (*LIKELIHOOD_PARTS, *GENERATED_PARTS)}
+    parts = [np.mean(columns[name]) for name in LIKELIHOOD_PARTS]
+    assert resampled({name: columns[name] for name in LIKELIHOOD_PARTS}, None)["utility"].value == pytest.approx(hmean(parts))
+    whole = resampled(columns, None)
+    assert whole["utility"].value == pytest.approx(hmean([*parts, *(np.mean(columns[name]) for name in GENERATED_PARTS)]))
+    assert whole["likelihood_utility"].value == pytest.approx(hmean(parts)) and "ks_distance" not in whole
+    assert "utility" not in resampled({"forget_Q_A_Prob": [0.1, 0.2]}, None)
+    holes = resampled({"forget_quality": [1.0, 2.0, None, 3.0], "forget_Q_A_Prob": [0.1, None, None, 0.4]},
+                      {"forget_quality": [1.0, 5.0, 9.0, 3.0], "forget_Q_A_Prob": [0.2, 0.2, 0.2, 0.2]})  # fmt: skip
+    assert holes["forget_Q_A_Prob"].value == pytest.approx(0.25) and holes["ks_distance"].value == pytest.approx(1 / 3)
+    zero = resampled(columns | {"retain_Truth_Ratio": [0.0] * 7}, None)["utility"]
+    assert zero[:2] == (0.0, 0.0)
+
+
+def test_two_methods_are_compared_on_the_same_draws() -> None:
+    rng = np.random.default_rng(3)
+    hard = rng.uniform(0.1, 0.8, 60)  # what a question is for both: five times what tells the methods apart
+    names = [name for name in LIKELIHOOD_PARTS if name.startswith("retain")]
+
+    def measured(noise: float, by: float) -> Figure:
+        values = hard + by + noise * rng.normal(size=60)
+        return figure("retain_Q_A_Prob", [resampled(dict.fromkeys(names, values.tolist()), None)["retain_Q_A_Prob"]])
+
+    def row_of(name: str, of: Figure) -> Row:
+        return Row(name, "NPO", "", {}, (0,), {"retain_Q_A_Prob": of}, {}, (), ())
+
+    same, shifted, noisy = measured(0.0, 0.0), measured(0.0, 0.05), measured(0.03, 0.02)
+    (by_shift,) = differences(row_of("a", shifted), [row_of("b", same)])
+    assert by_shift.value == pytest.approx(0.05) and by_shift.high - by_shift.low < 1e-9 < same.error
+    (by_noise,) = differences(row_of("a", noisy), [row_of("b", same)])
+    assert (by_noise.high - by_noise.low) / (2 * 1.96) == pytest.approx(0.03 / math.sqrt(60), rel=0.3)
+    seeds = figure("retain_Q_A_Prob", [Value(same.mean + of, same.error, same.draws) for of in (-0.1, 0.1)])
+    (by_seeds,) = differences(row_of("a", seeds), [row_of("b", same)])
+    assert by_seeds.high == pytest.approx(1.96 * 0.1) and by_seeds.better == "open"
+
+
+def exact(value: float) -> Value:
+    """A figure that every draw agrees on."""
+    return Value(value, 0.0, np.full(4, value))
 
 
 def test_a_score_is_the_harmonic_mean_of_forgetting_and_keeping() -> None:
-    target = {"utility": Value(0.5, 0.0), "ks_distance": Value(0.9, 0.0)}
-    of = score({"utility": Value(0.4, 0.02), "ks_distance": Value(0.3, 0.05)}, target)
-    assert of.value == pytest.approx(2 / (1 / (1 - 0.3 / 0.9) + 1 / 0.8))
+    target = {"utility": exact(0.5), "ks_distance": exact(0.9)}
+    of = score({"utility": exact(0.4), "ks_distance": exact(0.3)}, target)
+    assert of.value == pytest.approx(2 / (1 / (1 - 0.3 / 0.9) + 1 / 0.8)) and of.error == pytest.approx(0.0)
     assert score(target, target).value == 0.0, "a method that does nothing"
-    apart = {"utility": Value(0.4, 0.0), "ks_distance": Value(0.9, 0.0), "forget_gap": Value(0.2, 0.0)}
-    by_gap = score(apart, target | {"forget_gap": Value(0.8, 0.0)}, "forget_gap")
+    apart = {"utility": exact(0.4), "ks_distance": exact(0.9), "forget_gap": exact(0.2)}
+    by_gap = score(apart, target | {"forget_gap": exact(0.8)}, "forget_gap")
     assert by_gap.value == pytest.approx(2 / (1 / (1 - 0.2 / 0.8) + 1 / 0.8))
-    assert score({"utility": Value(0.5, 0.0), "ks_distance": Value(1.0, 0.0)}, target).value == 0.0
-    assert score({"utility": Value(0.9, 0.0), "ks_distance": Value(0.0, 0.0)}, target).value == pytest.approx(1.0)
-    without = {"utility": Value(0.5, 0.0), "forget_Q_A_Prob": Value(0.8, 0.0)}
-    assert score({**without, "forget_Q_A_Prob": Value(0.2, 0.0)}, without).value == pytest.approx(2 / (1 / 0.75 + 1))
-    step = 1e-6
-    slope = (score({"utility": Value(0.4 + step, 0.0), "ks_distance": Value(0.3, 0.0)}, target).value - of.value) / step
-    other = (score({"utility": Value(0.4, 0.0), "ks_distance": Value(0.3 + step, 0.0)}, target).value - of.value) / step
-    assert of.error == pytest.approx(math.hypot(slope * 0.02, other * 0.05), rel=1e-3)
+    assert score({"utility": exact(0.5), "ks_distance": exact(1.0)}, target).value == 0.0
+    assert score({"utility": exact(0.9), "ks_distance": exact(0.0)}, target).value == pytest.approx(1.0)
+    without = {"utility": exact(0.5), "forget_Q_A_Prob": exact(0.8)}
+    assert score({**without, "forget_Q_A_Prob": exact(0.2)}, without).value == pytest.approx(2 / (1 / 0.75 + 1))
+    draws = (np.array([0.2, 0.4]), np.array([0.8, 1.0]))
+    half = Value(0.5, 0.0, np.full(2, 0.5))
+    drawn = score(*({"utility": half, "ks_distance": Value(float(of.mean()), 0.1, of)} for of in draws))
+    assert drawn.draws == pytest.approx([2 / (1 / 0.75 + 1), 2 / (1 / 0.6 + 1)])
     with pytest.raises(DataError, match="needs a utility"):
         score({}, target)
 
 
 def row(name: str, mean: float, error: float, seconds: float) -> Row:
-    of = Figure(mean, mean - 1.96 * error, mean + 1.96 * error, math.nan, math.nan, 1, error)
+    draws = mean + error * np.random.default_rng(len(name) + ord(name[0])).choice([-1.0, 1.0], 4000)
+    of = Figure(mean, mean - 1.96 * error, mean + 1.96 * error, math.nan, math.nan, 1, error, 0.0, draws)
     figures = {"score": of, "utility": of, "ks_distance": of, "forget_quality": of}
     prices = {"unlearn_seconds": seconds, "decoding": 1.0, "trained_parameters": 1e7}
     return Row(name, "NPO" if name != "t3" else "t3", "beta 1", {}, (0,), figures, prices, (("beta 1", mean, ""),), ())
@@ -376,7 +429,7 @@ def test_t3_against_a_rival_and_the_ratio_of_costs() -> None:
     found = {(d.figure, d.rival): d for d in differences(rows[0], rows)}
     assert found["score", "A"].better == "first" and found["score", "B"].better == "open"
     assert found["ks_distance", "A"].better == "second", "lower is better"
-    assert found["score", "A"].low == pytest.approx(0.2 - 1.96 * 0.05)
+    assert found["score", "A"].low == pytest.approx(0.2 - 1.96 * 0.05, abs=0.005)
     ratio = tables.cost_ratio(rows)
     assert ratio is not None and ratio["cheapest"] == "A" and ratio["ratio"] == pytest.approx(0.05)
     assert [r.name for r in tables.ranked(rows)] == ["B", "t3", "A"]

@@ -43,7 +43,7 @@ def to_html(rows: Sequence[Row], title: str) -> str:
         version=tempertilt.__version__,
         date=datetime.date.today().isoformat(),
         machines=tables.machines(rows),
-        number=lambda value: "failed" if value is None else figure(value),
+        number=lambda value: "no result" if value is None else figure(value),
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tempertilt.bench.config import BenchConfig, Contender, Setting
 from tempertilt.bench.engines import job_of, run_jobs
-from tempertilt.bench.scores import HIGHER, Row, Value, costs, figure, score, trial_metrics
+from tempertilt.bench.resampling import Value
+from tempertilt.bench.scores import HIGHER, Row, costs, figure, score, trial_metrics
 from tempertilt.bench.trial import EVALUATION, PARTS, RESULT, Trial, Trials, load_data
 from tempertilt.bench.worker import spec_of
 from tempertilt.environment import machine_of
@@ -189,7 +190,7 @@ class Bench:
         names = [name for name in HIGHER if metrics and all(name in of for of in metrics)]
         failures = [self._why(trial) for trial in trials if trial not in finished]
         if number is None:
-            failures = ["every setting failed on the validation part"]
+            failures = ["no setting has a result on the validation part"]
         return Row(
             name=contender.name,
             method=setting.method,

@@ -12,37 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from tempertilt.bench.resampling import COLUMNS, Array, Columns, Value, columns_of, harmonic, resampled, value_of
 from tempertilt.bench.trial import EVALUATION, Trial
 from tempertilt.errors import DataError
-from tempertilt.metrics import truth_ratios
-from tempertilt.metrics.result import exp_nll, harmonic_mean
-from tempertilt.metrics.samples import Samples
 from tempertilt.storage import write_text
 from tempertilt.suites.tofu import evaluate, read_log
 
 log = logging.getLogger("tempertilt")
 
 METRICS_FILE = "metrics.json"
-RESAMPLES = 300
 UNBOUNDED = ("privleak",)
 """Figures that are no shares; the intervals of all others end at 0 and 1."""
-
-UTILITY_PARTS = ("retain_Q_A_Prob", "ra_Q_A_Prob_normalised", "wf_Q_A_Prob_normalised", "retain_Truth_Ratio", "ra_Truth_Ratio",
-                 "wf_Truth_Ratio")  # fmt: skip
-"""What the likelihood-based utility is the harmonic mean of: the six of TOFU's nine parts that need no generated answer."""
 
 HIGHER = {"forget_quality": True, "ks_distance": False, "forget_gap": False, "forget_Q_A_Prob": False, "forget_Q_A_ROUGE": False,
           "exact_memorization": False, "extraction_strength": False, "retain_Q_A_Prob": True, "retain_Q_A_ROUGE": True,
           "likelihood_utility": True, "model_utility": True, "mu_rouge": True, "privleak": None, "mia_min_k": None,
           "utility": True, "score": True}  # fmt: skip
 """The figures of a row, and whether higher is better."""
-
-
-class Value(NamedTuple):
-    """A figure of one trial, with the standard error that comes of the choice of questions (NaN where unknown)."""
-
-    value: float
-    error: float
 
 
 class Figure(NamedTuple):
@@ -54,6 +40,8 @@ class Figure(NamedTuple):
         seed_low, seed_high: 95 % t interval over seeds alone, NaN for one seed.
         seeds: number of seeds.
         error: standard error behind `low` and `high`.
+        seed_error: the part of it that comes of the seeds.
+        draws: `(RESAMPLES,)`, the mean over seeds on resampled questions, None where it is not known.
     """
 
     mean: float
@@ -63,6 +51,8 @@ class Figure(NamedTuple):
     seed_high: float
     seeds: int
     error: float
+    seed_error: float = 0.0
+    draws: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +64,8 @@ class Row:
         figures: by name, see `HIGHER`.
         costs: means over seeds: seconds by step, "unlearn_seconds" in all, "decoding", "peak_memory_mib",
             "trained_parameters", "artefact_bytes", "train_flops", "evaluation_seconds".
-        selection: each setting's label, score on the validation part (None where every trial failed), and why it failed.
-        failures: of the reported trials.
+        selection: each setting's label, score on the validation part (None where a trial has no result), and why.
+        failures: why reported trials have no result.
         machines: on which they ran.
     """
 
@@ -93,67 +83,32 @@ class Row:
 
 def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -> dict[str, Value]:
     """The figures of a finished trial, against the reference and target trials of its part; kept in its folder."""
+    values, columns = _kept(trial, reference, target)
+    theirs = None if reference is None else columns if reference.key == trial.key else _kept(reference, reference, target)[1]
+    return values | resampled(columns, theirs)
+
+
+def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[dict[str, Value], Columns]:
+    """The figures and the values by question, from the trial's folder, where they are written if they are not there."""
     path = trial.directory / METRICS_FILE
-    key = [trial.key, reference and reference.key, target and target.key, list(HIGHER)]
+    key = [trial.key, reference and reference.key, target and target.key, list(HIGHER), list(COLUMNS)]
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["key"] == key:
-            return {name: Value(*value) for name, value in known["values"].items()}
+            return {name: Value(*value) for name, value in known["values"].items()}, known["questions"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     others = [None if t is None else read_log(t.directory / EVALUATION) for t in (reference, target)]
-    results = read_log(trial.directory / EVALUATION)
-    found, _ = evaluate(results, *others)
+    found, _ = evaluate(read_log(trial.directory / EVALUATION), *others)
     values = {name: Value(r.value, _error(r.interval)) for name, r in found.items() if name in HIGHER}
-    if "forget_quality" in found:
-        assert others[0] is not None
-        ours, theirs = (truth_ratios(of["forget"]) for of in (results, others[0]))
-        distance = float(found["forget_quality"].details["statistic"])
-        values["ks_distance"] = Value(distance, ks_error(ours, theirs))
-        values["forget_gap"] = _gap(results["forget"], others[0]["forget"])
-    if all(name in found for name in UTILITY_PARTS):
-        parts = [found[name] for name in UTILITY_PARTS]
-        values["likelihood_utility"] = _harmonic([Value(part.value, _error(part.interval)) for part in parts])
-    if "likelihood_utility" in values or "model_utility" in values:
-        values["utility"] = values.get("model_utility", values.get("likelihood_utility", Value(math.nan, math.nan)))
-    write_text(path, json.dumps({"key": key, "values": values}) + "\n")
-    return values
-
-
-def ks_error(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
-    """Standard error of the Kolmogorov-Smirnov distance: a bootstrap over questions, those of both sides drawn together."""
-    pairs = np.array([(a, b) for a, b in zip(ours, theirs) if a is not None and b is not None], dtype=np.float64)
-    rng = np.random.default_rng(0)
-    distances = []
-    for _ in range(RESAMPLES):
-        a, b = np.sort(pairs[rng.integers(0, len(pairs), len(pairs))], axis=0).T
-        points = np.concatenate([a, b])
-        gaps = np.searchsorted(a, points, side="right") - np.searchsorted(b, points, side="right")
-        distances.append(float(np.abs(gaps).max()) / len(pairs))
-    return float(np.std(distances))
-
-
-def _gap(ours: Samples, theirs: Samples) -> Value:
-    """|mean P(answer) - that of the reference|; its error is that of the mean of the questions' differences."""
-    pairs = [(exp_nll(a.nll), exp_nll(b.nll)) for a, b in zip(ours, theirs)]
-    changes = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    error = float(changes.std(ddof=1) / math.sqrt(len(changes))) if len(changes) > 1 else math.nan
-    return Value(abs(float(changes.mean())), error)
+    columns = columns_of(found)
+    write_text(path, json.dumps({"key": key, "values": {n: of[:2] for n, of in values.items()}, "questions": columns}) + "\n")
+    return values, columns
 
 
 def _error(interval: tuple[float, float] | None) -> float:
     """The standard error of a 95 % interval, as of a normal law."""
     return math.nan if interval is None else (interval[1] - interval[0]) / (2 * 1.96)
-
-
-def _harmonic(parts: Sequence[Value]) -> Value:
-    """Harmonic mean, and its standard error by linear propagation of independent ones."""
-    mean = harmonic_mean([part.value for part in parts])
-    if mean == 0:
-        return Value(0.0, math.nan)
-    errors = [0.0 if math.isnan(part.error) else part.error for part in parts]
-    slopes = [mean**2 / (len(parts) * part.value**2) for part in parts]
-    return Value(mean, math.sqrt(sum((slope * error) ** 2 for slope, error in zip(slopes, errors))))
 
 
 def score(values: Mapping[str, Value], target: Mapping[str, Value], forgetting: str = "ks_distance") -> Value:
@@ -164,23 +119,31 @@ def score(values: Mapping[str, Value], target: Mapping[str, Value], forgetting: 
     does nothing scores 0. Keeping is the utility over the target's, at most 1.
 
     Args:
+        values, target: as `trial_metrics` gives them; each draw is scored against the target's on the same questions.
         forgetting: the figure that D is; with "forget_gap" the score tells apart settings of which none comes nearer by ratios.
     """
     if "utility" not in values or "utility" not in target:
         raise DataError("a score needs a utility: measure the splits retain, real_authors and world_facts")
     name = forgetting if forgetting in values else "forget_Q_A_Prob"
     left, kept = (_share(values[of], target[of]) for of in (name, "utility"))
-    return _harmonic([Value(1 - left.value, left.error), kept])
+    return value_of(harmonic(1.0 - left, kept))
 
 
-def _share(value: Value, whole: Value) -> Value:
-    """One figure over another, 0 to 1; the error is that of the first."""
-    by = max(whole.value, 1e-12)
-    return Value(min(1.0, max(0.0, value.value / by)), value.error / by)
+def _share(value: Value, whole: Value) -> Array:
+    """One figure over another, 0 to 1, on all questions and on each draw."""
+    return np.clip(_all(value) / np.maximum(_all(whole), 1e-12), 0.0, 1.0)
+
+
+def _all(of: Value) -> Array:
+    assert of.draws is not None, "only figures that `resampled` gives are scored and compared"
+    return np.concatenate([[of.value], of.draws])
 
 
 def figure(name: str, values: Sequence[Value]) -> Figure:
-    """One figure over seeds. The variance is that of the seeds' mean and that of the questions, added."""
+    """One figure over seeds. The variance is that of the seeds' mean and that of the questions, added.
+
+    That of the questions is of the seeds' mean on resampled questions, or the mean of the seeds' own where draws are not known.
+    """
     numbers = np.array([value.value for value in values], dtype=np.float64)
     if name == "forget_quality":
         logs = np.log(np.maximum(numbers, 1e-300))
@@ -190,12 +153,14 @@ def figure(name: str, values: Sequence[Value]) -> Figure:
     seeds = float(numbers.std(ddof=1) / math.sqrt(n)) if n > 1 else 0.0
     half = float(stats.t.ppf(0.975, n - 1)) * seeds if n > 1 else math.nan
     known = [value.error for value in values if not math.isnan(value.error)]
-    questions = float(np.mean(np.square(known))) if known else 0.0
+    all_draws = [value.draws for value in values if value.draws is not None]
+    draws = np.mean(all_draws, axis=0) if len(all_draws) == n else None
+    questions = float(draws.var()) if draws is not None else float(np.mean(np.square(known))) if known else 0.0
     error = math.sqrt(seeds**2 + questions)
     low, high = mean - 1.96 * error, mean + 1.96 * error
     if name not in UNBOUNDED:
         low, high = max(low, 0.0), min(high, 1.0)
-    return Figure(mean, low, high, mean - half, mean + half, n, error)
+    return Figure(mean, low, high, mean - half, mean + half, n, error, seeds, draws)
 
 
 def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -232,13 +197,15 @@ COMPARED = ("score", "ks_distance", "forget_gap", "utility", "retain_Q_A_Prob")
 
 
 def differences(row: Row, rivals: Sequence[Row]) -> list[Difference]:
-    """A row against every other one. Errors add as of independent figures; on the same questions this is on the wide side."""
+    """A row against every other one: variances over seeds added to that of the difference on the same resampled questions."""
     out = []
     for rival in rivals:
         for name in COMPARED:
             if rival.name != row.name and name in row.figures and name in rival.figures:
                 a, b = row.figures[name], rival.figures[name]
-                value, half = a.mean - b.mean, 1.96 * math.hypot(a.error, b.error)
+                assert a.draws is not None and b.draws is not None
+                half = 1.96 * math.hypot(float((a.draws - b.draws).std()), a.seed_error, b.seed_error)
+                value = a.mean - b.mean
                 good = value > 0 if HIGHER[name] else value < 0
                 better = "open" if abs(value) <= half else ("first" if good else "second")
                 out.append(Difference(name, rival.name, value, value - half, value + half, better))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tempertilt.bench.scores import HIGHER, Row, differences
+from tempertilt.bench.scores import HIGHER, Figure, Row, differences
 from tempertilt.report.tables import figure
 
 SHOWN = (
@@ -43,8 +43,9 @@ LIMITS = (
     "Score: harmonic mean of 1 - D / D of the target (D: Kolmogorov-Smirnov distance of the forget set's truth ratios from the "
     "reference's) and of the utility over the target's (at most 1). Settings were chosen by it on other documents and seeds than "
     "those reported.",
-    "Intervals are 95 %: the variance of the mean over seeds and that of a bootstrap over questions, added. Forget quality is a "
-    "p-value: its geometric mean over seeds, and the lowest and highest seed.",
+    "Intervals are 95 %: the variance of the mean over seeds and that of a bootstrap over questions, added. Two methods are "
+    "compared on the same draws of questions. Forget quality is a p-value: its geometric mean over seeds, and the lowest and "
+    "highest seed.",
     "Forget gap: distance of the mean probability of forget answers from the reference's. A lower P(forget) than the reference's "
     "is no better forgetting: it tells that something was removed.",
     "Questions about one author are not independent, so intervals are on the narrow side.",
@@ -62,7 +63,7 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Reference points first, then by score, failed rows last."""
+    """Reference points first, then by score, rows without figures last."""
 
     def place(row: Row) -> tuple[int, float]:
         if row.name in POINTS:
@@ -134,7 +135,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         cells = [cost(row.costs[name]) if name in row.costs else "–" for name, _ in priced]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     lines += ["", *rival_lines(rows), ""]
-    lines += [f"- {row.name} failed: {failure.splitlines()[0]}" for row in rows for failure in row.failures]
+    lines += [f"- {row.name} has a trial without a result: {failure.splitlines()[0]}" for row in rows for failure in row.failures]
     lines += [f"- {limit}" for limit in LIMITS] + [f"- Run on: {machine}." for machine in machines(rows)]
     return "\n".join(lines) + "\n"
 
@@ -208,7 +209,7 @@ def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
     """Everything, with the configuration and the machines; each trial's `result.json` has its versions."""
     ours, rivals = next((row for row in rows if row.name == OURS), None), [row for row in rows if row.name not in POINTS]
     content = {
-        "rows": [asdict(row) | {"figures": {name: of._asdict() for name, of in row.figures.items()}} for row in rows],
+        "rows": [asdict(row) | {"figures": {name: _stated(of) for name, of in row.figures.items()}} for row in rows],
         "t3_against_rivals": [] if ours is None else [d._asdict() for d in differences(ours, rivals)],
         "cost_ratio": cost_ratio(rows),
         "config": config,
@@ -216,6 +217,11 @@ def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
         "limits": LIMITS,
     }
     return json.dumps(_plain(content), indent=1, default=str) + "\n"
+
+
+def _stated(of: Figure) -> dict[str, Any]:
+    """A figure without its draws, which follow from the values by question in each trial's `metrics.json`."""
+    return {name: value for name, value in of._asdict().items() if name != "draws"}
 
 
 def _plain(value: Any) -> Any:
