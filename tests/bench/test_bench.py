@@ -112,6 +112,11 @@ def test_points_without_samples_are_measured_again_for_a_new_trial(tmp_path: Pat
     assert not found[-1].failures and found[-1].figures
     means = [{name: of.mean for name, of in rows[0].figures.items()} for rows in (first, found)]
     assert means[0] == means[1]
+    for trial in kept.glob("trials/OutputFilter-*"):
+        shutil.rmtree(trial / "eval", ignore_errors=True)
+        (trial / "metrics.json").write_text("{}")
+    with pytest.raises(DataError, match=r"the samples to make them from are gone: .*OutputFilter-.*; remove .*result\.json"):
+        Bench(read_config(path), path, kept, RunOptions(report_only=True)).run()
 
 
 def test_between_equal_scores_the_gap_decides(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from tempertilt.bench.resampling import COLUMNS, Array, Columns, Value, columns_of, harmonic, resampled, value_of
-from tempertilt.bench.trial import EVALUATION, Trial
+from tempertilt.bench.trial import EVALUATION, RESULT, Trial
 from tempertilt.errors import DataError
 from tempertilt.storage import write_text
 from tempertilt.suites.tofu import evaluate, read_log
@@ -89,7 +89,11 @@ def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -
 
 
 def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[dict[str, Value], Columns]:
-    """The figures and the values by question, from the trial's folder, where they are written if they are not there."""
+    """The figures and the values by question, from the trial's folder, where they are written if they are not there.
+
+    Raises:
+        DataError: they are not there, and neither are the samples of the three trials.
+    """
     path = trial.directory / METRICS_FILE
     key = [trial.key, reference and reference.key, target and target.key, list(HIGHER), list(COLUMNS)]
     try:
@@ -98,6 +102,12 @@ def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[
             return {name: Value(*value) for name, value in known["values"].items()}, known["questions"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    for needed in (trial, reference, target):
+        if needed is not None and not (needed.directory / EVALUATION).is_dir():
+            raise DataError(
+                f"{str(path)!r} does not hold the figures of this trial, and the samples to make them from are gone: "
+                f"{str(needed.directory / EVALUATION)!r}; remove {str(needed.directory / RESULT)!r} to have them measured again"
+            )
     others = [None if t is None else read_log(t.directory / EVALUATION) for t in (reference, target)]
     found, _ = evaluate(read_log(trial.directory / EVALUATION), *others)
     values = {name: Value(r.value, _error(r.interval)) for name, r in found.items() if name in HIGHER}
