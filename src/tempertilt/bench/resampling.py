@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import hmean
 
 from tempertilt.metrics.result import MetricResult
 
@@ -52,6 +53,8 @@ def columns_of(found: Mapping[str, MetricResult]) -> dict[str, list[float | None
 def resampled(ours: Columns, reference: Columns | None) -> dict[str, Value]:
     """The figures that are compared between methods: value and draws.
 
+    D is that of `metrics.forget_quality`; both sides draw the same questions.
+
     Args:
         ours, reference: as `columns_of` gives them; of the same questions in the same order.
 
@@ -64,10 +67,9 @@ def resampled(ours: Columns, reference: Columns | None) -> dict[str, Value]:
     found: dict[str, Array] = {name: means[name] for name in ("forget_Q_A_Prob", "retain_Q_A_Prob") if name in means}
     parts = [means[name] for name in LIKELIHOOD_PARTS if name in means]
     if len(parts) == len(LIKELIHOOD_PARTS):
-        found["likelihood_utility"] = harmonic(*parts)
+        found["likelihood_utility"] = hmean(parts)
         generated = [means[name] for name in GENERATED_PARTS if name in means]
-        whole = len(generated) == len(GENERATED_PARTS)
-        found["utility"] = harmonic(*parts, *generated) if whole else found["likelihood_utility"]
+        found["utility"] = hmean(parts + generated) if len(generated) == len(GENERATED_PARTS) else found["likelihood_utility"]
     if reference is not None and "forget_quality" in ours:
         found["ks_distance"] = _distances(ours["forget_quality"], reference["forget_quality"])
         theirs = _means("forget_Q_A_Prob", reference["forget_Q_A_Prob"])
@@ -76,15 +78,8 @@ def resampled(ours: Columns, reference: Columns | None) -> dict[str, Value]:
 
 
 def value_of(values: Array) -> Value:
-    """A figure from its value on all questions, followed by its draws."""
+    """A figure from its value on all questions, followed by its draws: `(1 + RESAMPLES,)`."""
     return Value(float(values[0]), float(values[1:].std()), values[1:])
-
-
-def harmonic(*parts: Array) -> Array:
-    """The harmonic mean of each column of non-negative arrays of one shape; 0 where one of them is 0."""
-    stacked = np.stack(parts)
-    with np.errstate(divide="ignore"):
-        return np.asarray(len(parts) / (1.0 / stacked).sum(0))
 
 
 def _means(name: str, values: Sequence[float | None]) -> Array:

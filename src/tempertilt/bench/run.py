@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,12 @@ from tempertilt.bench.config import BenchConfig, Contender, Setting
 from tempertilt.bench.engines import job_of, run_jobs
 from tempertilt.bench.resampling import Value
 from tempertilt.bench.scores import HIGHER, Row, costs, figure, score, trial_metrics
-from tempertilt.bench.trial import EVALUATION, PARTS, RESULT, Trial, Trials, load_data
+from tempertilt.bench.trial import PARTS, RESULT, Trial, Trials, load_data
 from tempertilt.bench.worker import spec_of
 from tempertilt.environment import machine_of
 from tempertilt.errors import TemperTiltError
 from tempertilt.methods.training import check_tracker
 from tempertilt.storage import make_dir
-
-log = logging.getLogger("tempertilt")
 
 POINTS = ("target", "reference")
 
@@ -139,7 +136,7 @@ class Bench:
     def _lost(self, parts: set[str]) -> list[Trial]:
         """Finished reference points without their samples, as in a clone: new trials have nothing to be compared with."""
         points = [self._trial(c, 0, self._seeds(c)[0], part) for c in self.contenders if c.name in POINTS for part in parts]
-        return [point for point in points if point.result() is not None and not (point.directory / EVALUATION).is_dir()]
+        return [point for point in points if point.result() is not None and not point.has_samples]
 
     def _point(self, name: str, part: str) -> Trial | None:
         contender = next((c for c in self.contenders if c.name == name), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.stats import hmean
 
-from tempertilt.bench.resampling import COLUMNS, Array, Columns, Value, columns_of, harmonic, resampled, value_of
+from tempertilt.bench.resampling import COLUMNS, Array, Columns, Value, columns_of, resampled, value_of
 from tempertilt.bench.trial import EVALUATION, RESULT, Trial
 from tempertilt.errors import DataError
 from tempertilt.storage import write_text
 from tempertilt.suites.tofu import evaluate, read_log
-
-log = logging.getLogger("tempertilt")
 
 METRICS_FILE = "metrics.json"
 UNBOUNDED = ("privleak",)
@@ -103,7 +101,7 @@ def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[
     except (OSError, ValueError, KeyError, TypeError):
         pass
     for needed in (trial, reference, target):
-        if needed is not None and not (needed.directory / EVALUATION).is_dir():
+        if needed is not None and not needed.has_samples:
             raise DataError(
                 f"{str(path)!r} does not hold the figures of this trial, and the samples to make them from are gone: "
                 f"{str(needed.directory / EVALUATION)!r}; remove {str(needed.directory / RESULT)!r} to have them measured again"
@@ -136,7 +134,7 @@ def score(values: Mapping[str, Value], target: Mapping[str, Value], forgetting: 
         raise DataError("a score needs a utility: measure the splits retain, real_authors and world_facts")
     name = forgetting if forgetting in values else "forget_Q_A_Prob"
     left, kept = (_share(values[of], target[of]) for of in (name, "utility"))
-    return value_of(harmonic(1.0 - left, kept))
+    return value_of(hmean([1.0 - left, kept]))
 
 
 def _share(value: Value, whole: Value) -> Array:
@@ -164,8 +162,11 @@ def figure(name: str, values: Sequence[Value]) -> Figure:
     half = float(stats.t.ppf(0.975, n - 1)) * seeds if n > 1 else math.nan
     known = [value.error for value in values if not math.isnan(value.error)]
     all_draws = [value.draws for value in values if value.draws is not None]
-    draws = np.mean(all_draws, axis=0) if len(all_draws) == n else None
-    questions = float(draws.var()) if draws is not None else float(np.mean(np.square(known))) if known else 0.0
+    if len(all_draws) == n:
+        draws = np.mean(all_draws, axis=0)
+        questions = float(draws.var())
+    else:
+        draws, questions = None, float(np.mean(np.square(known))) if known else 0.0
     error = math.sqrt(seeds**2 + questions)
     low, high = mean - 1.96 * error, mean + 1.96 * error
     if name not in UNBOUNDED:

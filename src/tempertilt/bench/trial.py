@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ class Trial:
         """What the trial found, None if it has not finished."""
         return _read(self.directory / RESULT, self.key)
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether the samples of its evaluation are there; a clone has results without them."""
+        return (self.directory / EVALUATION).is_dir()
+
     def failure(self) -> str | None:
         """Why the trial failed, None if it did not."""
         content = _read(self.directory / FAILURE, self.key)
@@ -120,6 +126,10 @@ class Trials:
         self._records = _hash(records)
         self._questions = {part: _hash(_items(of)) for part, of in data.parts.items()}
 
+    @cached_property
+    def _reference(self) -> list[Any]:
+        return [source_digest(self.config.reference_model), source_digest(self.config.reference_peft_adapter)]
+
     def trial(self, contender: str, setting: Setting, seed: int, part: str) -> Trial:
         """One trial."""
         method = setting.build()
@@ -134,7 +144,7 @@ class Trials:
             "code": source_of(method),
         }
         if setting.method in ("reference", "oracle"):
-            content["reference"] = [source_digest(self.config.reference_model), source_digest(self.config.reference_peft_adapter)]
+            content["reference"] = self._reference
         key = _hash(content)
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in setting.method)  # rows with one key share its folder
         return Trial(contender, setting, content["seed"], part, key, self.output_dir / "trials" / f"{safe}-{key[:12]}")
