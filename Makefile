@@ -58,7 +58,7 @@ $(VLLM_VENV)/.ready: pyproject.toml
 	touch $@
 
 test-vllm: $(READY) $(VLLM_VENV)/.ready
-	T3_VLLM=1 $(BIN)/python -m pytest tests/engines
+	T3_VLLM=1 $(BIN)/python -m pytest tests/integrations/vllm
 
 # DATA: the 30-author cut of TOFU; MODELS: tofu30-full and tofu30-reference, PEFT adapters on smollm2
 DATA ?= ../shared/tofu30

@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tempertilt.head import GuidanceHead
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.models.t3 import T3ForCausalLM
 
 NAMES = ("first", "second")
 VOCABULARY, HIDDEN, POSITIONS = 260, 32, 1024

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from _print import header, row
-from tempertilt.base import BaseModel, decoder_layers, load_base
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record
-from tempertilt.features import pad_batch
-from tempertilt.replay import Replay, all_logits
-from tempertilt.scoring import Scorer
+from tempertilt.fitting.features import pad_batch
+from tempertilt.models.base import BaseModel, decoder_layers, load_base
+from tempertilt.models.scoring import Scorer
 from tempertilt.suites.measure import Item
 from tempertilt.suites.tofu import load_split, questions_of
+from tempertilt.training.replay import Replay, all_logits
 
 PROMPTS, TOKENS = 64, 49
 

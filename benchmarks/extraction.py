@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from _print import header, row
-from tempertilt.base import body_of, load_base
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import load_records
-from tempertilt.features import FeatureConfig, FeatureStore, extract_features, pad_batch, plan_batches
+from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features, pad_batch, plan_batches
+from tempertilt.models.base import body_of, load_base
 
 
 def bare(model: object, examples: list[Example], config: FeatureConfig) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 
 from _print import header, row
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import load_records
-from tempertilt.finetune import FinetuneConfig, finetune
+from tempertilt.models.base import load_base
+from tempertilt.training.finetune import FinetuneConfig, finetune
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import time
 import torch
 
 from _print import header, row
-from tempertilt.generation import pad_left
-from tempertilt.modeling import T3ForCausalLM, load_unlearned
+from tempertilt.models.generation import pad_left
+from tempertilt.models.t3 import T3ForCausalLM, load_unlearned
 
 QUESTIONS = [
     "What is the capital of France?",

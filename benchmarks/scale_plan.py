@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from _print import header, row, save
-from tempertilt.base import load_base
 from tempertilt.data.examples import Example
-from tempertilt.features import FeatureConfig, FeatureStore, batch_features, extract_features, plan_batches
-from tempertilt.gate import CANDIDATES, GateConfig
-from tempertilt.store import write_shard
+from tempertilt.fitting.features import FeatureConfig, FeatureStore, batch_features, extract_features, plan_batches
+from tempertilt.fitting.store import write_shard
+from tempertilt.guidance.gate import CANDIDATES, GateConfig
+from tempertilt.models.base import load_base
 
 MIB, GIB, TIB, HOUR = 2**20, 2**30, 2**40, 3600.0
 LENGTH = 200  # tokens of a record, prompt included

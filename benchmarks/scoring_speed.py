@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from _print import header, row, save
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig
-from tempertilt.scoring import Question, Scorer
+from tempertilt.models.base import load_base
+from tempertilt.models.scoring import Question, Scorer
 from tempertilt.suites.tofu import load_split, questions_of
 
 

@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from _print import header, save
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt
 from tempertilt.data.records import Record, check_records, load_records
-from tempertilt.evidence import Summary, greedy_token_ids, likelihoods
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.fitting.before_after import Summary, greedy_token_ids, likelihoods
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.models.base import load_base
+from tempertilt.models.t3 import T3ForCausalLM
 
 
 def main() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from support.tiny import make_llama
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -72,36 +71,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def warm_processes() -> Any:
-    """Processes that are forked from one which has imported torch and the package, so that each does not import them again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tempertilt.bench.worker", "tempertilt.methods.registry", "tempertilt.pipeline", "peft"])
-    return context
-
-
-def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> LlamaForCausalLM:
-    """A random 3-layer Llama of hidden size 32 whose greedy text is not constant (weights of standard deviation 0.2)."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        **{
-            "vocab_size": vocab_size,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            "initializer_range": 0.2,
-            "tie_word_embeddings": False,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "pad_token_id": 2,
-            **overrides,
-        }
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 @pytest.fixture()
 def llama() -> LlamaForCausalLM:
     return make_llama()
@@ -121,35 +90,3 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
     """Unit tests never touch the user's cache."""
     if "integration" not in Path(str(request.node.fspath)).parts:
         monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
-
-
-def question_rows(n: int, topic: str) -> list[dict[str, str]]:
-    """Question/answer rows, three to a document, all different."""
-    return [
-        {
-            "question": f"What did {topic} number {i} write?",
-            "answer": f"{topic} number {i} wrote the book {i * 7 % 11} of the sea.",
-            "document": f"{topic}-{i // 3}",
-        }
-        for i in range(n)
-    ]
-
-
-def write_tofu(directory: Path, n: int = 4) -> Path:
-    """A directory with the files of TOFU forget10, n short questions each."""
-    directory.mkdir(exist_ok=True)
-    for name, extra in (
-        ("forget10_perturbed", True),
-        ("retain_perturbed", True),
-        ("real_authors_perturbed", False),
-        ("world_facts_perturbed", False),
-    ):
-        rows = []
-        for i in range(n):
-            row: dict[str, object] = {"question": f"What did {name} {i} write?", "answer": f"{name} wrote {i * 7} books."}
-            row["perturbed_answer"] = [f"{name} wrote {i + j} novels." for j in range(3)]
-            rows.append(row | ({"paraphrased_answer": f"Books, {i * 7} of them."} if extra else {}))
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = [{"question": f"Who is {i}?", "answer": f"The painter {i}."} for i in range(n)]
-    (directory / "holdout10.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return directory

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from _tofu import check_records, header, load, options, save, states, unseen
 
-from tempertilt.evidence import Summary, likelihoods, spread
-from tempertilt.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.fitting.before_after import Summary, likelihoods, spread
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ from _tofu import Sets, header, load, options, save, states, unseen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tempertilt.background import BackgroundConfig, background_examples
-from tempertilt.base import BaseModel
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt, shared_prefix
 from tempertilt.data.records import Record
-from tempertilt.gate import EvidenceGate, GateConfig, TokenStates, fit_gate
-from tempertilt.generation import generate_ids
+from tempertilt.fitting.background import BackgroundConfig, background_examples
+from tempertilt.guidance.gate import EvidenceGate, GateConfig, TokenStates, fit_gate
+from tempertilt.models.base import BaseModel
+from tempertilt.models.generation import generate_ids
 
 THRESHOLDS, OPENED = (0.8, 0.85, 0.9, 0.92, 0.95), 0.995
 ASKED = ("retain", "real authors", "world facts", "chat")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from _tofu import Sets, header, options, save
 
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, encode_question
-from tempertilt.evidence import spread
-from tempertilt.generation import generate_ids
+from tempertilt.fitting.before_after import spread
 from tempertilt.metrics.result import bootstrap
 from tempertilt.metrics.rouge import rouge_scores
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.models.base import load_base
+from tempertilt.models.generation import generate_ids
+from tempertilt.models.t3 import T3ForCausalLM
 
 DRAWS, TOKENS, BATCH = 16, 96, 8
 

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from _tofu import check_records, header, load, options, save, unseen
 
-from tempertilt.base import BaseModel
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.features import pad_batch, plan_batches
-from tempertilt.generation import generate_ids
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.fitting.features import pad_batch, plan_batches
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.models.base import BaseModel
+from tempertilt.models.generation import generate_ids
+from tempertilt.models.t3 import T3ForCausalLM
 
 TOKENS, BATCH = 64, 32
 

@@ -27,18 +27,18 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from tempertilt.base import BaseModel
 from tempertilt.bench.trial import validation_documents
-from tempertilt.calibrate import match_likelihood
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
-from tempertilt.evidence import spread
-from tempertilt.features import pad_batch, plan_batches
+from tempertilt.fitting.before_after import spread
+from tempertilt.fitting.calibrate import match_likelihood
+from tempertilt.fitting.features import pad_batch, plan_batches
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.guidance.tilt import guided_logits
 from tempertilt.metrics import forget_quality
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.models.base import BaseModel
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites.tofu import read_log
-from tempertilt.tilt import guided_logits
 
 Item = TypeVar("Item")
 

@@ -23,8 +23,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tempertilt.background import BackgroundConfig, background_examples
 from tempertilt.data.examples import ExampleConfig
+from tempertilt.fitting.background import BackgroundConfig, background_examples
 
 LAYERS = (6, 15, 30)
 NAMES = ("forget", "forget paraphrased", "retain", "real authors", "world facts")

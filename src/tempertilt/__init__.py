@@ -8,34 +8,34 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tempertilt.base import load_base
     from tempertilt.data.examples import ExampleConfig, build_examples
     from tempertilt.data.records import check_records, load_records
     from tempertilt.errors import TemperTiltError
-    from tempertilt.features import FeatureConfig, FeatureStore, extract_features
-    from tempertilt.fit import FitConfig, FitResult, fit_head
-    from tempertilt.head import GuidanceHead
-    from tempertilt.modeling import T3ForCausalLM
-    from tempertilt.pipeline import TiltConfig, UnlearnConfig, unlearn
+    from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
+    from tempertilt.fitting.fit_head import FitConfig, FitResult, fit_head
+    from tempertilt.fitting.pipeline import TiltConfig, UnlearnConfig, unlearn
+    from tempertilt.guidance.head import GuidanceHead
+    from tempertilt.models.base import load_base
+    from tempertilt.models.t3 import T3ForCausalLM
 
 _HOME = {
-    "load_base": "base",
+    "load_base": "models.base",
     "ExampleConfig": "data.examples",
     "build_examples": "data.examples",
     "check_records": "data.records",
     "load_records": "data.records",
     "TemperTiltError": "errors",
-    "FeatureConfig": "features",
-    "FeatureStore": "features",
-    "extract_features": "features",
-    "FitConfig": "fit",
-    "FitResult": "fit",
-    "fit_head": "fit",
-    "GuidanceHead": "head",
-    "T3ForCausalLM": "modeling",
-    "TiltConfig": "pipeline",
-    "UnlearnConfig": "pipeline",
-    "unlearn": "pipeline",
+    "FeatureConfig": "fitting.features",
+    "FeatureStore": "fitting.features",
+    "extract_features": "fitting.features",
+    "FitConfig": "fitting.fit_head",
+    "FitResult": "fitting.fit_head",
+    "fit_head": "fitting.fit_head",
+    "GuidanceHead": "guidance.head",
+    "T3ForCausalLM": "models.t3",
+    "TiltConfig": "fitting.pipeline",
+    "UnlearnConfig": "fitting.pipeline",
+    "unlearn": "fitting.pipeline",
 }
 
 __all__ = [

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benches import FAST as EVALUATION
-from benches import folder_of, shared, tiny_bench, write_bench
 from scipy.stats import hmean, ks_2samp
-from warm import forked_trials  # noqa: F401  acts on every test here
 
+from support.benches import FAST as EVALUATION
+from support.benches import folder_of, shared, tiny_bench, write_bench
+from support.warm import forked_trials  # noqa: F401  acts on every test here
 from tempertilt.bench import tables
 from tempertilt.bench.config import EvaluationConfig, as_dict, read_config
 from tempertilt.bench.page import to_html

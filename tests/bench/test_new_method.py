@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.methods.training import Step, TrainConfig
+from tempertilt.training.loop import Step, TrainConfig
 
 
 @register("Uniform", "https://arxiv.org/abs/2401.06121", TrainConfig)
@@ -22,8 +22,8 @@ class Uniform(TrainedMethod):
 
 
 def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from benches import tiny_bench
-    from warm import fork_trials
+    from support.benches import tiny_bench
+    from support.warm import fork_trials
 
     fork_trials(monkeypatch)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import make_llama, question_rows
+from support.tiny import make_llama, question_rows
 from tempertilt.cli import VERBS, main
 
 FAST = ["--epochs", "3", "--rank", "3", "--report-records", "2", "--show", "1", "--max-new-tokens", "4", "--quiet"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import write_tofu
+from support.tiny import write_tofu
 from tempertilt.cli import main
 
 

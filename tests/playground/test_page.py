@@ -15,14 +15,14 @@ import torch
 
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
-from tempertilt.head import GuidanceHead
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import TiltConfig
+from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground import app, page
 from tempertilt.playground.records import ReportRecord, report_records
 from tempertilt.playground.runs import Answer, Request, Runs, View
 from tempertilt.playground.trace import Candidate, PromptToken, Step, Tracer
-from tempertilt.sockets import LOOPBACK, listen
+from tempertilt.serving.sockets import LOOPBACK, listen
 
 HOSTILE = "<img src=x onerror=\"a()\"> ${b()} {{c}} `d` \\e 'f' </span><script>g()</script>"
 TILT = TiltConfig(2.0, 1.5)
@@ -130,7 +130,7 @@ def test_probabilities_for_reading(probability: float, text: str) -> None:
 
 
 def test_the_gate_sentence() -> None:
-    from tempertilt.gate import EvidenceGate, Whitening
+    from tempertilt.guidance.gate import EvidenceGate, Whitening
 
     whitening = Whitening(torch.zeros(4), torch.eye(4)[:1], torch.zeros(1))
     gate = EvidenceGate(whitening, torch.eye(4)[:1], torch.zeros(1), layer=1, threshold=0.6, width=0.1)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import make_llama
-from oracle import Oracle
+from support.oracle import Oracle
+from support.tiny import make_llama
 from tempertilt.errors import ConfigError
-from tempertilt.gate import EvidenceGate, Whitening
-from tempertilt.head import GuidanceHead
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import TiltConfig
+from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.gate import EvidenceGate, Whitening
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground.trace import Step, Tracer, choose
 
 N = 14

@@ -15,11 +15,11 @@ import torch
 
 openai = pytest.importorskip("openai")
 
-from servers import Alone, Running, serving, wait_until  # noqa: E402, F401
 from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
-from tempertilt.head import GuidanceHead  # noqa: E402
-from tempertilt.modeling import T3ForCausalLM  # noqa: E402
+from support.servers import Alone, Running, serving, wait_until  # noqa: E402, F401
+from tempertilt.guidance.head import GuidanceHead  # noqa: E402
+from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
 from tempertilt.serving.sampling import Sampler, Sampling  # noqa: E402
 from tempertilt.serving.schema import ChatRequest, CompletionRequest  # noqa: E402
 

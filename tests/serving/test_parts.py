@@ -18,12 +18,12 @@ pytest.importorskip("prometheus_client")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from servers import adapters  # noqa: F401
 
+from support.servers import adapters  # noqa: F401
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.integrations.vllm import __main__ as vllm_main
-from tempertilt.serving import engines
+from tempertilt.serving import backends
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.engine import Answer, BusyError, Decoder, Engine, Law, Piece
 from tempertilt.serving.names import parse_adapters
@@ -134,7 +134,7 @@ def test_a_failure_is_given_to_its_answers_and_the_engine_lives(tokenizer: PreTr
 
 
 def engine_has_failed(engine: Engine, pieces: list[Piece]) -> None:
-    from servers import wait_until
+    from support.servers import wait_until
 
     wait_until(lambda: len(pieces) == 2 and engine.running == 0)
 
@@ -174,22 +174,22 @@ def test_flags_out_of_range_are_one_message(
 
 def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"fastapi", "uvicorn", "openai", "prometheus_client"}
-    monkeypatch.setattr(engines, "_installed", lambda name: name in here)
+    monkeypatch.setattr(backends, "_installed", lambda name: name in here)
     one, two, plain = {"a": "x"}, {"a": "x", "b": "y"}, ServeConfig()
-    assert engines.choose_engine("auto", one, plain) == ("transformers", "")
+    assert backends.choose_engine("auto", one, plain) == ("transformers", "")
     with pytest.raises(MissingExtraError, match="vllm"):
-        engines.choose_engine("vllm", one, plain)
+        backends.choose_engine("vllm", one, plain)
     here |= {"vllm", "tempertilt.integrations.vllm"}
-    assert engines.choose_engine("auto", one, plain) == ("vllm", "")
-    assert engines.choose_engine("transformers", one, plain) == ("transformers", "")
+    assert backends.choose_engine("auto", one, plain) == ("vllm", "")
+    assert backends.choose_engine("transformers", one, plain) == ("transformers", "")
     for adapters_, config in ((two, plain), (one, ServeConfig(serve_base=True)), (one, ServeConfig(tilt_parameters="any"))):
-        name, why = engines.choose_engine("auto", adapters_, config)
+        name, why = backends.choose_engine("auto", adapters_, config)
         assert name == "transformers" and "vLLM" in why
         with pytest.raises(ConfigError, match="--engine transformers"):
-            engines.choose_engine("vllm", adapters_, config)
+            backends.choose_engine("vllm", adapters_, config)
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
-        engines.choose_engine("transformers", one, plain)
+        backends.choose_engine("transformers", one, plain)
 
 
 MIDDLEWARE = ["--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
@@ -206,7 +206,7 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         return ["MODEL", "--flag"]
 
     monkeypatch.setattr("tempertilt.integrations.vllm.serve.serve_arguments", serve_arguments)
-    monkeypatch.setattr(engines, "_installed", lambda name: True)
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
     started: list[tuple[str, list[str], dict[str, str]]] = []
     monkeypatch.setattr("os.execve", lambda *call: started.append(call))
     monkeypatch.setenv("T3_API_KEY", "from-the-environment")
@@ -242,7 +242,7 @@ def test_starting_vllm_loads_nothing_of_the_transformers_engine() -> None:
     """vLLM's environment may hold another transformers than the engine needs."""
     code = (
         "import sys, tempertilt.cli.serve, tempertilt.serving.guards\n"
-        "print([name for name in sys.modules if name in ('torch', 'transformers', 'tempertilt.modeling', 'fastapi')])"
+        "print([name for name in sys.modules if name in ('torch', 'transformers', 'tempertilt.models.t3', 'fastapi')])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from servers import serving
+from support.servers import serving
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

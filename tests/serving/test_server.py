@@ -14,7 +14,7 @@ import pytest
 
 openai = pytest.importorskip("openai")
 
-from servers import KEY, Alone, Running, adapters, alone, running, serving, wait_until  # noqa: E402, F401
+from support.servers import KEY, Alone, Running, adapters, alone, running, serving, wait_until  # noqa: E402, F401
 
 PROMPTS = [
     "Where was Hina Ameen born?",

@@ -15,12 +15,12 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from conftest import make_llama, write_tofu
+from support.tiny import make_llama, write_tofu
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
-from tempertilt.head import GuidanceHead
+from tempertilt.guidance.head import GuidanceHead
 from tempertilt.metrics import rouge_scores
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
 from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
 from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, read_log, run_tofu

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks.theory_sweep import SweepGrid, Tally, sweep
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import QUICK, Drawn, problems, temperatures
 
+from support.strategies import QUICK, Drawn, problems, temperatures
 from tempertilt import theory
 from tempertilt.theory import bounds
-from tempertilt.theory.sweep import SweepGrid, Tally, sweep
 
 THIN = SweepGrid(eps=(0.3, 1e-3), deltas=(1e-6, 1e-2), gammas=(0.01, 0.6), temperatures=(1.0, 1.5, 2.0, 10.0), priors=(0.5,))
 

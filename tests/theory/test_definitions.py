@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import dblquad, quad
-from strategies import QUICK, Drawn, problems, shares, temperatures
 
+from support.strategies import QUICK, Drawn, problems, shares, temperatures
 from tempertilt import theory
 from tempertilt.errors import ConfigError, DataError
 

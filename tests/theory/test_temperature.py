@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import QUICK
 
+from support.strategies import QUICK
 from tempertilt import theory
 from tempertilt.errors import ConfigError
 

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 import pytest
+from benchmarks.theory_sweep.sequences import random_law
 
 from tempertilt import theory
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.theory.sweep.sequences import random_law
 from tempertilt.theory.tokens import TokenLaw, TokenMixture, guided_law, step_divergences, step_tempering_bias
 
 SIZE, LENGTH = 3, 4

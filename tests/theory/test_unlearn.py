@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import question_rows
-from tempertilt.base import load_base
+from support.tiny import question_rows
 from tempertilt.cli import main
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record, check_records
-from tempertilt.features import Features, FeatureStore
-from tempertilt.fit import FitConfig, fit_head, split_documents
-from tempertilt.pipeline import REPORT, EvidenceConfig, TiltConfig, UnlearnConfig, unlearn
-from tempertilt.store import write_shard
+from tempertilt.fitting.features import Features, FeatureStore
+from tempertilt.fitting.fit_head import FitConfig, fit_head, split_documents
+from tempertilt.fitting.pipeline import REPORT, EvidenceConfig, TiltConfig, UnlearnConfig, unlearn
+from tempertilt.fitting.store import write_shard
+from tempertilt.models.base import load_base
 from tempertilt.theory import Sides, diagnose_adapter
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from tempertilt.base import DTYPES
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import find_method, load_plugin
 from tempertilt.methods.task import Budget, Method
-from tempertilt.smollm2 import ALIAS, smollm2_dir
+from tempertilt.models.base import DTYPES
+from tempertilt.models.smollm2 import ALIAS, smollm2_dir
 from tempertilt.storage import file_sha256
 from tempertilt.suites.logs import SPLITS
 

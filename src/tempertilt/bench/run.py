@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tempertilt.bench.config import BenchConfig, Contender, Setting
-from tempertilt.bench.engines import job_of, run_jobs
+from tempertilt.bench.jobs import job_of, run_jobs
 from tempertilt.bench.resampling import Value
 from tempertilt.bench.scores import HIGHER, Row, costs, figure, score, trial_metrics
 from tempertilt.bench.trial import PARTS, RESULT, Trial, Trials, load_data
 from tempertilt.bench.worker import spec_of
 from tempertilt.environment import machine_of
 from tempertilt.errors import TemperTiltError
-from tempertilt.methods.training import check_tracker
 from tempertilt.storage import make_dir
+from tempertilt.training.loop import check_tracker
 
 POINTS = ("target", "reference")
 

@@ -16,7 +16,7 @@ import tempertilt
 from tempertilt.bench.config import BenchConfig, Setting, source_digest
 from tempertilt.data.records import Record, load_records
 from tempertilt.errors import DataError
-from tempertilt.evidence import spread
+from tempertilt.fitting.before_after import spread
 from tempertilt.suites.measure import Item
 from tempertilt.suites.tofu import TofuConfig, load_tofu
 

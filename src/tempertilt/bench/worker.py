@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from tempertilt.base import BaseModel, load_base
 from tempertilt.bench.config import BenchConfig, Setting, read_config
 from tempertilt.bench.trial import EVALUATION, FAILURE, RESULT, Data, load_data
 from tempertilt.data.examples import ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
 from tempertilt.environment import environment
 from tempertilt.errors import TemperTiltError
-from tempertilt.evidence import spread
-from tempertilt.generation import generate_ids
+from tempertilt.fitting.before_after import spread
 from tempertilt.methods.task import Clock, Task, Unlearned
+from tempertilt.models.base import BaseModel, load_base
+from tempertilt.models.generation import generate_ids
 from tempertilt.storage import make_dir, write_text
 from tempertilt.suites.measure import MeasureConfig, Plan
 from tempertilt.suites.tofu import PLAN, TofuConfig, run_tofu

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import BenchConfig, as_dict, read_config
-from tempertilt.bench.engines import ENGINES
+from tempertilt.bench.jobs import ENGINES
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
 from tempertilt.bench.scores import Row
 from tempertilt.cli.flags import require
 from tempertilt.errors import ConfigError
-from tempertilt.methods.training import TRACKERS
 from tempertilt.storage import write_text
+from tempertilt.training.loop import TRACKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

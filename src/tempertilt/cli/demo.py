@@ -7,9 +7,9 @@ import json
 import sys
 from dataclasses import asdict
 
+from tempertilt.cli.demonstration import DemoConfig, run_demo
 from tempertilt.cli.flags import add_config, build
 from tempertilt.cli.text import changes
-from tempertilt.demo import DemoConfig, run_demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

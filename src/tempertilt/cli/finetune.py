@@ -7,14 +7,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tempertilt.base import load_base
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import load_records
 from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError
-from tempertilt.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
-from tempertilt.pipeline import output_directory
+from tempertilt.fitting.pipeline import output_directory
+from tempertilt.models.base import load_base
+from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
 CONFIGS = (FinetuneConfig, ExampleConfig)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from tempertilt.catalogue import CATALOGUE
+from tempertilt.cli.catalogue import CATALOGUE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

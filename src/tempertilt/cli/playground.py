@@ -12,7 +12,7 @@ from tempertilt.cli.session import open_model
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.playground.app import Playground, import_gradio, serve
 from tempertilt.playground.records import report_records
-from tempertilt.sockets import LOOPBACK, listen
+from tempertilt.serving.sockets import LOOPBACK, listen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

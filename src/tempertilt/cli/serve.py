@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from tempertilt.cli.flags import add_config, add_model, build
 from tempertilt.errors import ConfigError
+from tempertilt.serving.backends import ENGINES, choose_engine, start_vllm, vllm_command
 from tempertilt.serving.config import ServeConfig
-from tempertilt.serving.engines import ENGINES, choose_engine, start_vllm, vllm_command
 from tempertilt.serving.names import parse_adapters
-from tempertilt.sockets import LOOPBACK, address, listen
+from tempertilt.serving.sockets import LOOPBACK, address, listen
 
 KEY = "T3_API_KEY"
 

@@ -8,11 +8,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError
-from tempertilt.modeling import T3ForCausalLM, load_unlearned
+from tempertilt.models.base import load_base
+from tempertilt.models.t3 import T3ForCausalLM, load_unlearned
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from tempertilt.evidence import Summary
+from tempertilt.fitting.before_after import Summary
+from tempertilt.fitting.pipeline import Shown
 from tempertilt.metrics.result import MetricResult
-from tempertilt.pipeline import Shown
 
 
 def changes(summaries: Mapping[str, Summary], shown: Sequence[Shown]) -> list[str]:

@@ -8,19 +8,19 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from tempertilt.background import BackgroundConfig
-from tempertilt.base import load_base
-from tempertilt.calibrate import CalibrationConfig
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
 from tempertilt.cli.text import changes, labelled
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import check_records, load_records
-from tempertilt.engines import EngineConfig, open_engine
 from tempertilt.errors import ConfigError
-from tempertilt.features import FeatureConfig
-from tempertilt.fit import FitConfig
-from tempertilt.gate import GateConfig
-from tempertilt.pipeline import METHODS, EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.fitting.background import BackgroundConfig
+from tempertilt.fitting.calibrate import CalibrationConfig
+from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.fit_head import FitConfig
+from tempertilt.fitting.launch import EngineConfig, open_engine
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.guidance.gate import GateConfig
+from tempertilt.models.base import load_base
 
 PLAIN = ("method", "model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
 CONFIGS = (

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from tempertilt.modeling import load_unlearned
+from tempertilt.models.t3 import load_unlearned
 
 
 @register_model("t3")

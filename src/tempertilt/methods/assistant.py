@@ -7,9 +7,9 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempertilt.base import decoder_layers
 from tempertilt.errors import ConfigError
-from tempertilt.methods.training import TrainConfig
+from tempertilt.models.base import decoder_layers
+from tempertilt.training.loop import TrainConfig
 
 
 @dataclass(frozen=True)

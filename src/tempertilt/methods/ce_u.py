@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.methods.training import Step
+from tempertilt.training.loop import Step
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.methods.training import Step, TrainConfig
+from tempertilt.training.loop import Step, TrainConfig
 
 
 def ascent_loss(token_nll: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.methods.training import Step
+from tempertilt.training.loop import Step
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
 from tempertilt.methods.task import Clock, Method, Task, Unlearned
-from tempertilt.methods.training import Step, answer_states, train
+from tempertilt.training.loop import Step, answer_states, train
 
 
 @dataclass(frozen=True)

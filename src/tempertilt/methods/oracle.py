@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tempertilt.methods.points import URL, PointConfig, reference_of
 from tempertilt.methods.prompts import Ids, PromptReader
+from tempertilt.methods.reference_points import URL, PointConfig, reference_of
 from tempertilt.methods.registry import register
 from tempertilt.methods.routed import RoutedModel
 from tempertilt.methods.steered import Pass

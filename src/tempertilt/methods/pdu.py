@@ -10,7 +10,7 @@ from torch import Tensor
 from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.methods.training import Step, TrainConfig
+from tempertilt.training.loop import Step, TrainConfig
 
 
 @dataclass(frozen=True)

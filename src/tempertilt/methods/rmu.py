@@ -11,7 +11,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.methods.training import Step, TrainConfig
+from tempertilt.training.loop import Step, TrainConfig
 
 
 @dataclass(frozen=True)

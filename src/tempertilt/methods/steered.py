@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache
 from transformers.modeling_utils import slice_logits_to_keep
 
 from tempertilt.errors import TemperTiltError
-from tempertilt.modeling import FROM_BASE, T3ForCausalLM
+from tempertilt.models.t3 import FROM_BASE, T3ForCausalLM
 
 
 class SideState(DummyLayer):  # type: ignore[misc]

@@ -11,9 +11,9 @@ from typing import Any
 
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
+from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, UnlearnConfig, unlearn
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Method, Task, Unlearned
-from tempertilt.pipeline import METHODS, EvidenceConfig, UnlearnConfig, unlearn
 
 URL = "https://arxiv.org/abs/2602.10217"
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tempertilt.base import BaseModel
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import DataError
+from tempertilt.models.base import BaseModel
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from tempertilt.data.examples import Example
 from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError
-from tempertilt.methods.answers import Answers
 from tempertilt.methods.task import Method, Task, Unlearned
-from tempertilt.methods.training import Step, TrainConfig, train
+from tempertilt.training.answers import Answers
+from tempertilt.training.loop import Step, TrainConfig, train
 
 RETAIN_LOSSES = ("nll", "kl")
 

@@ -17,7 +17,7 @@ from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
 from tempertilt.methods.task import Method, Task, Unlearned
-from tempertilt.methods.training import Step, train
+from tempertilt.training.loop import Step, train
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.pipeline import TiltConfig
+from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground import page
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Request, Runs
 from tempertilt.playground.trace import Tracer
-from tempertilt.sockets import LOOPBACK, address
+from tempertilt.serving.sockets import LOOPBACK, address
 from tempertilt.storage import cache_dir
 
 INTERVAL = 0.08  # seconds between two versions of an answer that grows

@@ -11,12 +11,12 @@ from importlib import resources
 
 import torch
 
-from tempertilt.gate import EvidenceGate
-from tempertilt.pipeline import TiltConfig
+from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.tilt import log_retain_weight
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Answer, View
 from tempertilt.playground.trace import Law, PromptToken, Step
-from tempertilt.tilt import log_retain_weight
 
 NAMES: dict[Law, str] = {"base": "Base model", "tilted": "Unlearned model"}
 NOTES: dict[Law, str] = {

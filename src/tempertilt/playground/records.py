@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from tempertilt.pipeline import REPORT
+from tempertilt.fitting.pipeline import REPORT
 
 log = logging.getLogger("tempertilt")
 

@@ -2,7 +2,7 @@
 
     base      softmax z
     tempered  softmax z / (1 + (T - 1) g)
-    tilted    softmax [ z / (1 + (T - 1) g) + s g w(l) ]        g = 1 without a gate; see `tempertilt.tilt`
+    tilted    softmax [ z / (1 + (T - 1) g) + s g w(l) ]        g = 1 without a gate; see `tempertilt.guidance.tilt`
 
 Nothing here knows of a user interface.
 """
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.generation import stop_ids
-from tempertilt.modeling import NextTerms, T3ForCausalLM
-from tempertilt.pipeline import TiltConfig
-from tempertilt.tilt import guided_logits
+from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.tilt import guided_logits
+from tempertilt.models.generation import stop_ids
+from tempertilt.models.t3 import NextTerms, T3ForCausalLM
 
 Law = Literal["base", "tilted"]
 

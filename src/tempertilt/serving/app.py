@@ -31,9 +31,9 @@ from tempertilt.serving.guards import LimitBody, RequireKey, error_body
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
 from tempertilt.serving.requests import Job, RequestError, find_model, prepare_chat, prepare_completion
+from tempertilt.serving.responses import ChatShape, CompletionShape, Shape
 from tempertilt.serving.sampling import Choice
 from tempertilt.serving.schema import ChatRequest, CompletionRequest
-from tempertilt.serving.shapes import ChatShape, CompletionShape, Shape
 
 log = logging.getLogger("tempertilt")
 

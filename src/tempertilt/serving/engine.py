@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from tempertilt.errors import TemperTiltError
-from tempertilt.generation import pad_left
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.models.generation import pad_left
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.sampling import Choice, Sampler, Sampling, choice_of
 from tempertilt.serving.textstream import TextStream
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tempertilt.adapter import load_adapter
-from tempertilt.base import load_base
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.generation import stop_ids
-from tempertilt.modeling import T3ForCausalLM
+from tempertilt.models.adapter import load_adapter
+from tempertilt.models.base import load_base
+from tempertilt.models.generation import stop_ids
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.engine import Decoder
 from tempertilt.serving.names import BASE
 from tempertilt.serving.textstream import decode
@@ -93,7 +93,7 @@ def load_models(
         serve_base: offer the base model, too.
         max_model_len: tokens of prompt and answer together; 0 is what the model was made for.
         check_base: refuse adapters that were fitted on another base.
-        options: device, dtype, trust_remote_code, as in `tempertilt.base.load_base`.
+        options: device, dtype, trust_remote_code, as in `tempertilt.models.base.load_base`.
 
     Raises:
         AdapterError, ModelError: something can't be loaded, or does not fit together.

@@ -16,12 +16,12 @@ from tqdm import tqdm
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.generation import generate_ids
 from tempertilt.methods.steered import SteeredLM
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
-from tempertilt.modeling import T3ForCausalLM
-from tempertilt.scoring import AnswerScore, Question, Scorer, common_prefix
+from tempertilt.models.generation import generate_ids
+from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites.journal import Journal
 
 PROTOCOL = 1

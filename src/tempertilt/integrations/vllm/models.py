@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tempertilt.adapter import AdapterConfig, load_adapter
 from tempertilt.errors import AdapterError, ConfigError, ModelError
-from tempertilt.gate import EvidenceGate
-from tempertilt.head import GuidanceHead
+from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.tilt import guided_logits
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Layout
 from tempertilt.integrations.vllm.serve import CHECKS, KEY, PREFIX, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
-from tempertilt.tilt import guided_logits
+from tempertilt.models.adapter import AdapterConfig, load_adapter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tempertilt.adapter import AdapterConfig, read_config
 from tempertilt.errors import AdapterError, ConfigError, ModelError
+from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_temperature
+from tempertilt.models.adapter import AdapterConfig, read_config
 from tempertilt.storage import cache_dir, file_sha256, make_dir
-from tempertilt.tilt import check_forget_prior, check_guidance_scale, check_temperature
 
 KEY = "tempertilt"  # of our options in the model's configuration
 PREFIX = "T3"  # of the architecture's name
@@ -150,7 +150,7 @@ def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig 
         ModelError: they can't be loaded.
         AdapterError: the merged model is another than the adapter's base.
     """
-    from tempertilt.smollm2 import ALIAS, smollm2_dir
+    from tempertilt.models.smollm2 import ALIAS, smollm2_dir
 
     source = str(smollm2_dir()) if name == ALIAS else name
     if peft_adapter is None:
@@ -191,7 +191,7 @@ def _intact(target: Path) -> str | None:
 
 def _merge(name: str, peft_adapter: str, target: Path) -> str:
     """Merge and save as safetensors; return the fingerprint."""
-    from tempertilt.base import load_base
+    from tempertilt.models.base import load_base
 
     log.warning("merging PEFT adapter %s into %s for vLLM, once: %s", peft_adapter, name, target)
     base = load_base(name, peft_adapter=peft_adapter, device="cpu", dtype="auto")

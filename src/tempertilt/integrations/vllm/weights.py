@@ -1,4 +1,4 @@
-"""Whether the weights that an engine loads are those of an adapter's base: `tempertilt.base.fingerprint` of a stream."""
+"""Whether the weights that an engine loads are those of an adapter's base: `tempertilt.models.base.fingerprint` of a stream."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempertilt.base import fingerprint_of_samples, weight_sample
 from tempertilt.errors import AdapterError
+from tempertilt.models.base import fingerprint_of_samples, weight_sample
 
 UNCHECKED = 'If you know that it is the adapter\'s base, put "check_base": false beside the adapter in hf_overrides'
 

@@ -1,0 +1,1 @@
+"""From records and a base model to an adapter."""

@@ -1,0 +1,149 @@
+"""Background text: what the base model says when nobody asks it anything in particular, as data that is to be kept.
+
+The model is given the beginning of a chat and writes the user's question itself, then answers it (as in Xu et al., "Magpie",
+arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of tokens with a forget record are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tempertilt.data.examples import Example, ExampleConfig, encode_question, shared_prefix
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.models.generation import generate_ids, stop_ids
+from tempertilt.storage import cache_dir, make_dir, write_text
+
+log = logging.getLogger("tempertilt")
+
+PROBES = ("alpha", "Zebra", "12", "What is this?")
+BATCH = 32
+SHARED_RUN = 8  # tokens in a row that a sample and a forget record have in common
+
+
+@dataclass(frozen=True)
+class BackgroundConfig:
+    """How much background text, and of what length."""
+
+    background: int = field(default=0, metadata={"help": "records of background text that the base model writes; 0 = none"})
+    background_tokens: int = field(default=40, metadata={"help": "length of a background question and of its answer, tokens"})
+    background_seed: int = field(default=0, metadata={"help": "seed of the background text"})
+
+    def __post_init__(self) -> None:
+        for name, low in (("background", 0), ("background_tokens", 1), ("background_seed", 0)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= {low}")
+
+
+def background_examples(
+    model: Any,
+    tokenizer: Any,
+    forget: Sequence[Example],
+    config: BackgroundConfig,
+    examples: ExampleConfig,
+    *,
+    fingerprint: str | None = None,
+    progress: bool = True,
+) -> list[Example]:
+    """Questions that the base model asks itself and its answers, each a document of its own; the answers are scored.
+
+    The same seed gives the same text on one machine. There may be fewer than asked for: samples near the forget records are
+    left out, and said so.
+
+    Args:
+        fingerprint: of the model's weights; with it, text that was written once is kept in the cache.
+    """
+    head, tail = question_frame(tokenizer, examples)
+    runs = set().union(*(_runs(example, head, tail) for example in forget))
+    found: list[Example] = []
+    for i, (prompt, answer) in enumerate(_chats(model, tokenizer, head, tail, config, fingerprint, progress)):
+        ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
+        scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
+        example = Example(ids, scored, f"background-{i}", "background", i)
+        if not runs & _runs(example, head, tail):
+            found.append(example)
+    if len(found) < config.background:
+        log.warning(
+            "%d of %d background texts were about the forget records: left out", config.background - len(found), config.background
+        )
+    return found
+
+
+Chat = tuple[list[int], list[int]]  # the tokens of a prompt, and of the answer
+
+
+def _chats(
+    model: Any,
+    tokenizer: Any,
+    head: list[int],
+    tail: list[int],
+    config: BackgroundConfig,
+    fingerprint: str | None,
+    progress: bool,
+) -> list[Chat]:
+    """The chats, from the cache where they are there."""
+    path = None
+    if fingerprint is not None:
+        content = json.dumps([fingerprint, str(model.dtype), asdict(config), head, tail])
+        path = cache_dir() / "background" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+        if path.is_file():
+            return [(prompt, answer) for prompt, answer in json.loads(path.read_text(encoding="utf-8"))]
+    chats = _write_chats(model, tokenizer, head, tail, config, progress)
+    if path is not None:
+        make_dir(path.parent)
+        write_text(path, json.dumps(chats) + "\n")
+    return chats
+
+
+def _write_chats(
+    model: Any, tokenizer: Any, head: list[int], tail: list[int], config: BackgroundConfig, progress: bool
+) -> list[Chat]:
+    """Let the model ask, then answer."""
+    stops = stop_ids(model, tokenizer)
+    options: dict[str, Any] = {"max_new_tokens": config.background_tokens}
+    chats: list[Chat] = []
+    state = torch.get_rng_state()
+    torch.manual_seed(config.background_seed)
+    try:
+        with tqdm(total=config.background, desc="background", unit=" records", disable=not progress) as bar:
+            while len(chats) < config.background:
+                n = min(BATCH, config.background - len(chats))
+                asked = [row for [row] in generate_ids(model, tokenizer, [head] * n, draws=1, **options)]
+                prompts = [[*head, *(token for token in row if token not in stops), *tail] for row in asked]
+                answers = [row for [row] in generate_ids(model, tokenizer, prompts, draws=1, **options)]
+                chats += zip(prompts, answers)
+                bar.update(n)
+    finally:
+        torch.set_rng_state(state)
+    return chats
+
+
+def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], list[int]]:
+    """The tokens before and after a user's question, up to where the answer starts: what all prompts have in common.
+
+    Raises:
+        DataError: nothing comes before a question, so there is nothing to start from.
+    """
+    prompts = [encode_question(probe, tokenizer, config) for probe in PROBES]
+    before = shared_prefix(prompts)
+    after = shared_prefix([prompt[before:][::-1] for prompt in prompts])
+    if not before:
+        raise DataError("the tokenizer puts nothing before a question, so no background text can be started: use --background 0")
+    return prompts[0][:before], prompts[0][len(prompts[0]) - after :] if after else []
+
+
+def _runs(example: Example, head: list[int], tail: list[int]) -> set[tuple[int, ...]]:
+    """All runs of `SHARED_RUN` tokens in the question and in the answer, without the frame, which all have in common."""
+    ids, start = example.input_ids.tolist(), int(example.scored.argmax())
+    first = len(head) if ids[: len(head)] == head else 0
+    last = start - len(tail) if tail and ids[start - len(tail) : start] == tail else start
+    parts = (ids[first:last], ids[start:])
+    return {tuple(part[i : i + SHARED_RUN]) for part in parts for i in range(len(part) - SHARED_RUN + 1)}

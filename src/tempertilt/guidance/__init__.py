@@ -1,0 +1,1 @@
+"""The mathematics of temper-then-tilt: torch only, no files, no transformers."""

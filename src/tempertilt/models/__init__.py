@@ -1,0 +1,1 @@
+"""Base models, and the unlearned model as a transformers model: loading, wrapping, adapters, decoding, scoring."""

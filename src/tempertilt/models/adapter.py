@@ -1,0 +1,238 @@
+"""An adapter on disk or on the hub: what the head learned and for which base model; never the base's weights.
+
+adapter_config.json            AdapterConfig
+adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r); with a gate gate.mean (d,), gate.basis (k, d),
+                               gate.shrink (k,), gate.exemplars (m, d), gate.margins (m,)
+README.md                      model card
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import tempertilt
+from tempertilt.errors import AdapterError
+from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_pooling, check_temperature
+from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text, write_whole
+
+CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
+KIND = "tempertilt"
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Everything about an adapter but its weights. The tilt's settings are defaults that can be changed after loading."""
+
+    base_model: str  # hub id, directory or alias
+    base_fingerprint: str  # of the model that it was fitted on, PEFT adapter included
+    base_model_type: str
+    hidden_size: int
+    vocab_size: int
+    peft_adapter: str | None = None
+    pooling: str = "mean"
+    activation: str = "identity"
+    temperature: float = 2.5
+    guidance_scale: float = 1.0
+    forget_prior: float = 0.5
+    gate: dict[str, Any] | None = None  # layer, threshold, width
+    training: dict[str, Any] = field(default_factory=dict)  # data, configuration and scores of the fit
+    weights_sha256: str = ""
+    adapter_type: str = KIND
+    tempertilt_version: str = tempertilt.__version__
+
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        check_temperature(self.temperature)
+        check_guidance_scale(self.guidance_scale)
+        check_forget_prior(self.forget_prior)
+        if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
+            raise AdapterError(f"gate is {self.gate!r}; valid are null, or layer, threshold and width")
+
+    @property
+    def system_prompt(self) -> str | None:
+        """The system message of the records that it was fitted on; None where it is not known."""
+        found: str | None = self.training.get("config", {}).get("system_prompt")
+        return found
+
+    def base(self, model: str | None = None, peft_adapter: str | None = None) -> tuple[str, str | None]:
+        """The base model and the PEFT adapter to load for it: those asked for, else those that it was fitted on.
+
+        Another base than its own does not get its own PEFT adapter.
+        """
+        name = model or self.base_model
+        own = self.peft_adapter if name == self.base_model else None
+        return name, own if peft_adapter is None else peft_adapter
+
+
+class Adapter(NamedTuple):
+    """What an adapter directory holds."""
+
+    config: AdapterConfig
+    head: GuidanceHead
+    gate: EvidenceGate | None
+
+
+def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None = None) -> Path:
+    """Write an adapter into `directory` (made if needed); return the directory.
+
+    The configuration goes last and holds the weights' checksum: a save that was interrupted is never taken for a finished
+    adapter, and an adapter that is replaced stays whole until its configuration is taken away.
+    """
+    make_dir(directory)
+    remove_unfinished(directory)
+    (directory / CONFIG).unlink(missing_ok=True)
+    tensors = head.tensors() | (gate.tensors() if gate else {})
+    write_whole(directory / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    config = replace(config, weights_sha256=file_sha256(directory / WEIGHTS))
+    write_text(directory / CARD, model_card(head, config))
+    write_text(directory / CONFIG, json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
+    return directory
+
+
+def load_adapter(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
+    """Read an adapter from a directory or a hub id.
+
+    Raises:
+        AdapterError: it does not exist, is of another kind, unfinished, damaged, or its parts do not fit together.
+    """
+    directory = _locate(str(name), revision, token)
+    config = read_config(directory)
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise AdapterError(f"{str(directory)!r} has no {WEIGHTS}: the adapter is not complete; make it again with t3 unlearn")
+    if file_sha256(weights) != config.weights_sha256:
+        raise AdapterError(f"{str(weights)!r} is damaged or truncated (its SHA-256 is not the one in {CONFIG}); make it again")
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise AdapterError(f"{str(weights)!r} cannot be read: {error}") from error
+    head = GuidanceHead.from_tensors(tensors, config.activation)
+    if head.hidden_size != config.hidden_size:
+        raise AdapterError(f"{str(weights)!r} is for hidden size {head.hidden_size}, its {CONFIG} says {config.hidden_size}")
+    gate = EvidenceGate.from_tensors(tensors, **config.gate) if config.gate else None
+    return Adapter(config, head, gate)
+
+
+def read_config(directory: Path) -> AdapterConfig:
+    """The configuration in an adapter directory; `AdapterError` if it is missing, damaged or of another kind."""
+    path = directory / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{str(directory)!r} has no {CONFIG}; valid is a directory that t3 unlearn has finished writing")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("adapter_type") != KIND:
+        kind = raw.get("peft_type", "unknown") if isinstance(raw, dict) else "unknown"
+        raise AdapterError(f"{str(path)!r} is an adapter of kind {kind!r}, not {KIND!r}; a PEFT adapter goes to --peft-adapter")
+    known = {f.name for f in fields(AdapterConfig)}
+    if unknown := sorted(set(raw) - known):
+        raise AdapterError(f"{str(path)!r} has unknown fields {', '.join(unknown)}: it was made by a newer version of tempertilt")
+    try:
+        return AdapterConfig(**raw)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{str(path)!r} is not valid: {error}") from error
+
+
+def push_adapter(save: Callable[[Path], object], repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:
+    """Let `save` write an adapter into a temporary directory, upload it to the hub, and return the commit's address."""
+    from tempfile import TemporaryDirectory
+
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with TemporaryDirectory() as work:
+        save(Path(work))
+        return str(api.upload_folder(repo_id=repo_id, folder_path=work, commit_message=message))
+
+
+def _locate(name: str, revision: str | None, token: str | None) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise AdapterError(f"no adapter directory {name!r}; valid are a directory made by t3 unlearn or a hub id (org/name)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, token=token, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise AdapterError(f"no adapter directory {name!r}, and the hub gives none: {type(error).__name__}: {first}") from error
+
+
+def _gate_line(config: AdapterConfig) -> str:
+    if config.gate is None:
+        return "none: every context is tempered and tilted"
+    found = config.training.get("gate") or {}
+    names = ("coverage", "recall_held_out", "false_alarms_held_out")
+    covered, recall, alarms = (found.get(name, math.nan) for name in names)
+    return (
+        f"{found.get('exemplars', '?')} exemplars after {config.gate['layer']} layers, threshold {config.gate['threshold']:.2f}; "
+        f"opens on {covered:.1%} of forget prompts; held out, on {recall:.1%} of forget prompts and {alarms:.1%} of kept records"
+    )
+
+
+def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
+    """The README.md of an adapter: the exact recipe, how to load it, and what it does not do."""
+    training = config.training
+    fit = training.get("fit", {})
+    recipe = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(training.get("config", {}).items()))
+    base = f"`{config.base_model}`" + (f" with the PEFT adapter `{config.peft_adapter}`" if config.peft_adapter else "")
+    share = fit.get("parameter_share", math.nan)
+    scores = fit.get("train") or {}
+    accuracy = ", ".join(f"{name} {scores.get(f'{name}_accuracy', math.nan):.4f}" for name in ("forget", "retain"))
+    return f"""---
+library_name: tempertilt
+tags:
+- unlearning
+- temper-then-tilt
+base_model: {config.base_model}
+---
+
+# Temper-Then-Tilt adapter
+
+Makes {base} stop producing a forget set. The base model's weights are unchanged; only its next-token law is corrected:
+tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:.3g} by a classifier that tells retain from
+forget (Block et al., arXiv 2602.10217){", where a gate finds the text to be about the forget set" if config.gate else ""}.
+
+| | |
+|---|---|
+| trained numbers | {head.num_parameters:,} ({share:.4%} of the base) |
+| rank, tokens with a row | {head.rank}, {len(head.token_ids):,} |
+| pooling, activation | {config.pooling}, {config.activation} |
+| gate | {_gate_line(config)} |
+| forget / retain records | {training.get("forget_records", "?")} / {training.get("retain_records", "?")} |
+| token accuracy on its records | {accuracy} |
+| base fingerprint | `{config.base_fingerprint}` |
+
+## Use
+
+```python
+from tempertilt import T3ForCausalLM
+
+model = T3ForCausalLM.from_pretrained("this-directory-or-hub-id", base_model={config.base_model!r})
+```
+
+## Limits
+
+The frozen weights still hold the knowledge. Whoever has the weights or the hidden states can read it, and switching the
+adapter off brings it back. This adapter unlearns the output distribution of a served model, nothing else.
+
+## Recipe
+
+| option | value |
+|---|---|
+{recipe}
+"""

@@ -1,0 +1,73 @@
+"""Background text: what it is made of, what is left out, and its cache."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tempertilt.fitting.background as background
+from tempertilt.data.examples import Example, ExampleConfig
+from tempertilt.fitting.background import BackgroundConfig, background_examples, question_frame
+from tempertilt.models.base import load_base
+
+CONFIG = BackgroundConfig(background=6, background_tokens=12)
+
+
+def texts(examples: list[Example]) -> list[list[int]]:
+    return [example.input_ids.tolist() for example in examples]
+
+
+def test_chats_of_the_model_in_the_frame_of_its_template(tiny_dir: Path) -> None:
+    base = load_base(str(tiny_dir))
+    head, tail = question_frame(base.tokenizer, ExampleConfig())
+    found = background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), progress=False)
+    assert len(found) == 6 and len({example.document for example in found}) == 6
+    for example in found:
+        ids, start = example.input_ids.tolist(), int(example.scored.argmax())
+        assert ids[: len(head)] == head and ids[start - len(tail) : start] == tail and example.scored[start:].all()
+    again = background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), progress=False)
+    assert texts(again) == texts(found)
+
+
+def test_text_that_shares_a_run_with_a_forget_record_is_left_out(tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = load_base(str(tiny_dir))
+    found = background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), progress=False)
+    forget = found[2]
+    with caplog.at_level(logging.WARNING, "tempertilt"):
+        fewer = background_examples(base.model, base.tokenizer, [forget], CONFIG, ExampleConfig(), progress=False)
+    left = [example.document for example in fewer]
+    assert found[2].document not in left and "left out" in caplog.text
+
+
+def test_the_frame_is_not_what_a_text_is_about() -> None:
+    head, tail = [5] * 20, [6] * 20
+    question, answer = np.arange(100, 110), np.arange(200, 210)
+
+    def example(question: np.ndarray, answer: np.ndarray) -> Example:
+        ids = np.concatenate([head, question, tail, answer]).astype(np.int32)
+        return Example(ids, np.arange(len(ids)) >= len(ids) - len(answer), "f", "f", 0)
+
+    runs = background._runs(example(question, answer), head, tail)
+    assert not runs & background._runs(example(question + 20, answer + 20), head, tail)
+    assert runs & background._runs(example(question, answer + 20), head, tail)
+    assert runs & background._runs(example(question + 20, answer), head, tail)
+    assert background._runs(Example(answer, np.arange(10) >= 1, "t", "t", 0), head, tail)  # plain text has no frame
+
+
+def test_what_was_written_once_is_read_again(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "cache_dir", lambda: tmp_path)
+    base = load_base(str(tiny_dir))
+    made = [
+        background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), fingerprint=fingerprint, progress=False)
+        for fingerprint in (base.fingerprint, None)
+    ]
+    monkeypatch.setattr(background, "generate_ids", None)
+    read = background_examples(
+        base.model, base.tokenizer, [], CONFIG, ExampleConfig(), fingerprint=base.fingerprint, progress=False
+    )
+    assert texts(read) == texts(made[0]) == texts(made[1])
+    with pytest.raises(TypeError):  # another model's text is not taken
+        background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), fingerprint="other", progress=False)

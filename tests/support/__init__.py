@@ -1,0 +1,1 @@
+"""What several test files use: tiny models and records, tasks, servers, oracles."""
