@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from _print import header, row
+from tempertilt.data.batches import pad_batch
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record
-from tempertilt.fitting.features import pad_batch
 from tempertilt.models.base import BaseModel, decoder_layers, load_base
 from tempertilt.models.scoring import Scorer
 from tempertilt.suites.measure import Item

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from _print import header, row
+from tempertilt.data.batches import pad_batch, plan_batches
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import load_records
-from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features, pad_batch, plan_batches
+from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
 from tempertilt.models.base import body_of, load_base
 
 

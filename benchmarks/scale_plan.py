@@ -23,10 +23,12 @@ import numpy as np
 import torch
 
 from _print import header, row, save
+from tempertilt.data.batches import plan_batches
 from tempertilt.data.examples import Example
-from tempertilt.fitting.features import FeatureConfig, FeatureStore, batch_features, extract_features, plan_batches
+from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
+from tempertilt.fitting.fit_gate import CANDIDATES, GateConfig
 from tempertilt.fitting.store import write_shard
-from tempertilt.guidance.gate import CANDIDATES, GateConfig
+from tempertilt.fitting.workers import batch_features
 from tempertilt.models.base import load_base
 
 MIB, GIB, TIB, HOUR = 2**20, 2**30, 2**40, 3600.0

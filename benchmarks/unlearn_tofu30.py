@@ -22,8 +22,8 @@ from tqdm import tqdm
 from _print import header, save
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt
 from tempertilt.data.records import Record, check_records, load_records
-from tempertilt.fitting.before_after import Summary, greedy_token_ids, likelihoods
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.fitting.before_after import ReportConfig, Summary, greedy_token_ids, likelihoods
+from tempertilt.fitting.pipeline import METHODS, unlearn
 from tempertilt.models.base import load_base
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -46,7 +46,7 @@ def main() -> None:
     header(f"unlearn {len(sets.forget)} records, keep {len(sets.retain)}, {args.model} with {args.peft_adapter}, {args.method}")
     recipe = METHODS[args.method]
     fitting = replace(recipe.fit, held_out_fraction=0.0)  # one fit, of all records
-    recipe = replace(recipe, fit=fitting, evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = replace(recipe, fit=fitting, report=ReportConfig(report_records=0, show=0))
     with tempfile.TemporaryDirectory() as directory:
         made = unlearn(base, sets, Path(directory) / "adapter", recipe)
         assert made.fit is not None and made.extraction is not None

@@ -14,9 +14,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for _print, which all benchmarks share
 from _print import header, save
+from tempertilt.data.batches import pad_batch, plan_batches
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record, check_records, load_records
-from tempertilt.fitting.features import pad_batch, plan_batches
 from tempertilt.models.base import BaseModel, load_base
 
 __all__ = ["Sets", "check_records", "header", "load", "options", "record", "rows", "save", "states", "unseen"]

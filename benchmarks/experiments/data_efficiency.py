@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from _tofu import check_records, header, load, options, save, states, unseen
 
-from tempertilt.fitting.before_after import Summary, likelihoods, spread
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.data.batches import spread
+from tempertilt.fitting.before_after import ReportConfig, Summary, likelihoods
+from tempertilt.fitting.pipeline import METHODS, unlearn
 
 
 def main() -> None:
     args = options(__doc__).parse_args()
     base, sets = load(args)
     header("data efficiency of t3")
-    recipe = replace(METHODS["t3"], evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = replace(METHODS["t3"], report=ReportConfig(report_records=0, show=0))
     layer = recipe.gate.layer(base.model.config.num_hidden_layers)
     asked = {name: sets.examples(name, base) for name in ("forget paraphrased", "retain", "real authors", "world facts")}
     read = {

@@ -22,7 +22,8 @@ from torch import Tensor
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt, shared_prefix
 from tempertilt.data.records import Record
 from tempertilt.fitting.background import BackgroundConfig, background_examples
-from tempertilt.guidance.gate import EvidenceGate, GateConfig, TokenStates, fit_gate
+from tempertilt.fitting.fit_gate import GateConfig, TokenStates, fit_gate
+from tempertilt.guidance.gate import EvidenceGate
 from tempertilt.models.base import BaseModel
 from tempertilt.models.generation import generate_ids
 

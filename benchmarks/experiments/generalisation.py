@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from tempertilt.data.examples import shared_prefix
-from tempertilt.guidance.gate import GateConfig, TokenStates, fit_gate
+from tempertilt.fitting.fit_gate import GateConfig, TokenStates, fit_gate
 
 LAYERS = (3, 6, 9, 15, 30)
 ALARMS, SHOWN = (0.01, 0.02, 0.05), 0.02

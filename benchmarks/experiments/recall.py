@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from _tofu import Sets, header, options, save
 
+from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig, encode_question
-from tempertilt.fitting.before_after import spread
 from tempertilt.metrics.result import bootstrap
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.models.base import load_base

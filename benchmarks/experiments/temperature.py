@@ -28,12 +28,12 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from tempertilt.bench.trial import validation_documents
+from tempertilt.data.batches import pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
-from tempertilt.fitting.before_after import spread
+from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import match_likelihood
-from tempertilt.fitting.features import pad_batch, plan_batches
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, unlearn
+from tempertilt.fitting.pipeline import METHODS, unlearn
 from tempertilt.guidance.tilt import guided_logits
 from tempertilt.metrics import forget_quality
 from tempertilt.models.base import BaseModel
@@ -85,7 +85,7 @@ def main() -> None:
         f"{len(sets['retain'])} retain records"
     )
     recipe = METHODS["t3"]
-    recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), report=ReportConfig(report_records=0, show=0))
     with tempfile.TemporaryDirectory() as directory:
         given = check_records(sets["forget"], sets["retain"], sets["holdout"])
         model = unlearn(base, given, Path(directory) / "adapter", recipe, progress=False).model

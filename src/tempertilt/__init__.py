@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tempertilt.environment import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from tempertilt.data.examples import ExampleConfig, build_examples
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
     from tempertilt.errors import TemperTiltError
     from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
     from tempertilt.fitting.fit_head import FitConfig, FitResult, fit_head
-    from tempertilt.fitting.pipeline import TiltConfig, UnlearnConfig, unlearn
+    from tempertilt.fitting.pipeline import UnlearnConfig, unlearn
     from tempertilt.guidance.head import GuidanceHead
+    from tempertilt.guidance.tilt import TiltConfig
     from tempertilt.models.base import load_base
     from tempertilt.models.t3 import T3ForCausalLM
 
@@ -33,7 +36,7 @@ _HOME = {
     "fit_head": "fitting.fit_head",
     "GuidanceHead": "guidance.head",
     "T3ForCausalLM": "models.t3",
-    "TiltConfig": "fitting.pipeline",
+    "TiltConfig": "guidance.tilt",
     "UnlearnConfig": "fitting.pipeline",
     "unlearn": "fitting.pipeline",
 }

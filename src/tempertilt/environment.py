@@ -1,12 +1,17 @@
-"""What a result was computed with: versions, machine, threads."""
+"""What a result was computed with: versions, machine, threads; and a clock of named steps."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
+
+VERSION = "0.1.0"
+"""Of tempertilt."""
 
 PACKAGES = (
     "tempertilt",
@@ -59,3 +64,19 @@ def _processor() -> str:
         return names[0] if names else platform.processor()
     except OSError:
         return platform.processor()
+
+
+class Clock:
+    """Wall seconds of named steps; the same name adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)

@@ -8,7 +8,8 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tempertilt.errors import TemperTiltError
@@ -37,6 +38,21 @@ def make_dir(path: Path) -> Path:
             f"cannot write in the directory {str(path)!r}: {error.strerror or error}. Name another one."
         ) from error
     return path
+
+
+@contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """Make `path`, and take it away again if it was not there before and an error leaves it empty."""
+    if path.exists() and not path.is_dir():
+        raise TemperTiltError(f"--output-dir {str(path)!r} is a file; name a directory")
+    existed = path.is_dir()
+    make_dir(path)
+    try:
+        yield
+    except BaseException:
+        if not existed and not any(path.iterdir()):
+            path.rmdir()
+        raise
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

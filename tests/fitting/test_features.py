@@ -13,17 +13,10 @@ import torch
 from safetensors import safe_open
 
 from support.tiny import make_examples, make_llama, warm_processes
+from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError
-from tempertilt.fitting.features import (
-    FeatureConfig,
-    Features,
-    FeatureStore,
-    example_key,
-    extract_features,
-    plan_batches,
-    store_name,
-)
+from tempertilt.fitting.features import FeatureConfig, Features, FeatureStore, extract_features, store_name
 
 
 def direct(model: torch.nn.Module, example: Example, pooling: str) -> np.ndarray:
@@ -124,7 +117,7 @@ def test_a_damaged_shard_is_run_again_with_a_warning(tmp_path: Path, damage: str
 
 def _extract_slowly(directory: Path) -> None:
     """Every batch is a shard; a batch takes 50 ms."""
-    import tempertilt.fitting.features as module
+    import tempertilt.fitting.workers as module
 
     run = module.batch_features
 

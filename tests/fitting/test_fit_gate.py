@@ -8,7 +8,8 @@ import torch
 
 from support.tiny import make_llama
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.guidance.gate import EvidenceGate, GateConfig, GateFit, TokenStates, Whitening, fit_gate, fit_whitening
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, fit_whitening
+from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 

@@ -1,4 +1,4 @@
-"""Plans and shards that are the same whoever runs them; what an engine refuses."""
+"""Plans and shards that are the same whoever runs them; what an workers refuses."""
 
 from __future__ import annotations
 
@@ -10,22 +10,13 @@ import pytest
 import torch
 
 from support.tiny import make_examples, make_llama
+from tempertilt.data.batches import example_key as key_of
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, TemperTiltError
-from tempertilt.fitting.features import (
-    FeatureConfig,
-    FeatureStore,
-    Local,
-    Shard,
-    Work,
-    extract_features,
-    plan_shards,
-    run_shard,
-    store_name,
-)
-from tempertilt.fitting.features import example_key as key_of
-from tempertilt.fitting.launch import EngineConfig, Processes, open_engine
+from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features, plan_shards, store_name
+from tempertilt.fitting.launch import Processes, WorkersConfig, open_workers
 from tempertilt.fitting.ray import ShardWorker, pack, unpack
+from tempertilt.fitting.workers import Local, Shard, Work, run_shard
 from tempertilt.models.base import load_base
 from tempertilt.storage import UNFINISHED, remove_unfinished, write_whole
 
@@ -52,12 +43,12 @@ class Scattered(Local):
 def test_the_store_has_the_same_bytes_whoever_runs_its_shards(tmp_path: Path, layer: int | None) -> None:
     model, examples = make_llama(), make_examples(80)
     examples += examples[:9]  # some twice
-    for name, engine in (("local", Local()), ("scattered", Scattered())):
+    for name, workers in (("local", Local()), ("scattered", Scattered())):
         store = FeatureStore(tmp_path / name)
         features, stats = extract_features(
-            model, examples, store, CONFIG, state_layer=layer, engine=engine, progress=False
+            model, examples, store, CONFIG, state_layer=layer, workers=workers, progress=False
         )  # fmt: skip
-        assert stats.workers == engine.workers and len(features) == 89
+        assert stats.workers == workers.count and len(features) == 89
     assert len(content(tmp_path / "local")) > 5 and content(tmp_path / "local") == content(tmp_path / "scattered")
     lost = sorted(content(tmp_path / "local"))[2]  # what a killed worker did not write
     (tmp_path / "scattered" / lost).unlink()
@@ -118,15 +109,15 @@ def test_shards_that_are_not_where_they_were_written_are_missed(tmp_path: Path) 
 
     with pytest.raises(TemperTiltError, match=r"disk that all of them share.*TEMPERTILT_CACHE"):
         extract_features(
-            make_llama(), make_examples(3), FeatureStore(tmp_path), CONFIG, engine=Elsewhere(), progress=False
+            make_llama(), make_examples(3), FeatureStore(tmp_path), CONFIG, workers=Elsewhere(), progress=False
         )  # fmt: skip
 
 
-def test_an_engine_that_would_do_everything_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_would_do_everything_twice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for engine in ("local", "ray"):
-        with pytest.raises(ConfigError, match=f"2 processes were started.*--engine {engine}.*--engine accelerate"):
-            open_engine(EngineConfig(engine), "cpu")
+    for workers in ("local", "ray"):
+        with pytest.raises(ConfigError, match=f"2 processes were started.*--workers {workers}.*--workers accelerate"):
+            open_workers(WorkersConfig(workers), "cpu")
 
 
 def test_one_process_of_accelerate_says_that_it_is_alone(
@@ -134,11 +125,11 @@ def test_one_process_of_accelerate_says_that_it_is_alone(
 ) -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    engine, device = open_engine(EngineConfig("accelerate"), "cpu")
-    assert engine.workers == 1 and engine.first and device == "cpu" and "found one process" in caplog.text
-    assert engine.share(lambda: 3) == 3
+    workers, device = open_workers(WorkersConfig("accelerate"), "cpu")
+    assert workers.count == 1 and workers.first and device == "cpu" and "found one process" in caplog.text
+    assert workers.share(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        engine.share(lambda: 1 // 0)
+        workers.share(lambda: 1 // 0)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ConfigError, match=r"DeepSpeed is not supported.*--use_fsdp"):
         Processes("cpu")
@@ -146,10 +137,10 @@ def test_one_process_of_accelerate_says_that_it_is_alone(
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ConfigError, match="engine is 'spark'; valid are local, accelerate, ray"):
-        EngineConfig("spark")
-    with pytest.raises(ConfigError, match="workers is -1"):
-        EngineConfig("ray", workers=-1)
+    with pytest.raises(ConfigError, match="workers is 'spark'; valid are local, accelerate, ray"):
+        WorkersConfig("spark")
+    with pytest.raises(ConfigError, match="num_workers is -1"):
+        WorkersConfig("ray", num_workers=-1)
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from support.tiny import question_rows, warm_processes
+from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, RecordSets, check_records
 from tempertilt.errors import AdapterError, TemperTiltError
-from tempertilt.fitting.before_after import Likelihood, Summary, greedy_answers, greedy_token_ids, likelihoods, spread
+from tempertilt.fitting.before_after import Likelihood, ReportConfig, Summary, greedy_answers, greedy_token_ids, likelihoods
 from tempertilt.fitting.features import FeatureConfig
 from tempertilt.fitting.fit_head import FitConfig
-from tempertilt.fitting.pipeline import REPORT, EvidenceConfig, TiltConfig, UnlearnConfig, unlearn
+from tempertilt.fitting.pipeline import REPORT, UnlearnConfig, unlearn
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.t3 import T3ForCausalLM
@@ -27,7 +29,7 @@ from tempertilt.models.t3 import T3ForCausalLM
 CONFIGURATION = UnlearnConfig(
     features=FeatureConfig(batch_tokens=128),
     fit=FitConfig(rank=4, epochs=30),
-    evidence=EvidenceConfig(report_records=4, show=1, max_new_tokens=5),
+    report=ReportConfig(report_records=4, show=1, max_new_tokens=5),
 )
 
 
@@ -55,10 +57,10 @@ def test_it_forgets_and_says_so(base: BaseModel, tmp_path: Path) -> None:
     result = unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, CARD, REPORT])
     assert result.fit is not None and result.fit.train.forget_accuracy > 0.9 and result.fit.train.retain_accuracy > 0.9
-    assert set(result.summaries) == {"forget", "retain", "holdout"} and result.summaries["forget"].n == 4
-    drop = {name: s.base_probability / s.unlearned_probability for name, s in result.summaries.items()}
+    assert set(result.changes.summaries) == {"forget", "retain", "holdout"} and result.changes.summaries["forget"].n == 4
+    drop = {name: s.base_probability / s.unlearned_probability for name, s in result.changes.summaries.items()}
     assert drop["forget"] > 1.5 * drop["retain"]
-    assert [item.set for item in result.shown] == ["forget", "retain", "holdout"]
+    assert [item.set for item in result.changes.shown] == ["forget", "retain", "holdout"]
     report = json.loads((tmp_path / "out" / REPORT).read_text())
     assert report["environment"]["packages"]["torch"] and report["fit"]["seconds"] > 0
     card = (tmp_path / "out" / CARD).read_text()
@@ -109,7 +111,7 @@ def test_an_error_leaves_no_directory_behind(base: BaseModel, tmp_path: Path, mo
 def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
     """Run the request and hang at `stage`, having touched `mark`."""
     os.environ["TEMPERTILT_CACHE"] = cache
-    import tempertilt.fitting.features
+    import tempertilt.fitting.workers
     import tempertilt.fitting.fit_head
     import tempertilt.models.adapter
 
@@ -118,7 +120,7 @@ def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
         time.sleep(600)
 
     if stage == "features":
-        run, calls = tempertilt.fitting.features.batch_features, []
+        run, calls = tempertilt.fitting.workers.batch_features, []
 
         def batch(*args: Any) -> Any:
             calls.append(1)
@@ -126,7 +128,7 @@ def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
                 hang()
             return run(*args)
 
-        tempertilt.fitting.features.batch_features = batch
+        tempertilt.fitting.workers.batch_features = batch
     elif stage == "fit":
         loss, steps = tempertilt.fitting.fit_head.guidance_loss, []
 
@@ -196,7 +198,7 @@ def test_likelihoods_and_recall_agree_with_a_direct_evaluation(base: BaseModel, 
 
 
 def test_summary() -> None:
-    items = [Likelihood(0.0, -1.0, True, False), Likelihood(-2.0, -1.0, True, True)]
+    items = [Likelihood(0.0, -1.0, True, False, 1), Likelihood(-2.0, -1.0, True, True, 1)]
     summary = Summary.of(items)
     assert summary.n == 2 and summary.base_recalled == 2 and summary.unlearned_recalled == 1
     assert summary.base_probability == pytest.approx((1 + 2.718281828**-2) / 2)

@@ -11,9 +11,9 @@ import torch
 
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt, encode_question
 from tempertilt.data.records import check_records, load_records
-from tempertilt.fitting.before_after import greedy_answers, greedy_token_ids
+from tempertilt.fitting.before_after import ReportConfig, greedy_answers, greedy_token_ids
 from tempertilt.fitting.fit_head import FitConfig
-from tempertilt.fitting.pipeline import EvidenceConfig, UnlearnConfig, unlearn
+from tempertilt.fitting.pipeline import UnlearnConfig, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.smollm2 import MANIFEST, smollm2_dir
 from tempertilt.models.t3 import T3ForCausalLM
@@ -94,9 +94,9 @@ def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pyt
     sets = check_records(
         *(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40)))
     )
-    config = UnlearnConfig(fit=FitConfig(held_out_fraction=0.0), evidence=EvidenceConfig(report_records=10, show=1))
+    config = UnlearnConfig(fit=FitConfig(held_out_fraction=0.0), report=ReportConfig(report_records=10, show=1))
     result = unlearn(base, sets, tmp_path / "out", config, progress=False)
-    forget, retain = result.summaries["forget"], result.summaries["retain"]
+    forget, retain = result.changes.summaries["forget"], result.changes.summaries["retain"]
     assert forget.base_recalled >= 9 and forget.unlearned_recalled == 0
     assert retain.unlearned_recalled >= retain.base_recalled - 1 >= 8
     assert forget.unlearned_probability < 0.01 < forget.base_probability

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from tempertilt.errors import ConfigError, TemperTiltError
-from tempertilt.guidance.pooling import PoolingLayer, causal_mean, check_pooling, scan
+from tempertilt.guidance.pooling import causal_mean, scan
+from tempertilt.guidance.tilt import check_pooling
+from tempertilt.models.cache import PoolingLayer
 
 
 def loop_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ from support.architectures import ARCHITECTURES, VOCAB, build, random_head
 from support.oracle import Oracle
 from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
-from tempertilt.fitting.features import FeatureConfig, batch_features
+from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.workers import batch_features
 from tempertilt.models.base import check_unlearnable
 from tempertilt.models.t3 import T3ForCausalLM
 

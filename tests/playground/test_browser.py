@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from support.tiny import make_llama  # noqa: E402
 from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E402
-from tempertilt.fitting.pipeline import TiltConfig  # noqa: E402
 from tempertilt.guidance.gate import EvidenceGate, Whitening  # noqa: E402
 from tempertilt.guidance.head import GuidanceHead  # noqa: E402
+from tempertilt.guidance.tilt import TiltConfig  # noqa: E402
 from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
 from tempertilt.playground import app, page  # noqa: E402
 from tempertilt.playground.records import ReportRecord  # noqa: E402

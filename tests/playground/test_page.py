@@ -15,8 +15,8 @@ import torch
 
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
-from tempertilt.fitting.pipeline import TiltConfig
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground import app, page
 from tempertilt.playground.records import ReportRecord, report_records

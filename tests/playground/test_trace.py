@@ -11,9 +11,9 @@ import torch
 from support.oracle import Oracle
 from support.tiny import make_llama
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.pipeline import TiltConfig
 from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground.trace import Step, Tracer, choose
 

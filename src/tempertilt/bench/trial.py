@@ -14,9 +14,9 @@ import numpy as np
 
 import tempertilt
 from tempertilt.bench.config import BenchConfig, Setting, source_digest
+from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, load_records
 from tempertilt.errors import DataError
-from tempertilt.fitting.before_after import spread
 from tempertilt.suites.measure import Item
 from tempertilt.suites.tofu import TofuConfig, load_tofu
 

@@ -21,12 +21,12 @@ import torch
 
 from tempertilt.bench.config import BenchConfig, Setting, read_config
 from tempertilt.bench.trial import EVALUATION, FAILURE, RESULT, Data, load_data
+from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.environment import environment
+from tempertilt.environment import Clock, environment
 from tempertilt.errors import TemperTiltError
-from tempertilt.fitting.before_after import spread
-from tempertilt.methods.task import Clock, Task, Unlearned
+from tempertilt.methods.task import Task, Unlearned
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.generation import generate_ids
 from tempertilt.storage import make_dir, write_text

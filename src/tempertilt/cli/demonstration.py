@@ -13,8 +13,8 @@ from tempertilt.data.examples import ExampleConfig, build_examples, encode_promp
 from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows, fictional_authors, general_knowledge
 from tempertilt.data.records import Record, check_records
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.before_after import Summary, greedy_answers, likelihoods
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, Shown, UnlearnResult, unlearn
+from tempertilt.fitting.before_after import ReportConfig, Shown, Summary, greedy_answers, likelihoods
+from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
 from tempertilt.models.base import load_base
 from tempertilt.models.smollm2 import ALIAS
 from tempertilt.storage import cache_dir
@@ -123,7 +123,7 @@ def run_demo(
 
     started = time.perf_counter()
     say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one pass of the frozen model, then the head")
-    recipe = replace(METHODS["t3"], evidence=EvidenceConfig(report_records=0, show=0))
+    recipe = replace(METHODS["t3"], report=ReportConfig(report_records=0, show=0))
     digest = hashlib.sha256(json.dumps(recipe.recipe(), sort_keys=True).encode()).hexdigest()[:8]
     sets = check_records(data.forget, data.retain, data.holdout)
     result = unlearn(base, sets, directory / f"adapter-{digest}", recipe, progress=progress)

@@ -12,8 +12,8 @@ from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import load_records
 from tempertilt.environment import environment
 from tempertilt.errors import AdapterError, ConfigError
-from tempertilt.fitting.pipeline import output_directory
 from tempertilt.models.base import load_base
+from tempertilt.storage import output_directory
 from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
 CONFIGS = (FinetuneConfig, ExampleConfig)

@@ -6,8 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from tempertilt.fitting.before_after import Summary
-from tempertilt.fitting.pipeline import Shown
+from tempertilt.fitting.before_after import Shown, Summary
 from tempertilt.metrics.result import MetricResult
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
@@ -14,20 +14,23 @@ from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import check_records, load_records
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.background import BackgroundConfig
+from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import CalibrationConfig
 from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_head import FitConfig
-from tempertilt.fitting.launch import EngineConfig, open_engine
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, TiltConfig, UnlearnConfig, UnlearnResult, unlearn
-from tempertilt.guidance.gate import GateConfig
+from tempertilt.fitting.launch import WorkersConfig, open_workers
+from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, UnlearnResult, unlearn
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.base import load_base
+from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
 
 PLAIN = ("method", "model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
 CONFIGS = (
-    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, EngineConfig, ExampleConfig,
-    EvidenceConfig,
+    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, WorkersConfig, ExampleConfig,
+    ReportConfig,
 )  # fmt: skip
-TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "engine", "examples", "evidence")
+TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "workers", "examples", "report")
 
 
 COVERED, ALARMED = 0.98, 0.05
@@ -64,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="directory for the adapter")
     out.add_argument("--overwrite", action="store_true", help="replace the adapter in it")
+    out.add_argument("--theory", action="store_true", help="also print what the theory says of this adapter")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_file(out)  # type: ignore[arg-type]
     for title, config in zip(TITLES, CONFIGS):
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     config = _configuration(args)
     if not args.retain and not config.background.background:
         raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
-    engine, device = open_engine(build(EngineConfig, args), args.device)
+    workers, device = open_workers(build(WorkersConfig, args), args.device)
     try:
         forget, retain, holdout = (
             load_records(source, limit=args.limit) if source else None for source in (args.forget, args.retain, args.holdout)
@@ -87,13 +91,15 @@ def run(args: argparse.Namespace) -> int:
         assert forget is not None
         sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
         options = {"device": device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
-        base = engine.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
-        out, quiet = Path(args.output_dir), args.quiet or not engine.first
-        result = unlearn(base, sets, out, config, engine=engine, overwrite=args.overwrite, progress=not quiet)
+        base = workers.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
+        out, quiet = Path(args.output_dir), args.quiet or not workers.first
+        result = unlearn(base, sets, out, config, workers=workers, overwrite=args.overwrite, progress=not quiet)
     finally:
-        engine.close()
-    if engine.first:
-        print(json.dumps(result.report(), indent=2, default=str) if args.json else _text(result))
+        workers.close()
+    if workers.first:
+        diagnosis = _diagnosis(result, config) if args.theory else None
+        report = result.report() | ({"diagnosis": diagnosis and diagnosis.report()} if args.theory else {})
+        print(json.dumps(report, indent=2, default=str) if args.json else _text(result, diagnosis))
     return 0
 
 
@@ -113,12 +119,22 @@ def _configuration(args: argparse.Namespace) -> UnlearnConfig:
         gate=build(GateConfig, args, preset.gate),
         background=build(BackgroundConfig, args, preset.background),
         calibration=build(CalibrationConfig, args, calibration),
-        evidence=build(EvidenceConfig, args, preset.evidence),
+        report=build(ReportConfig, args, preset.report),
     )
 
 
-def _text(result: UnlearnResult) -> str:
-    lines = changes(result.summaries, result.shown)
+def _diagnosis(result: UnlearnResult, config: UnlearnConfig) -> Diagnosis | None:
+    """What the theory says of the measured records and the held-out documents; None where there are none."""
+    fit, found = result.fit, result.changes.likelihoods
+    if fit is None or fit.held_out_log_odds is None or not {"retain", "forget"} <= set(found):
+        return None
+    totals = {name: [item.n_scored * item.base_log_prob for item in items] for name, items in found.items()}
+    tilt = replace(config.tilt, guidance_scale=result.model.guidance_scale)
+    return diagnose_adapter(Sides(totals["retain"], totals["forget"]), Sides(*fit.held_out_log_odds), **asdict(tilt))
+
+
+def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None) -> str:
+    lines = changes(result.changes.summaries, result.changes.shown)
     fit = result.fit
     if fit is not None:
         lines += [
@@ -149,8 +165,8 @@ def _text(result: UnlearnResult) -> str:
         ]
     if fit is not None and fit.held_out is not None and fit.held_out.loss > math.log(2) > fit.train.loss:
         lines += labelled("note", [MEMORISES + (GATED if result.gate else UNGATED)])
-    if result.diagnosis is not None:
-        lines += labelled("theory", result.diagnosis.lines())
+    if diagnosis is not None:
+        lines += labelled("theory", diagnosis.lines())
     if result.extraction is not None and result.extraction.workers > 1:
         lines += [f"features     by {result.extraction.workers} processes"]
     size = sum(path.stat().st_size for path in result.directory.glob("adapter_*"))

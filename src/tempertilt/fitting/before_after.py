@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tempertilt.data.examples import Example
-from tempertilt.fitting.features import pad_batch, plan_batches
+from tempertilt.data.batches import pad_batch, plan_batches, spread
+from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
+from tempertilt.data.records import Record
+from tempertilt.errors import ConfigError
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.t3 import T3ForCausalLM
 
-Item = TypeVar("Item")
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How much of the change is measured and shown."""
+
+    report_records: int = field(
+        default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"}
+    )
+    show: int = field(default=3, metadata={"help": "records of each set whose greedy answers are shown; 0 = none"})
+    max_new_tokens: int = field(default=128, metadata={"help": "length of a shown answer, tokens"})
+
+    def __post_init__(self) -> None:
+        if self.report_records < 0 or self.show < 0 or self.max_new_tokens < 1:
+            raise ConfigError(
+                f"report_records is {self.report_records}, show {self.show}, max_new_tokens {self.max_new_tokens}; "
+                "must be >= 0, >= 0 and >= 1"
+            )
 
 
 class Likelihood(NamedTuple):
     """One example under the base and under the unlearned model.
 
     `*_log_prob` is the mean log-probability of its scored tokens (nats a token, float32 arithmetic). `*_recalled`: every
-    scored token is the most likely one, so greedy decoding gives the answer word for word.
+    scored token is the most likely one, so greedy decoding gives the answer word for word. `n_scored` tokens were scored.
     """
 
     base_log_prob: float
     unlearned_log_prob: float
     base_recalled: bool
     unlearned_recalled: bool
+    n_scored: int
 
 
 @dataclass(frozen=True)
@@ -59,13 +78,6 @@ class Summary:
         )
 
 
-def spread(items: Sequence[Item], n: int) -> list[Item]:
-    """`n` items at even distances, or all of them if there are fewer."""
-    if n >= len(items):
-        return list(items)
-    return [items[(2 * i + 1) * len(items) // (2 * n)] for i in range(n)]
-
-
 @torch.inference_mode()
 def likelihoods(model: T3ForCausalLM, examples: Sequence[Example], batch_tokens: int = 1024) -> list[Likelihood]:
     """The likelihood of every example's scored tokens before and after, from one pass of the base model, in their order."""
@@ -76,9 +88,9 @@ def likelihoods(model: T3ForCausalLM, examples: Sequence[Example], batch_tokens:
         pair = model.paired_logits(padded.input_ids, padded.attention_mask, padded.predicting)
         base, unlearned = (_score(logits, padded.input_ids[padded.targets]) for logits in pair)
         lengths = [example.n_scored for example in chosen]
-        parts = zip(batch, *(column.split(lengths) for column in (*base, *unlearned)))
-        for i, base_lp, base_hit, lp, hit in parts:
-            out[i] = Likelihood(float(base_lp.mean()), float(lp.mean()), bool(base_hit.all()), bool(hit.all()))
+        parts = zip(batch, lengths, *(column.split(lengths) for column in (*base, *unlearned)))
+        for i, n, base_lp, base_hit, lp, hit in parts:
+            out[i] = Likelihood(float(base_lp.mean()), float(lp.mean()), bool(base_hit.all()), bool(hit.all()), n)
     return [out[i] for i in range(len(examples))]
 
 
@@ -132,3 +144,64 @@ def greedy_token_ids(
             out.update((i, row[0]) for i, row in zip(batch, rows))
             on_batch(len(batch))
     return [out[i] for i in range(len(prompts))]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A record's greedy answers before and after."""
+
+    set: str
+    source: str
+    question: str
+    truth: str
+    before: str
+    after: str
+
+
+class BeforeAfter(NamedTuple):
+    """What has changed: likelihoods of some records of each set, and some answers."""
+
+    likelihoods: dict[str, list[Likelihood]]
+    shown: list[Shown]
+
+    @property
+    def summaries(self) -> dict[str, Summary]:
+        """Means over the records of each set."""
+        return {name: Summary.of(values) for name, values in self.likelihoods.items()}
+
+
+def compare(
+    model: T3ForCausalLM,
+    tokenizer: Any,
+    records: Mapping[str, Sequence[Record]],
+    examples: Mapping[str, Sequence[Example]],
+    config: ReportConfig,
+    encoding: ExampleConfig,
+) -> BeforeAfter:
+    """Measure and show some records of each set, the adapter off and on.
+
+    Args:
+        records, examples: by the name of the set; the examples are the records' tokens.
+        encoding: how the records became tokens.
+    """
+    chosen = {name: spread(found, config.report_records) for name, found in examples.items()}
+    measured = {name: likelihoods(model, found) for name, found in chosen.items() if found}
+    return BeforeAfter(measured, _answers(model, tokenizer, records, config, encoding) if config.show else [])
+
+
+def _answers(
+    model: T3ForCausalLM,
+    tokenizer: Any,
+    records: Mapping[str, Sequence[Record]],
+    config: ReportConfig,
+    encoding: ExampleConfig,
+) -> list[Shown]:
+    chosen = [(name, record) for name, found in records.items() for record in spread(found, config.show)]
+    prompts = [encode_prompt(record, tokenizer, encoding) for _, record in chosen]
+    before, after = (
+        greedy_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, base=off) for off in (True, False)
+    )
+    return [
+        Shown(name, record.source, record.question, record.answer, was, now)
+        for (name, record), was, now in zip(chosen, before, after)
+    ]

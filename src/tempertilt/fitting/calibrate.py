@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tempertilt.data.batches import pad_batch, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.features import pad_batch, plan_batches
 from tempertilt.guidance.tilt import log_retain_weight
 from tempertilt.models.t3 import T3ForCausalLM
 

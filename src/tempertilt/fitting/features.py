@@ -10,27 +10,23 @@ machines, runs the same batches of it, so writes the same bytes; what is lost wi
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
-from tempertilt.fitting.store import FORMAT, write_shard
+from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.fitting.store import FORMAT
 from tempertilt.fitting.store import FeatureStore as FeatureStore
-from tempertilt.guidance.pooling import check_pooling, pool
-from tempertilt.models.base import BaseModel, body_of, decoder_layers, last_hidden_state
-
-STORED = {"float32": torch.float32, "float16": torch.float16}
+from tempertilt.fitting.workers import STORED, Local, Shard, Work, Workers
+from tempertilt.guidance.tilt import check_pooling
 
 
 @dataclass(frozen=True)
@@ -110,93 +106,6 @@ def store_name(fingerprint: str, model: Any, config: FeatureConfig, state_layer:
     return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}-v{version}"
 
 
-def example_key(example: Example) -> str:
-    """A hash of an example's tokens and of which are scored, 32 hex digits."""
-    digest = hashlib.blake2b(example.input_ids.astype(np.int32).tobytes(), digest_size=16)
-    digest.update(np.packbits(example.scored).tobytes())
-    return digest.hexdigest()
-
-
-class Shard(NamedTuple):
-    """Examples whose features are written together: in batches, each of which is one pass of the model."""
-
-    batches: list[list[Example]]
-
-    @property
-    def examples(self) -> list[Example]:
-        """All examples, in the order of their rows."""
-        return [example for batch in self.batches for example in batch]
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens, padding not counted."""
-        return sum(map(len, self.examples))
-
-    @property
-    def name(self) -> str:
-        """A hash of the examples and of how they are batched: all that decides the shard's bytes but the model; 32 hex digits."""
-        batches = (",".join(map(example_key, batch)) for batch in self.batches)
-        return hashlib.sha256(";".join(batches).encode()).hexdigest()[:32]
-
-
-class Work(NamedTuple):
-    """What is to be run: shards, the directory that they are written into, and how."""
-
-    shards: list[Shard]
-    directory: Path
-    config: FeatureConfig
-    state_layer: int | None
-
-
-class Engine(Protocol):
-    """Where the work is done. All processes that share one engine call the same methods in the same order."""
-
-    workers: int
-    """Processes that take part in the extraction."""
-
-    first: bool
-    """Whether this process is the one that writes and reports."""
-
-    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
-        """The base model that `make` loads, ready for extraction."""
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns in the first process, in all of them; the others do not call it."""
-
-    def together(self, make: Callable[[], Any]) -> Any:
-        """As `share`, for what runs the model: where the model is split over the processes, all of them call it."""
-
-    def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
-        """Write every shard; return when all are written. `done` is told of tokens that have been run."""
-
-    def close(self) -> None:
-        """End what was started."""
-
-
-class Local:
-    """One process, this one."""
-
-    workers, first = 1, True
-
-    def load(self, make: Callable[[], BaseModel]) -> BaseModel:
-        """What `make` returns."""
-        return make()
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns."""
-        return make()
-
-    together = share
-
-    def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
-        """Run one shard after the other."""
-        for shard in work.shards:
-            run_shard(model, shard, work, done)
-
-    def close(self) -> None:
-        """There is nothing to do."""
-
-
 def extract_features(
     model: Any,
     examples: Sequence[Example],
@@ -204,13 +113,13 @@ def extract_features(
     config: FeatureConfig,
     *,
     state_layer: int | None = None,
-    engine: Engine | None = None,
+    workers: Workers | None = None,
     progress: bool = True,
 ) -> tuple[Features, ExtractionStats]:
     """Run the frozen model's body once over the examples that the store lacks; return the features of all of them.
 
     With `state_layer` the states of all tokens after so many decoder layers are kept too (`Features.states`). Where the
-    engine has several processes, each gives the same examples; the first one's store decides what is run.
+    workers are several processes, each gives the same examples; the first one's store decides what is run.
 
     The shards are planned over all examples, whatever the store holds: a run that goes on after a kill makes the same batches,
     so the same bytes, as one that was not disturbed. Memory holds the token ids (4 bytes a token), one batch, and one shard
@@ -223,15 +132,15 @@ def extract_features(
     """
     if not examples:
         raise DataError("there are no examples to extract features from")
-    engine = engine or Local()
+    workers = workers or Local()
     keys = [example_key(example) for example in examples]
     width = model.get_output_embeddings().weight.shape[-1]
-    plan: list[list[list[int]]] = engine.share(lambda: plan_shards(examples, keys, store, config, width, state_layer))
+    plan: list[list[list[int]]] = workers.share(lambda: plan_shards(examples, keys, store, config, width, state_layer))
     shards = [Shard([[examples[i] for i in batch] for batch in batches]) for batches in plan]
     total = sum(shard.tokens for shard in shards)
     started = time.perf_counter()
     with tqdm(total=total, unit=" tokens", desc="features", disable=not progress or not shards, unit_scale=True) as bar:
-        engine.extract(model, Work(shards, store.directory, config, state_layer), bar.update)
+        workers.extract(model, Work(shards, store.directory, config, state_layer), bar.update)
     store.refresh()
     if missing := next((key for key in keys if key not in store), None):
         raise TemperTiltError(
@@ -239,7 +148,7 @@ def extract_features(
             "machines the cache must be on a disk that all of them share; name one in TEMPERTILT_CACHE"
         )
     run = sum(len(batch) for batches in plan for batch in batches)
-    stats = ExtractionStats(len(examples), len(examples) - run, total, time.perf_counter() - started, engine.workers)
+    stats = ExtractionStats(len(examples), len(examples) - run, total, time.perf_counter() - started, workers.count)
     return Features(store, keys, [example.document for example in examples]), stats
 
 
@@ -271,98 +180,3 @@ def plan_shards(
         size += sum(examples[first[i]].n_scored * row + len(examples[first[i]]) * state for i in batch)
     lacking = [[[i for i in batch if keys[i] not in store] for batch in batches] for batches in shards]
     return [kept for batches in lacking if (kept := [batch for batch in batches if batch])]
-
-
-def plan_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
-    """Indices of the examples in batches of similar length, longest first, at most `batch_tokens` padded tokens each."""
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
-    batches: list[list[int]] = []
-    width = 0
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * width > batch_tokens:
-            batches.append([])
-            width = len(examples[i])
-        batches[-1].append(i)
-    return batches
-
-
-class Batch(NamedTuple):
-    """Right-padded examples (padding 0), each `(B, T)`: int64 ids and mask; bool `targets`, True at scored tokens."""
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    targets: Tensor
-
-    @property
-    def predicting(self) -> Tensor:
-        """`(B, T)` bool: the positions whose logits predict a scored token, in the order of `targets`."""
-        return torch.roll(self.targets, -1, dims=1)  # the first token is never scored, so nothing wraps around
-
-
-def pad_batch(examples: Sequence[Example], device: torch.device) -> Batch:
-    """The examples as one batch on `device`."""
-    shape = len(examples), max(len(example) for example in examples)
-    ids, mask, targets = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
-    for row, example in enumerate(examples):
-        ids[row, : len(example)] = example.input_ids
-        mask[row, : len(example)] = 1
-        targets[row, : len(example)] = example.scored
-    return Batch(*(torch.from_numpy(array).to(device) for array in (ids, mask, targets)))
-
-
-@torch.inference_mode()
-def batch_features(
-    model: Any, examples: Sequence[Example], config: FeatureConfig, state_layer: int | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Pooled states `(N, d)` at the positions that predict scored tokens, those tokens `(N,)` int32, and lower states, on CPU.
-
-    Rows go example by example, position by position. The lower states `(M, d)` are float16, of all tokens after `state_layer`
-    decoder layers; None without it.
-    """
-    batch = pad_batch(examples, model.device)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    with _watch(model, state_layer) as seen:
-        state = last_hidden_state(body_of(model)(**inputs))
-    lower = seen[0][batch.attention_mask.to(seen[0].device).bool()].to("cpu", torch.float16) if seen else None
-    pooled = pool(state, batch.attention_mask.to(state.device), check_pooling(config.pooling))
-    features = pooled[batch.predicting.to(state.device)].to("cpu", STORED[config.feature_dtype])
-    if not bool(features.isfinite().all()):
-        raise ModelError(
-            f"the model's hidden states are not finite in {examples[0].source} or its batch: "
-            "use --dtype float32 or bfloat16, or --feature-dtype float32"
-        )
-    return features, batch.input_ids[batch.targets].to("cpu", torch.int32), lower
-
-
-@contextmanager
-def _watch(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
-    """Inside, the list gets the `(B, T, d)` states after `layer` decoder layers; it stays empty for None."""
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-    hook = decoder_layers(model)[layer - 1].register_forward_hook(lambda _m, _i, out: seen.append(last_hidden_state(out)))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def run_shard(model: Any, shard: Shard, work: Work, done: Callable[[int], object] = lambda _: None) -> None:
-    """Run a shard's batches and write it; the same bytes under the same name, however often and wherever it is run."""
-    parts = []
-    for batch in shard.batches:
-        parts.append(batch_features(model, batch, work.config, work.state_layer))
-        done(sum(map(len, batch)))
-    features, targets, states = zip(*parts)
-    examples = shard.examples
-    write_shard(
-        work.directory,
-        shard.name,
-        [example_key(example) for example in examples],
-        [example.n_scored for example in examples],
-        torch.cat(features),
-        torch.cat(targets),
-        None if work.state_layer is None else torch.cat(states),
-        [] if work.state_layer is None else list(map(len, examples)),
-    )

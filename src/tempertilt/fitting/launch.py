@@ -25,52 +25,54 @@ from typing import Any
 import torch
 
 from tempertilt.errors import ConfigError, TemperTiltError
-from tempertilt.fitting.features import Engine, Local, Work, batch_features, run_shard
+from tempertilt.fitting.workers import Local, Work, Workers, batch_features, run_shard
 from tempertilt.models.base import BaseModel, decoder_layers
 
 log = logging.getLogger("tempertilt")
 
-ENGINES = ("local", "accelerate", "ray")
+KINDS = ("local", "accelerate", "ray")
 PATIENCE = timedelta(days=30)
 """How long processes wait for each other: the launcher ends them all when one is lost."""
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class WorkersConfig:
     """Where features are extracted; it changes nothing about them."""
 
-    engine: str = field(
+    workers: str = field(
         default="local",
         metadata={"help": "local (one process), accelerate (those that torchrun or accelerate launch starts) or ray (a cluster)"},
     )
-    workers: int = field(default=0, metadata={"help": "ray: model actors; 0 = as many as Ray finds work and room for"})
+    num_workers: int = field(default=0, metadata={"help": "ray: model actors; 0 = as many as Ray finds work and room for"})
     gpus_per_worker: int = field(default=1, metadata={"help": "ray: GPUs of a model actor, where the model runs on GPUs"})
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ConfigError(f"engine is {self.engine!r}; valid are {', '.join(ENGINES)}")
-        if self.workers < 0 or self.gpus_per_worker < 1:
-            raise ConfigError(f"workers is {self.workers}, gpus_per_worker {self.gpus_per_worker}; valid are >= 0 and >= 1")
+        if self.workers not in KINDS:
+            raise ConfigError(f"workers is {self.workers!r}; valid are {', '.join(KINDS)}")
+        if self.num_workers < 0 or self.gpus_per_worker < 1:
+            raise ConfigError(
+                f"num_workers is {self.num_workers}, gpus_per_worker {self.gpus_per_worker}; valid are >= 0 and >= 1"
+            )
 
 
-def open_engine(config: EngineConfig, device: str) -> tuple[Engine, str]:
-    """The engine, and the device on which this process loads its model.
+def open_workers(config: WorkersConfig, device: str) -> tuple[Workers, str]:
+    """The workers, and the device on which this process loads its model.
 
     Raises:
-        ConfigError: several processes were started for an engine that is one, or DeepSpeed was asked for.
+        ConfigError: several processes were started for workers that are one process, or DeepSpeed was asked for.
     """
-    if config.engine == "accelerate":
+    if config.workers == "accelerate":
         processes = Processes(device)
         return processes, processes.device
     if (started := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise ConfigError(
-            f"{started} processes were started, and with --engine {config.engine} each would do all of the work; "
-            "valid under torchrun and accelerate launch is --engine accelerate"
+            f"{started} processes were started, and with --workers {config.workers} each would do all of the work; "
+            "valid under torchrun and accelerate launch is --workers accelerate"
         )
-    if config.engine == "ray":
+    if config.workers == "ray":
         from tempertilt.fitting.ray import Ray
 
-        return Ray(config.workers, config.gpus_per_worker), device
+        return Ray(config.num_workers, config.gpus_per_worker), device
     return Local(), device
 
 
@@ -94,15 +96,15 @@ class Processes:
         backend = {} if on_cpu or not torch.cuda.is_available() else {"backend": "cuda:nccl,cpu:gloo"}
         state = PartialState(cpu=on_cpu, timeout=PATIENCE, **backend)
         self._state = state
-        self.rank, self.workers = int(state.process_index), int(state.num_processes)
+        self.rank, self.count = int(state.process_index), int(state.num_processes)
         self.first = self.rank == 0
-        self.split = _flag("ACCELERATE_USE_FSDP") and self.workers > 1
+        self.split = _flag("ACCELERATE_USE_FSDP") and self.count > 1
         own = str(state.device) if device == "auto" else device
         self.device = "cpu" if self.split else own  # a model that is to be split is loaded into main memory
         self._own = own
-        if self.workers == 1:
+        if self.count == 1:
             log.warning(
-                "--engine accelerate has found one process, so nothing is spread: start it with torchrun or accelerate launch "
+                "--workers accelerate has found one process, so nothing is spread: start it with torchrun or accelerate launch "
                 "(on CPUs: accelerate launch --multi_gpu --num_processes N --no-python t3 ...)"
             )
 
@@ -123,9 +125,9 @@ class Processes:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.workers))
-        group = here if self.workers % here == 0 else self.workers  # the processes of one machine, if all have as many
-        shape, names = (self.workers // group, group), ("machines", "processes")
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        group = here if self.count % here == 0 else self.count  # the processes of one machine, if all have as many
+        shape, names = (self.count // group, group), ("machines", "processes")
         mesh = init_device_mesh(torch.device(self._own).type, shape, mesh_dim_names=names)["processes"]
         for layer in decoder_layers(base.model):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
@@ -146,7 +148,7 @@ class Processes:
                 sent = [make(), False]
             except BaseException as error:
                 failure = error
-        if self.workers > 1:
+        if self.count > 1:
             torch.distributed.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
         if failure is not None:
             raise failure
@@ -165,14 +167,14 @@ class Processes:
         """
         if not work.shards:
             return
-        shares = [work.shards[rank :: self.workers] for rank in range(self.workers)]
+        shares = [work.shards[rank :: self.count] for rank in range(self.count)]
         for shard in shares[self.rank]:
             run_shard(model, shard, work, done)
         if self.split:
             passes = [sum(len(shard.batches) for shard in share) for share in shares]
             for _ in range(max(passes) - passes[self.rank]):
                 batch_features(model, work.shards[-1].batches[-1][:1], work.config, work.state_layer)
-        if self.workers > 1:
+        if self.count > 1:
             torch.distributed.barrier()
 
     def close(self) -> None:

@@ -5,75 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_prompt, shared_prefix
+from tempertilt.data.batches import example_key, spread
+from tempertilt.data.examples import Example, ExampleConfig, build_examples, shared_prefix
 from tempertilt.data.records import Record, RecordSets
-from tempertilt.environment import environment
-from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
+from tempertilt.environment import Clock, environment
+from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import BackgroundConfig, background_examples
-from tempertilt.fitting.before_after import Likelihood, Summary, greedy_answers, likelihoods, spread
+from tempertilt.fitting.before_after import BeforeAfter, ReportConfig, compare
 from tempertilt.fitting.calibrate import Calibration, CalibrationConfig, match_likelihood
-from tempertilt.fitting.features import (
-    Engine,
-    ExtractionStats,
-    FeatureConfig,
-    Features,
-    FeatureStore,
-    Local,
-    example_key,
-    extract_features,
-    store_name,
-)
+from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features, FeatureStore, extract_features, store_name
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate
 from tempertilt.fitting.fit_head import FitConfig, FitResult, fit_head
-from tempertilt.guidance.gate import GateConfig, GateFit, TokenStates, fit_gate
-from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_temperature
+from tempertilt.fitting.workers import Local, Workers
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
 from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.models.t3 import T3ForCausalLM
-from tempertilt.storage import cache_dir, make_dir, write_text
-from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
+from tempertilt.storage import cache_dir, output_directory, write_text
 
 log = logging.getLogger("tempertilt")
 
 REPORT = "unlearn.json"
-
-
-@dataclass(frozen=True)
-class TiltConfig:
-    """The settings of the guided law; all can be changed after loading."""
-
-    temperature: float = field(default=2.5, metadata={"help": "T: the base's logits are divided by it (1 = no tempering)"})
-    guidance_scale: float = field(default=1.0, metadata={"help": "s: weight of the tilt (0 = no tilt)"})
-    forget_prior: float = field(default=0.5, metadata={"help": "share of forget text in the base's law; 0.5 = the paper's tilt"})
-
-    def __post_init__(self) -> None:
-        check_temperature(self.temperature)
-        check_guidance_scale(self.guidance_scale)
-        check_forget_prior(self.forget_prior)
-
-
-@dataclass(frozen=True)
-class EvidenceConfig:
-    """How much of the change is measured and shown."""
-
-    report_records: int = field(
-        default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"}
-    )
-    show: int = field(default=3, metadata={"help": "records of each set whose greedy answers are shown; 0 = none"})
-    max_new_tokens: int = field(default=128, metadata={"help": "length of a shown answer, tokens"})
-
-    def __post_init__(self) -> None:
-        if self.report_records < 0 or self.show < 0 or self.max_new_tokens < 1:
-            raise ConfigError(
-                f"report_records is {self.report_records}, show {self.show}, max_new_tokens {self.max_new_tokens}; "
-                "valid are >= 0, >= 0 and >= 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -87,7 +45,7 @@ class UnlearnConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what the adapter is, flat and JSON-ready."""
@@ -110,23 +68,10 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A record's greedy answers before and after."""
-
-    set: str
-    source: str
-    question: str
-    truth: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
 class UnlearnResult:
-    """The unlearned model and how it came about. `fit` and `extraction` are None where a finished adapter was reused.
+    """The unlearned model and how it was made. `fit` and `extraction` are None where a finished adapter was reused.
 
     `gate` and `calibration` are None where there is none, or for a reused adapter.
-    `diagnosis` is what the theory says; None without held-out documents, without measured records, or for a reused adapter.
     """
 
     model: T3ForCausalLM
@@ -134,10 +79,8 @@ class UnlearnResult:
     reused: bool
     extraction: ExtractionStats | None
     fit: FitResult | None
-    summaries: dict[str, Summary]
-    shown: list[Shown]
+    changes: BeforeAfter
     seconds: dict[str, float]
-    diagnosis: Diagnosis | None = None
     gate: GateFit | None = None
     calibration: Calibration | None = None
 
@@ -150,11 +93,47 @@ class UnlearnResult:
             "fit": self.fit.summary() if self.fit else None,
             "gate": self.gate.summary() if self.gate else None,
             "calibration": self.calibration._asdict() if self.calibration else None,
-            "likelihood": {name: asdict(summary) for name, summary in self.summaries.items()},
-            "diagnosis": self.diagnosis.report() if self.diagnosis else None,
-            "answers": [asdict(item) for item in self.shown],
+            "likelihood": {name: asdict(summary) for name, summary in self.changes.summaries.items()},
+            "answers": [asdict(item) for item in self.changes.shown],
             "environment": environment(),
         }
+
+
+@dataclass
+class Request:
+    """A removal request on its way to an adapter: what was given, and below the line what the steps have added to it."""
+
+    base: BaseModel
+    sets: RecordSets
+    output_dir: Path
+    config: UnlearnConfig
+    workers: Workers
+    overwrite: bool
+    progress: bool
+    # ---
+    clock: Clock = field(default_factory=Clock)
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    background: list[Example] = field(default_factory=list)
+    key: str = ""
+    layer: int | None = None
+    forget: Features | None = None
+    retain: Features | None = None
+    extraction: ExtractionStats | None = None
+    gate: GateFit | None = None
+    fit: FitResult | None = None
+    model: T3ForCausalLM | None = None
+    calibration: Calibration | None = None
+    changes: BeforeAfter | None = None
+
+    @property
+    def records(self) -> dict[str, list[Record]]:
+        """The records by the name of their set."""
+        return {"forget": self.sets.forget, "retain": self.sets.retain, "holdout": self.sets.holdout or []}
+
+    @property
+    def kept(self) -> list[Example]:
+        """Retain records and background text."""
+        return self.examples["retain"] + self.background
 
 
 def unlearn(
@@ -163,7 +142,7 @@ def unlearn(
     output_dir: Path,
     config: UnlearnConfig | None = None,
     *,
-    engine: Engine | None = None,
+    workers: Workers | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> UnlearnResult:
@@ -171,40 +150,204 @@ def unlearn(
 
     `sets.retain` may be empty where there is background text. `config` is `METHODS["t3"]` if not given.
 
-    `engine` is where features are extracted, this process if not given. Where it has several processes, each of them calls this
-    with the same arguments and has the same result; the first one writes.
+    `workers` extract the features, this process if not given. Where there are several processes, each of them calls this with
+    the same arguments and has the same result; the first one writes.
 
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
     Raises:
         AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
-        TemperTiltError: a record, an option, the model or the directory is not usable; each says what is valid.
+        TemperTiltError: a record, an option, the model or the directory is not usable; each says what must be.
     """
-    config, engine = _within_context(config or METHODS["t3"], base), engine or Local()
+    config, workers = _within_context(config or METHODS["t3"], base), workers or Local()
     if not sets.retain and not config.background.background:
-        raise ConfigError("there is nothing to keep: give retain records, or background text (--background N)")
-    clock = _Clock()
-    records = {"forget": sets.forget, "retain": sets.retain, "holdout": sets.holdout or []}
-    with clock("tokenise"):
-        examples = {name: build_examples(of, base.tokenizer, config.examples) for name, of in records.items()}
-    key = run_key(base, examples, config)
-    with output_directory(output_dir) if engine.first else nullcontext():
-        found = engine.share(lambda: load_adapter(output_dir) if _finished(output_dir, key, overwrite) else None)
-        if found is not None:
-            if engine.first:
-                log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
-            made = _Made(T3ForCausalLM(base.model, found.head, found.config, found.gate), None, None, None, None)
-        else:
-            made = _make(base, records, examples, config, key, output_dir, clock, engine, progress)
-        model, extraction, fit, gate, calibration = made
-        with clock("evidence"):
-            summaries, diagnosis, shown = engine.together(lambda: _evidence(base, model, fit, records, examples, config))
-        result = UnlearnResult(
-            model, output_dir, fit is None, extraction, fit, summaries, shown, clock.seconds, diagnosis, gate, calibration
+        raise ConfigError("there is nothing to retain: give retain records, or background text (--background N)")
+    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first)
+    tokenise(request)
+    with output_directory(output_dir) if workers.first else nullcontext():
+        if not reuse_finished(request):
+            for step in STEPS:
+                step(request)
+        return measure_changes(request)
+
+
+# --- the steps -----------------------------------------------------------------------------------------------------------
+
+
+def tokenise(request: Request) -> None:
+    """Records to tokens, and the key of all that decides the adapter."""
+    with request.clock("tokenise"):
+        request.examples = {
+            name: build_examples(records, request.base.tokenizer, request.config.examples)
+            for name, records in request.records.items()
+        }
+    request.key = run_key(request.base, request.examples, request.config)
+
+
+def reuse_finished(request: Request) -> bool:
+    """Take the adapter in the output directory, if it is this request's."""
+    output_dir = request.output_dir
+    found = request.workers.share(
+        lambda: load_adapter(output_dir) if _finished(output_dir, request.key, request.overwrite) else None
+    )
+    if found is None:
+        return False
+    if request.workers.first:
+        log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
+    request.model = T3ForCausalLM(request.base.model, found.head, found.config, found.gate)
+    return True
+
+
+def write_background(request: Request) -> None:
+    """Let the base model write text that is retained beside the retain records."""
+    base, config = request.base, request.config
+    if not config.background.background:
+        return
+    with request.clock("background"):
+        request.background = request.workers.together(
+            lambda: background_examples(
+                base.model,
+                base.tokenizer,
+                request.examples["forget"],
+                config.background,
+                config.examples,
+                fingerprint=base.fingerprint,
+                progress=request.progress,
+            )
         )
-        if engine.first:
-            write_text(output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
+
+
+def extract(request: Request) -> None:
+    """One pass of the frozen model over all examples."""
+    base, config, forget = request.base, request.config, request.examples["forget"]
+    request.layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
+    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, request.layer)
+    with request.clock("features"):
+        features, request.extraction = extract_features(
+            base.model,
+            forget + request.kept,
+            FeatureStore(directory, verify=request.workers.first),
+            config.features,
+            state_layer=request.layer,
+            workers=request.workers,
+            progress=request.progress,
+        )
+    request.forget = features.subset(range(len(forget)))
+    request.retain = features.subset(range(len(forget), len(features)))
+
+
+def find_exemplars(request: Request) -> None:
+    """The gate, where there is one."""
+    if (layer := request.layer) is None:
+        return
+    with request.clock("gate"):
+        request.gate = request.workers.share(lambda: fit_gate(*_token_states(request), request.config.gate, layer))
+
+
+def fit(request: Request) -> None:
+    """The head, fitted where the base's output layer is."""
+    assert request.retain is not None and request.forget is not None
+    retain, forget, base = request.retain, request.forget, request.base
+
+    def make() -> FitResult:
+        device = base.model.get_output_embeddings().weight.device
+        found = fit_head(
+            retain,
+            forget,
+            request.config.fit,
+            base_parameters=base.model.num_parameters(),
+            device=device,
+            progress=request.progress,
+        )
+        return replace(found, head=found.head.cpu())  # to be sent to other processes, which have devices of their own
+
+    with request.clock("fit"):
+        request.fit = request.workers.share(make)
+
+
+def put_together(request: Request) -> None:
+    """Base, head and gate as one model."""
+    assert request.fit is not None
+    base, config, gate = request.base, request.config, request.gate
+    training: dict[str, Any] = {
+        "key": request.key,
+        "config": config.recipe(),
+        "forget_records": len(request.records["forget"]),
+        "retain_records": len(request.records["retain"]),
+        "background_records": len(request.background),
+        "fit": {name: value for name, value in request.fit.summary().items() if name not in ("seconds", "history")},
+    }
+    if gate is not None:
+        training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
+    request.model = T3ForCausalLM.from_base(
+        base.model,
+        request.fit.head,
+        gate=gate.gate if gate else None,
+        **asdict(config.tilt),
+        pooling=config.features.pooling,
+        name=base.name,
+        peft_adapter=base.peft_adapter,
+        base_fingerprint=base.fingerprint,
+        training=training,
+    )
+
+
+def calibrate(request: Request) -> None:
+    """Choose the guidance scale, where holdout records are there to choose it with."""
+    model, config = request.model, request.config.calibration
+    if model is None or not config.calibrate or not request.examples["holdout"]:
+        return
+    some = [spread(request.examples[name], config.calibration_records) for name in ("forget", "holdout")]
+    with request.clock("calibrate"):
+        request.calibration = request.workers.together(lambda: match_likelihood(model, *some))
+        model.guidance_scale = request.calibration.guidance_scale
+
+
+def save(request: Request) -> None:
+    """Write the adapter."""
+    assert request.model is not None
+    with request.clock("save"):
+        if request.workers.first:
+            save_adapter(request.output_dir, request.model.head, request.model.adapter_config, request.model.gate)
+
+
+STEPS: tuple[Callable[[Request], None], ...] = (
+    write_background,
+    extract,
+    find_exemplars,
+    fit,
+    put_together,
+    calibrate,
+    save,
+)
+"""From tokens to an adapter on disk."""
+
+
+def measure_changes(request: Request) -> UnlearnResult:
+    """Measure some records before and after, and write the report."""
+    model, config = request.model, request.config
+    assert model is not None
+    with request.clock("before and after"):
+        changes = request.workers.together(
+            lambda: compare(model, request.base.tokenizer, request.records, request.examples, config.report, config.examples)
+        )
+    result = UnlearnResult(
+        model=model,
+        directory=request.output_dir,
+        reused=request.fit is None,
+        extraction=request.extraction,
+        fit=request.fit,
+        changes=changes,
+        seconds=request.clock.seconds,
+        gate=request.gate,
+        calibration=request.calibration,
+    )
+    if request.workers.first:
+        write_text(request.output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
     return result
+
+
+# --- what the steps use --------------------------------------------------------------------------------------------------
 
 
 def _within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
@@ -227,21 +370,6 @@ def run_key(base: BaseModel, examples: dict[str, list[Example]], config: Unlearn
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-@contextmanager
-def output_directory(path: Path) -> Iterator[None]:
-    """Make `path`, and take it away again if it was not there before and an error leaves it empty."""
-    if path.exists() and not path.is_dir():
-        raise TemperTiltError(f"--output-dir {str(path)!r} is a file; name a directory")
-    existed = path.is_dir()
-    make_dir(path)
-    try:
-        yield
-    except BaseException:
-        if not existed and not any(path.iterdir()):
-            path.rmdir()
-        raise
-
-
 def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     """Whether `directory` holds the adapter `key`; refuse to write over anything else unless told to."""
     foreign = sorted(
@@ -261,151 +389,12 @@ def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     return True
 
 
-class _Made(NamedTuple):
-    """A model with its adapter, and how it was made."""
-
-    model: T3ForCausalLM
-    extraction: ExtractionStats | None
-    fit: FitResult | None
-    gate: GateFit | None
-    calibration: Calibration | None
-
-
-def _make(
-    base: BaseModel,
-    records: dict[str, list[Record]],
-    examples: dict[str, list[Example]],
-    config: UnlearnConfig,
-    key: str,
-    output_dir: Path,
-    clock: _Clock,
-    engine: Engine,
-    progress: bool,
-) -> _Made:
-    """Background, extract, fit, calibrate, save."""
-    forget, kept = examples["forget"], list(examples["retain"])
-    progress = progress and engine.first
-    if config.background.background:
-        asked = (base.model, base.tokenizer, forget, config.background, config.examples)
-        with clock("background"):
-            kept += engine.together(lambda: background_examples(*asked, fingerprint=base.fingerprint, progress=progress))
-    layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
-    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, layer)
-    with clock("features"):
-        store = FeatureStore(directory, verify=engine.first)
-        features, extraction = extract_features(
-            base.model, forget + kept, store, config.features, state_layer=layer, engine=engine, progress=progress
-        )
-    parts = features.subset(range(len(forget))), features.subset(range(len(forget), len(forget) + len(kept)))
-    gate: GateFit | None = None
-    if layer is not None:
-        states = layer  # for the type checker: a number, also inside the function
-        with clock("gate"):
-            gate = engine.share(lambda: fit_gate(*_token_states(forget, kept, parts), config.gate, states))
-    with clock("fit"):
-        fit: FitResult = engine.share(lambda: _fit(base, parts, config.fit, progress))
-    training = {
-        "key": key,
-        "config": config.recipe(),
-        "forget_records": len(records["forget"]),
-        "retain_records": len(records["retain"]),
-        "background_records": len(kept) - len(examples["retain"]),
-        "fit": {name: value for name, value in fit.summary().items() if name not in ("seconds", "history")},
-    }
-    if gate is not None:
-        training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
-    model = T3ForCausalLM.from_base(
-        base.model, fit.head, gate=gate.gate if gate else None, **asdict(config.tilt), pooling=config.features.pooling,
-        name=base.name, peft_adapter=base.peft_adapter, base_fingerprint=base.fingerprint, training=training,
-    )  # fmt: skip
-    calibration: Calibration | None = None
-    if config.calibration.calibrate and examples["holdout"]:
-        with clock("calibrate"):
-            some = [spread(examples[name], config.calibration.calibration_records) for name in ("forget", "holdout")]
-            calibration = engine.together(lambda: match_likelihood(model, *some))
-            model.guidance_scale = calibration.guidance_scale
-    with clock("save"):
-        if engine.first:
-            save_adapter(output_dir, model.head, model.adapter_config, model.gate)
-    return _Made(model, extraction, fit, gate, calibration)
-
-
-def _fit(base: BaseModel, parts: tuple[Features, Features], config: FitConfig, progress: bool) -> FitResult:
-    """The head, fitted where the base's output layer is."""
-    device = base.model.get_output_embeddings().weight.device
-    fit = fit_head(
-        retain=parts[1],
-        forget=parts[0],
-        config=config,
-        base_parameters=base.model.num_parameters(),
-        device=device,
-        progress=progress,
-    )
-    return replace(fit, head=fit.head.cpu())  # to be sent to other processes, which have devices of their own
-
-
-def _evidence(
-    base: BaseModel,
-    model: T3ForCausalLM,
-    fit: FitResult | None,
-    records: dict[str, list[Record]],
-    examples: dict[str, list[Example]],
-    config: UnlearnConfig,
-) -> tuple[dict[str, Summary], Diagnosis | None, list[Shown]]:
-    """What has changed on some records, what the theory says of it, and answers before and after."""
-    chosen = {name: spread(of, config.evidence.report_records) for name, of in examples.items()}
-    measured = {name: likelihoods(model, of) for name, of in chosen.items() if of}
-    summaries = {name: Summary.of(of) for name, of in measured.items()}
-    tilt = replace(config.tilt, guidance_scale=model.guidance_scale)
-    return summaries, _diagnosis(fit, chosen, measured, tilt), _shown(model, base, records, config)
-
-
-def _token_states(
-    forget: list[Example], kept: list[Example], parts: tuple[Features, Features]
-) -> tuple[TokenStates, TokenStates]:
-    """Lower states of the forget and of the kept records, without the tokens with which all of them begin."""
+def _token_states(request: Request) -> tuple[TokenStates, TokenStates]:
+    """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
+    assert request.forget is not None and request.retain is not None
+    forget, kept = request.examples["forget"], request.kept
     common = shared_prefix([example.input_ids[:-1] for example in forget + kept])  # a token remains of each
     starts = [int(example.scored.argmax()) - common for example in forget]
     starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
-    states = [[rows[common:] for rows in of.states()] for of in parts]
-    return TokenStates(states[0], parts[0].documents, starts), TokenStates(states[1], parts[1].documents)
-
-
-def _diagnosis(
-    fit: FitResult | None, examples: dict[str, list[Example]], measured: dict[str, list[Likelihood]], tilt: TiltConfig
-) -> Diagnosis | None:
-    """What the theory says of the measured records and the held-out documents; None where there are none."""
-    if fit is None or fit.held_out_log_odds is None or not {"retain", "forget"} <= set(measured):
-        return None
-    totals = {name: [e.n_scored * of.base_log_prob for e, of in zip(examples[name], measured[name])] for name in measured}
-    sides = Sides(totals["retain"], totals["forget"])
-    return diagnose_adapter(sides, Sides(*fit.held_out_log_odds), **asdict(tilt))
-
-
-def _shown(model: T3ForCausalLM, base: BaseModel, records: dict[str, list[Record]], config: UnlearnConfig) -> list[Shown]:
-    """Greedy answers of some records of each set, before and after."""
-    if not config.evidence.show:
-        return []
-    chosen = [(name, record) for name, of in records.items() for record in spread(of, config.evidence.show)]
-    prompts = [encode_prompt(record, base.tokenizer, config.examples) for _, record in chosen]
-    before, after = (
-        greedy_answers(model, base.tokenizer, prompts, max_new_tokens=config.evidence.max_new_tokens, base=off)
-        for off in (True, False)
-    )
-    return [
-        Shown(name, record.source, record.question, record.answer, was, now)
-        for (name, record), was, now in zip(chosen, before, after)
-    ]
-
-
-class _Clock:
-    """Wall seconds of named steps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 3)
+    states = [[rows[common:] for rows in found.states()] for found in (request.forget, request.retain)]
+    return TokenStates(states[0], request.forget.documents, starts), TokenStates(states[1], request.retain.documents)

@@ -18,8 +18,9 @@ from safetensors.numpy import load, save
 
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
-from tempertilt.fitting.features import Local, Shard, Work, run_shard, store_name
+from tempertilt.fitting.features import store_name
 from tempertilt.fitting.store import shard_path
+from tempertilt.fitting.workers import Local, Shard, Work, run_shard
 from tempertilt.models.base import BaseModel, load_base
 
 KEPT = ("OMP_", "MKL_", "OPENBLAS_", "TEMPERTILT_", "XDG_CACHE_HOME", "HF_")
@@ -47,7 +48,7 @@ def session(workers: int) -> Iterator[None]:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingExtraError("ray[data]", "ray", "--engine ray") from error
+        raise MissingExtraError("ray[data]", "ray", "--workers ray") from error
     begun = not ray.is_initialized()
     with redirect_stdout(sys.stderr):
         if begun:
@@ -73,14 +74,14 @@ class Ray(Local):
     """
 
     def __init__(self, actors: int, gpus: int) -> None:
-        self.actors, self.gpus, self.workers = actors, gpus, 1
+        self.actors, self.gpus, self.count = actors, gpus, 1
         self._base: BaseModel | None = None
 
     def load(self, make: Callable[[], BaseModel]) -> BaseModel:
         """What `make` returns, which the actors will load as well."""
         self._base = make()
         if self._base.source is None:
-            raise ConfigError("--engine ray needs a base model of load_base: the actors load it again")
+            raise ConfigError("--workers ray needs a base model of load_base: the actors load it again")
         return self._base
 
     def extract(self, model: Any, work: Work, done: Callable[[int], object]) -> None:
@@ -88,9 +89,9 @@ class Ray(Local):
         if not work.shards:
             return
         if self._base is None:
-            raise ConfigError("the engine has no base model; give it one with load")
+            raise ConfigError("no base model was given: call load first")
         with session(self.actors):
-            self.workers = self._extract(self._base, work, done)
+            self.count = self._extract(self._base, work, done)
 
     def _extract(self, base: BaseModel, work: Work, done: Callable[[int], object]) -> int:
         """As `extract`, inside a session; return how many processes took part."""

@@ -11,6 +11,7 @@ prior. The guided next-token law is
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -48,6 +49,20 @@ def check_forget_prior(forget_prior: float) -> float:
     if not (isinstance(forget_prior, (int, float)) and 0 < forget_prior < 1):
         raise ConfigError(f"forget_prior is {forget_prior!r}; valid is a number in (0, 1); 0.5 gives the paper's tilt")
     return float(forget_prior)
+
+
+@dataclass(frozen=True)
+class TiltConfig:
+    """The settings of the guided law; all can be changed after loading."""
+
+    temperature: float = field(default=2.5, metadata={"help": "T: the base's logits are divided by it (1 = no tempering)"})
+    guidance_scale: float = field(default=1.0, metadata={"help": "s: weight of the tilt (0 = no tilt)"})
+    forget_prior: float = field(default=0.5, metadata={"help": "share of forget text in the base's law; 0.5 = the paper's tilt"})
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_guidance_scale(self.guidance_scale)
+        check_forget_prior(self.forget_prior)
 
 
 def log_retain_weight(log_odds: Tensor, forget_prior: float = 0.5) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 
 from tempertilt.data.examples import encode_question
 from tempertilt.data.records import Record
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.idk_dpo import DPOConfig, IdkDPO
 from tempertilt.methods.refusals import refusal_of, with_answer
 from tempertilt.methods.registry import register
-from tempertilt.methods.task import Clock, Task, Unlearned
+from tempertilt.methods.task import Task, Unlearned
 from tempertilt.models.generation import generate_ids
 
 PROMPT = (

@@ -101,7 +101,7 @@ class DivergenceDecoding(Method):
         base, config = task.base.model, self.config
         examples = {"forget": task.examples_of(task.forget), "retain": task.examples_of(task.retain)}
         trained = {
-            role: train(build_assistant(base, config.layers), {role: of}, _Likelihood(role), config, task)
+            role: train(build_assistant(base, config.layers), {role: of}, _Likelihood(role), config, task.training)
             for role, of in examples.items()
         }
         tokens = torch.cat([torch.from_numpy(e.input_ids[e.scored]).long() for of in examples.values() for e in of]).unique()

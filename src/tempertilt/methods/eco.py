@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, fit_classifier, real_rows
 from tempertilt.methods.registry import register
 from tempertilt.methods.routed import RoutedModel
 from tempertilt.methods.steered import Pass
-from tempertilt.methods.task import Clock, Method, Task, Unlearned
+from tempertilt.methods.task import Method, Task, Unlearned
 
 
 @dataclass(frozen=True)

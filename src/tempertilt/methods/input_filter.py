@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import PromptClassifier, PromptReader, fit_classifier
 from tempertilt.methods.refusing import FilterConfig, RefusingModel, refusal_ids
 from tempertilt.methods.registry import register
-from tempertilt.methods.task import Clock, Method, Task, Unlearned
+from tempertilt.methods.task import Method, Task, Unlearned
 
 
 @dataclass(frozen=True)

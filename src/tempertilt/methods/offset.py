@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
-from tempertilt.methods.task import Clock, Method, Task, Unlearned
+from tempertilt.methods.task import Method, Task, Unlearned
 from tempertilt.training.loop import Step, answer_states, train
 
 
@@ -94,7 +95,7 @@ class Offset(Method):
             states = answer_states(base, [example for examples in roles.values() for example in examples])
         tuned, untuned = (build_assistant(base, self.config.layers) for _ in range(2))
         objective = _OffsetObjective(states, base.get_output_embeddings(), self.config)
-        trained = train(tuned, roles, objective, self.config, task)
+        trained = train(tuned, roles, objective, self.config, task.training)
         seconds = trained.seconds | {"reference": trained.seconds["reference"] + clock.seconds["reference"]}
         return Unlearned(
             model=OffsetModel(base, trained.model.get_base_model(), untuned, self.config.strength),

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from tempertilt.data.records import Record
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import register
-from tempertilt.methods.task import Clock, Method, Task, Unlearned
+from tempertilt.methods.task import Method, Task, Unlearned
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.pipeline import METHODS, EvidenceConfig, UnlearnConfig, unlearn
+from tempertilt.fitting.before_after import ReportConfig
+from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Method, Task, Unlearned
 
@@ -74,7 +75,7 @@ class T3(Method):
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""
         config = unlearn_config(self.method, {"seed": task.seed, **self.options()})
-        config = replace(config, examples=task.examples, evidence=EvidenceConfig(report_records=0, show=0))
+        config = replace(config, examples=task.examples, report=ReportConfig(report_records=0, show=0))
         directory = task.work_dir / "adapter"
         with own_cache(task.work_dir / "cache"):
             result = unlearn(task.base, RecordSets(task.forget, task.retain, [], []), directory, config, progress=task.progress)

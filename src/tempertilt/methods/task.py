@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import DataError
 from tempertilt.models.base import BaseModel
+from tempertilt.training.loop import TrainRun
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,20 @@ class Task:
     report_to: str = "none"
     run_name: str = ""
     progress: bool = False
+
+    @property
+    def training(self) -> TrainRun:
+        """What a training run needs of it."""
+        budget = self.budget
+        return TrainRun(
+            self.work_dir,
+            self.seed,
+            budget.train_seconds,
+            budget.train_steps,
+            self.report_to,
+            self.run_name,
+            self.progress,
+        )
 
     def examples_of(self, records: list[Record]) -> list[Example]:
         """Tokens of records; `DataError` if there are none."""
@@ -102,19 +115,3 @@ class Method(ABC):
     @abstractmethod
     def unlearn(self, task: Task) -> Unlearned:
         """Make the task's model stop producing its forget records."""
-
-
-class Clock:
-    """Wall seconds of named steps; the same name adds up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a step."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - started, 3)

@@ -73,7 +73,7 @@ class TrainedMethod(Method):
             roles["retain"] = task.examples_of(task.retain)
         if (records := self.alternates(task)) is not None:
             roles["alternate"] = aligned(roles["forget"], task.examples_of(records))
-        trained = train(task.base.model, roles, self, self.config, task)
+        trained = train(task.base.model, roles, self, self.config, task.training)
         model = trained.model if self.config.lora_rank == 0 else trained.model.merge_and_unload()
         return Unlearned(
             model=model.requires_grad_(False).eval(),

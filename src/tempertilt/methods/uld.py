@@ -95,7 +95,7 @@ class ULD(Method):
         config = self.config
         roles = {"forget": task.examples_of(task.forget), "retain": task.examples_of(task.retain)}
         assistant = build_assistant(task.base.model, config.layers)
-        trained = train(assistant, roles, _Reverse(config.uniform_weight), config, task)
+        trained = train(assistant, roles, _Reverse(config.uniform_weight), config, task.training)
         settings = {"method": "ULD", "strength": config.strength, "floor": config.floor}
         return Unlearned(
             model=ULDModel(task.base.model, trained.model.get_base_model(), settings),

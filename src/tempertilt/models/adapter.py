@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import tempertilt
+from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import EvidenceGate
 from tempertilt.guidance.head import GuidanceHead
@@ -48,7 +48,7 @@ class AdapterConfig:
     training: dict[str, Any] = field(default_factory=dict)  # data, configuration and scores of the fit
     weights_sha256: str = ""
     adapter_type: str = KIND
-    tempertilt_version: str = tempertilt.__version__
+    tempertilt_version: str = VERSION
 
     def __post_init__(self) -> None:
         check_pooling(self.pooling)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempertilt.models.memory import is_out_of_memory
+from tempertilt.models.base import is_out_of_memory
 
 FIRST_ROUND = 64
 """Tokens after which a batch is left by the continuations that have ended; the others go on by themselves."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 
 from tempertilt.errors import ConfigError, ModelError
-from tempertilt.models.memory import is_out_of_memory
+from tempertilt.models.base import is_out_of_memory
 
 log = logging.getLogger("tempertilt")
 

@@ -18,10 +18,11 @@ from transformers.modeling_utils import slice_logits_to_keep
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.guidance.gate import EvidenceGate
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.pooling import check_continues, check_pooling, pooling_layer, scan
-from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_temperature, guided_logits
+from tempertilt.guidance.pooling import scan
+from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_pooling, check_temperature, guided_logits
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
 from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, fingerprint, last_hidden_state, load_base
+from tempertilt.models.cache import check_continues, pooling_layer
 
 # What `generate` reads off a model class, and so must be the base model's own.
 FROM_BASE = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.errors import ConfigError, MissingExtraError, TemperTiltError
-from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.playground import page
 from tempertilt.playground.records import ReportRecord

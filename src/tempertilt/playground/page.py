@@ -11,9 +11,8 @@ from importlib import resources
 
 import torch
 
-from tempertilt.fitting.pipeline import TiltConfig
 from tempertilt.guidance.gate import EvidenceGate
-from tempertilt.guidance.tilt import log_retain_weight
+from tempertilt.guidance.tilt import TiltConfig, log_retain_weight
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Answer, View
 from tempertilt.playground.trace import Law, PromptToken, Step

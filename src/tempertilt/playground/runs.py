@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from tempertilt.fitting.pipeline import TiltConfig
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.playground.trace import Law, PromptToken, Step, Tracer
 
 REMEMBERED = 64  # tabs

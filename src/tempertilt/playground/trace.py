@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.pipeline import TiltConfig
-from tempertilt.guidance.tilt import guided_logits
+from tempertilt.guidance.tilt import TiltConfig, guided_logits
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.t3 import NextTerms, T3ForCausalLM
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from tempertilt.data.batches import example_key, pad_batch
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
-from tempertilt.fitting.features import example_key, pad_batch
 from tempertilt.models.base import decoder_layers
 from tempertilt.storage import make_dir, remove_unfinished, write_text
 from tempertilt.training.replay import Replay, all_logits, has_plain_output, hidden_states, with_lora

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tempertilt.data.batches import Batch, pad_batch, plan_batches
 from tempertilt.data.examples import Example
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError, MissingExtraError, ModelError, TemperTiltError
-from tempertilt.fitting.features import Batch, pad_batch, plan_batches
-from tempertilt.methods.task import Clock, Task
 from tempertilt.models.base import decoder_layers
 from tempertilt.training.answers import Answers, Frozen
 from tempertilt.training.replay import (
@@ -71,6 +72,28 @@ class TrainConfig:
             )
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"schedule is {self.schedule!r}; valid are {', '.join(SCHEDULES)}")
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """The circumstances of one training run.
+
+    Attributes:
+        work_dir: where the run may write.
+        seed: of everything that is random.
+        train_seconds, train_steps: limits; None = no limit.
+        report_to: none, tensorboard, wandb, trackio.
+        run_name: the name that it reports under.
+        progress: whether to show progress bars.
+    """
+
+    work_dir: Path
+    seed: int = 0
+    train_seconds: float | None = None
+    train_steps: int | None = None
+    report_to: str = "none"
+    run_name: str = ""
+    progress: bool = False
 
 
 class Objective(Protocol):
@@ -157,11 +180,14 @@ class Step:
         return torch.cat([self._runner.frozen_states[i] for i in self._indices[role]])
 
 
-def train(model: Any, roles: Mapping[str, Sequence[Example]], objective: Objective, config: TrainConfig, task: Task) -> Trained:
+def train(
+    model: Any, roles: Mapping[str, Sequence[Example]], objective: Objective, config: TrainConfig, run: TrainRun
+) -> Trained:
     """Train a model for an objective.
 
     Args:
         model: a causal LM of transformers; LoRA wraps its modules in place.
+        run: seed, limits, and where the run reports.
         roles: examples by role; "alternate" has one for each of "forget". Passes go over the first role, the others keep pace.
 
     Raises:
@@ -172,12 +198,12 @@ def train(model: Any, roles: Mapping[str, Sequence[Example]], objective: Objecti
         if not examples:
             raise DataError(f"there are no examples in the role {role!r} to train on")
     clock = Clock()
-    torch.manual_seed(task.seed)
+    torch.manual_seed(run.seed)
     with clock("reference"):
         runner = Runner(model, roles, objective, config)
         runner.run_frozen(objective)
     trained = [parameter for parameter in runner.parameters() if parameter.requires_grad]
-    trainer, log = _trainer(runner, config, task)
+    trainer, log = _trainer(runner, config, run)
     with clock("training"):
         trainer.train()
     runner.model.requires_grad_(False).eval()
@@ -391,31 +417,31 @@ def check_tracker(name: str) -> str:
     return name
 
 
-def _trainer(runner: Runner, config: TrainConfig, task: Task) -> tuple[Any, Any]:
+def _trainer(runner: Runner, config: TrainConfig, run: TrainRun) -> tuple[Any, Any]:
     """The Trainer, and the callback that logs."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    if task.report_to == "tensorboard":
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(task.work_dir / "tensorboard"))
+    if run.report_to == "tensorboard":
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.work_dir / "tensorboard"))
     arguments = TrainingArguments(
-        output_dir=str(task.work_dir),
+        output_dir=str(run.work_dir),
         per_device_train_batch_size=config.train_batch_size,
         num_train_epochs=config.epochs,
-        max_steps=task.budget.train_steps or -1,
+        max_steps=run.train_steps or -1,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_ratio,
         lr_scheduler_type="constant_with_warmup" if config.schedule == "constant" else config.schedule,
         max_grad_norm=config.max_grad_norm,
-        seed=task.seed,
-        report_to=[] if task.report_to == "none" else [check_tracker(task.report_to)],
-        run_name=task.run_name or None,
+        seed=run.seed,
+        report_to=[] if run.report_to == "none" else [check_tracker(run.report_to)],
+        run_name=run.run_name or None,
         project="tempertilt",
         logging_strategy="epoch",
         save_strategy="no",
         use_cpu=runner.causal_lm.device.type == "cpu",
-        disable_tqdm=not task.progress,
+        disable_tqdm=not run.progress,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=[],
@@ -447,7 +473,7 @@ def _trainer(runner: Runner, config: TrainConfig, task: Task) -> tuple[Any, Any]
                 self.losses.append(round(float(logs["loss"]), 6))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            limit = task.budget.train_seconds
+            limit = run.train_seconds
             if limit is not None and _agreed(time.perf_counter() - self.started > limit, args.device):
                 self.stopped = state.global_step < state.max_steps
                 control.should_training_stop = True
@@ -456,7 +482,7 @@ def _trainer(runner: Runner, config: TrainConfig, task: Task) -> tuple[Any, Any]
     trainer = UnlearningTrainer(
         model=runner,
         args=arguments,
-        train_dataset=_Pairs(runner, task.seed),
+        train_dataset=_Pairs(runner, run.seed),
         data_collator=_collate,
         callbacks=[log],
     )

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tempertilt.data.batches import Batch, pad_batch, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
-from tempertilt.fitting.features import Batch, pad_batch, plan_batches
 from tempertilt.models.base import body_of, last_hidden_state
 
 log = logging.getLogger("tempertilt")

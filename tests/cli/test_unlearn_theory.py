@@ -1,4 +1,4 @@
-"""The diagnosis that `t3 unlearn` shows: its likelihoods and log-odds against a direct evaluation."""
+"""The diagnosis of `t3 unlearn --theory`: its likelihoods and log-odds against a direct evaluation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torch
 
 from support.tiny import question_rows
 from tempertilt.cli import main
+from tempertilt.cli.unlearn import _diagnosis
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record, check_records
+from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.features import Features, FeatureStore
 from tempertilt.fitting.fit_head import FitConfig, fit_head, split_documents
-from tempertilt.fitting.pipeline import REPORT, EvidenceConfig, TiltConfig, UnlearnConfig, unlearn
+from tempertilt.fitting.pipeline import UnlearnConfig, unlearn
 from tempertilt.fitting.store import write_shard
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.base import load_base
 from tempertilt.theory import Sides, diagnose_adapter
 
@@ -62,7 +65,7 @@ def test_the_pipeline_diagnoses_what_it_measured(tiny_dir: Path, tmp_path: Path)
         for of in ("painter", "teacher")
     ]
     config = UnlearnConfig(
-        fit=FitConfig(rank=3, epochs=4), tilt=TiltConfig(2.0, 0.5, 0.3), evidence=EvidenceConfig(report_records=50, show=0)
+        fit=FitConfig(rank=3, epochs=4), tilt=TiltConfig(2.0, 0.5, 0.3), report=ReportConfig(report_records=50, show=0)
     )
     result = unlearn(base, check_records(records[0], records[1]), tmp_path / "out", config, progress=False)
     totals = []
@@ -74,17 +77,17 @@ def test_the_pipeline_diagnoses_what_it_measured(tiny_dir: Path, tmp_path: Path)
                 log_p = base.model(ids[None]).logits[0].log_softmax(-1)
             scored = np.flatnonzero(example.scored)
             totals[-1].append(sum(float(log_p[t - 1, ids[t]]) for t in scored))
-    assert result.fit is not None and result.fit.held_out_log_odds is not None and result.diagnosis is not None
+    assert result.fit is not None and result.fit.held_out_log_odds is not None
+    diagnosis = _diagnosis(result, config)
+    assert diagnosis is not None
     direct = diagnose_adapter(
         Sides(totals[1], totals[0]), Sides(*result.fit.held_out_log_odds), temperature=2.0, guidance_scale=0.5, forget_prior=0.3
     )
     for name in ("concentration_gap", "log_p_bar", "retain_bias_in_use", "delta_estimate", "recommended_temperature"):
-        assert getattr(result.diagnosis, name) == pytest.approx(getattr(direct, name), rel=1e-4), name
-    assert not result.diagnosis.covered and "scaled by 0.5" in result.diagnosis.sentence
-    report = json.loads((tmp_path / "out" / REPORT).read_text())
-    assert report["diagnosis"]["sentence"] == result.diagnosis.sentence
+        assert getattr(diagnosis, name) == pytest.approx(getattr(direct, name), rel=1e-4), name
+    assert not diagnosis.covered and "scaled by 0.5" in diagnosis.sentence
     again = unlearn(base, check_records(records[0], records[1]), tmp_path / "out", config, progress=False)
-    assert again.reused and again.diagnosis is None
+    assert again.reused and _diagnosis(again, config) is None
 
 
 def test_the_command_shows_it(tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,9 +97,11 @@ def test_the_command_shows_it(tiny_dir: Path, tmp_path: Path, capsys: pytest.Cap
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in question_rows(8, topic)))
     flags = ["--model", str(tiny_dir), "--forget", str(files[0]), "--retain", str(files[1]), "--rank", "2", "--epochs", "2"]
     options = ["--show", "0", "--quiet", "--output-dir", str(tmp_path / "out")]
-    assert main(["unlearn", *flags, *options]) == 0
+    assert main(["unlearn", *flags, *options, "--theory"]) == 0
     out = capsys.readouterr().out
     assert "theory       excess risk of the head" in out and "outside what the theory covers" in out
     assert max(map(len, out.splitlines())) <= 200
+    assert main(["unlearn", *flags, *options]) == 0
+    assert "excess risk" not in capsys.readouterr().out
     assert main(["unlearn", *flags, *options[:-1], str(tmp_path / "no"), "--held-out-fraction", "0"]) == 0
     assert "theory" not in capsys.readouterr().out

@@ -1,0 +1,149 @@
+"""What an adapter remembers of a sequence, as one more layer of the model's cache."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from tempertilt.errors import TemperTiltError
+from tempertilt.guidance.pooling import allocate_memory, continue_memory, empty_memory, memory_of, read_memory
+
+try:
+    from transformers.cache_utils import DummyLayer
+except ImportError as error:
+    raise TemperTiltError(
+        f"running a model through transformers needs transformers 5.24 or later; this is {transformers.__version__}. An engine "
+        "such as vLLM may hold it back: serve from an environment of its own, and make adapters in another"
+    ) from error
+
+
+class PoolingLayer(DummyLayer):  # type: ignore[misc]
+    """What the adapter remembers of every position, as one more layer of a transformers cache.
+
+    Running sums of `u` (r numbers), the count of real tokens, and the highest evidence so far: what `scan` of whole sequences
+    gives, continued. Being a cache layer, it is reordered with the beams, cropped after rejected drafts, repeated, selected and
+    reset together with the keys and values. To the masks of the base model it is a dummy layer: it holds none of its keys.
+
+    Args:
+        max_length: number of positions to allocate at once, for static caches (all updates are then done in place, at
+            addresses that don't change, as compiled decoding needs); None grows by doubling.
+    """
+
+    def __init__(self, max_length: int | None = None) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.memory: Tensor | None = None  # (B, capacity, r + 2): sums, count, evidence
+        self.length = 0  # positions held; unused when static
+        self.position: Tensor | None = None  # the same as a tensor, when static
+
+    def advance(self, states: Tensor, mask: Tensor | None, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Append `(B, n, r)` projected states, r may be 0, and evidence `(B, n)`.
+
+        `mask` is `(B, n)`, 1 = real token, or None. Returns causal means `(B, n, r)` and highest evidence so far `(B, n)`.
+        """
+        new = memory_of(states, mask, evidence)
+        new = self._append_dynamic(new) if self.max_length is None else self._append_static(new)
+        return read_memory(new)
+
+    def _append_dynamic(self, new: Tensor) -> Tensor:
+        n = new.shape[1]
+        if self.memory is None:
+            self.memory = allocate_memory(new, max(64, 2 * n))
+        elif self.length:
+            if self.memory.shape[0] != new.shape[0]:
+                raise TemperTiltError(f"the cache holds {self.memory.shape[0]} sequences, the input has {new.shape[0]}")
+            new = continue_memory(new, self.memory[:, self.length - 1 : self.length])
+        if self.length + n > self.memory.shape[1]:
+            grown = allocate_memory(new, 2 * (self.length + n))
+            grown[:, : self.length] = self.memory[:, : self.length]
+            self.memory = grown
+        self.memory[:, self.length : self.length + n] = new.detach()
+        self.length += n
+        return new
+
+    def _append_static(self, new: Tensor) -> Tensor:
+        assert self.max_length is not None
+        if self.memory is None or self.position is None:
+            self.memory = allocate_memory(new, self.max_length)
+            self.position = torch.zeros((), dtype=torch.long, device=new.device)
+        capacity, n = self.max_length, new.shape[1]
+        before = ((self.position - 1).clamp(min=0) % capacity).reshape(1)
+        new = continue_memory(new, torch.where(self.position > 0, self.memory.index_select(1, before), empty_memory(new)))
+        kept = min(n, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
+        where = (torch.arange(n - kept, n, device=new.device) + self.position) % capacity
+        self.memory.index_copy_(1, where, new[:, n - kept :].detach())
+        self.position.add_(n)
+        return new
+
+    def reset(self) -> None:
+        """Forget every position."""
+        self.length = 0
+        if self.position is not None:
+            self.position.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last `abs(tokens_to_remove)` positions (transformers passes the number negated)."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}")
+        if self.position is not None:
+            self.position.add_(tokens_to_remove).clamp_(min=0)
+        self.length = max(0, self.length + tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put the sequences in the order of `beam_idx (B,)`."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence `repeats` times."""
+        if self.memory is not None:
+            self.memory = self.memory.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the sequences at `indices`."""
+        if self.memory is not None:
+            self.memory = self.memory[indices.to(self.memory.device)]
+
+
+def check_continues(cache: Cache) -> None:
+    """Check, before a pass, that the pooling layer has seen every position that the cache holds.
+
+    Raises:
+        TemperTiltError: the cache was filled by the base model alone, or while the adapter was disabled.
+    """
+    layer = _find(cache)
+    if layer is not None and layer.max_length is not None:
+        return  # its position is a tensor on the device: comparing it would stall every step
+    seen = 0 if layer is None else layer.length
+    held = _positions_held(cache, seen)
+    if held != seen:
+        raise TemperTiltError(
+            f"this cache holds {held} positions, of which the adapter has seen {seen}: it was filled by the base "
+            "model alone, or while the adapter was disabled. Start with a new cache."
+        )
+
+
+def _positions_held(cache: Cache, seen: int) -> int | str:
+    """Positions in the model's own layers; state-space layers know only whether they hold any."""
+    layers = [layer for layer in cache.layers if isinstance(layer, CacheLayerMixin)]
+    if layers:
+        return int(layers[0].get_seq_length())
+    states = [layer for layer in cache.layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    filled = any(any(layer.has_previous_state.values()) for layer in states)
+    return (seen or "some") if filled else 0
+
+
+def pooling_layer(cache: Cache) -> PoolingLayer:
+    """The pooling layer of a cache that the base model has just filled, added after the model's own on first use."""
+    layer = _find(cache)
+    if layer is None:
+        # not Cache.get_max_length: layers that hold state-space states beside keys answer -1
+        lengths = [layer.max_cache_len for layer in cache.layers if hasattr(layer, "max_cache_len")]
+        layer = PoolingLayer(max(lengths) if lengths and cache.is_compileable else None)
+        cache.layers.append(layer)
+    return layer
+
+
+def _find(cache: Cache) -> PoolingLayer | None:
+    return next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
