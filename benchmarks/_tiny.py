@@ -81,7 +81,7 @@ def _greedy(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
 def served(adapters: Sequence[str], key: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`t3 serve` on the transformers engine and a free port: the process, and the address that it prints."""
     command = [sys.executable, "-c", "import sys; from tempertilt.cli import main; sys.exit(main())", "serve"]
-    command += ["--engine", "transformers", "--device", "cpu", "--port", "0", *flags]
+    command += ["--backend", "transformers", "--device", "cpu", "--port", "0", *flags]
     for adapter in adapters:
         command += ["--adapter", adapter]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"T3_API_KEY": key})

@@ -111,8 +111,8 @@ def test_an_error_leaves_no_directory_behind(base: BaseModel, tmp_path: Path, mo
 def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
     """Run the request and hang at `stage`, having touched `mark`."""
     os.environ["TEMPERTILT_CACHE"] = cache
-    import tempertilt.fitting.workers
     import tempertilt.fitting.fit_head
+    import tempertilt.fitting.workers
     import tempertilt.models.adapter
 
     def hang() -> None:

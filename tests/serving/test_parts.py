@@ -168,7 +168,7 @@ def test_flags_out_of_range_are_one_message(
     adapters: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["serve", "--engine", "transformers", "--adapter", adapters["first"], "--port", "0", *flags]) == 2
+    assert main(["serve", "--backend", "transformers", "--adapter", adapters["first"], "--port", "0", *flags]) == 2
     assert capsys.readouterr().err.count("error:") == 1
 
 
@@ -176,20 +176,20 @@ def test_which_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"fastapi", "uvicorn", "openai", "prometheus_client"}
     monkeypatch.setattr(backends, "_installed", lambda name: name in here)
     one, two, plain = {"a": "x"}, {"a": "x", "b": "y"}, ServeConfig()
-    assert backends.choose_engine("auto", one, plain) == ("transformers", "")
+    assert backends.choose_backend("auto", one, plain) == ("transformers", "")
     with pytest.raises(MissingExtraError, match="vllm"):
-        backends.choose_engine("vllm", one, plain)
+        backends.choose_backend("vllm", one, plain)
     here |= {"vllm", "tempertilt.integrations.vllm"}
-    assert backends.choose_engine("auto", one, plain) == ("vllm", "")
-    assert backends.choose_engine("transformers", one, plain) == ("transformers", "")
+    assert backends.choose_backend("auto", one, plain) == ("vllm", "")
+    assert backends.choose_backend("transformers", one, plain) == ("transformers", "")
     for adapters_, config in ((two, plain), (one, ServeConfig(serve_base=True)), (one, ServeConfig(tilt_parameters="any"))):
-        name, why = backends.choose_engine("auto", adapters_, config)
+        name, why = backends.choose_backend("auto", adapters_, config)
         assert name == "transformers" and "vLLM" in why
-        with pytest.raises(ConfigError, match="--engine transformers"):
-            backends.choose_engine("vllm", adapters_, config)
+        with pytest.raises(ConfigError, match="--backend transformers"):
+            backends.choose_backend("vllm", adapters_, config)
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
-        backends.choose_engine("transformers", one, plain)
+        backends.choose_backend("transformers", one, plain)
 
 
 MIDDLEWARE = ["--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tempertilt.cli.flags import add_config, add_model, build
 from tempertilt.errors import ConfigError
-from tempertilt.serving.backends import ENGINES, choose_engine, start_vllm, vllm_command
+from tempertilt.serving.backends import BACKENDS, choose_backend, start_vllm
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.names import parse_adapters
 from tempertilt.serving.sockets import LOOPBACK, address, listen
@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="adapter directory or hub id, under its own name or NAME; may be repeated (each forgets only its own)",
     )
     group.add_argument("--ignore-base-mismatch", action="store_true", help="use an adapter on a base that it was not fitted on")
-    parser.add_argument("--engine", choices=ENGINES, default="auto", help="auto is vLLM where it is installed (default: auto)")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="auto is vLLM where it is installed (default: auto)")
+    parser.add_argument("--engine", dest="backend", choices=BACKENDS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add_config(parser, "server", ServeConfig)
 
 
@@ -38,12 +39,14 @@ def run(args: argparse.Namespace) -> int:
     config = build(ServeConfig, args)
     config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
     adapters = parse_adapters(args.adapter)
-    engine, why = choose_engine(args.engine, adapters, config)
+    backend, why = choose_backend(args.backend, adapters, config)
     if why:
         print(f"t3 serve: {why}", file=sys.stderr)
-    if engine == "vllm":
+    if backend == "vllm":
+        from tempertilt.integrations.vllm.serve import vllm_command
+
         if args.trust_remote_code or args.device != "auto" or args.ignore_base_mismatch:
-            raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --engine vllm")
+            raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --backend vllm")
         start_vllm(*vllm_command(adapters, args.model, args.peft_adapter, config, args.dtype))
     return _serve(args, config, adapters)
 

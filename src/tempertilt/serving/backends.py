@@ -1,4 +1,4 @@
-"""Which engine serves: vLLM, started as its own command, or transformers in this process."""
+"""Which backend serves: vLLM, started as its own command, or transformers in this process."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving.config import ServeConfig
 
-ENGINES = ("auto", "vllm", "transformers")
+BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_engine(asked: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
-    """The engine, and in a line why it is not vLLM where that was to be expected.
+def choose_backend(asked: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
+    """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Raises:
         ConfigError: vLLM is asked for and can't do what else is asked.
-        MissingExtraError: an engine is asked for and its package is missing.
+        MissingExtraError: a backend is asked for and its package is missing.
     """
     if asked == "transformers":
         _require_transformers()
@@ -25,14 +25,14 @@ def choose_engine(asked: str, adapters: Mapping[str, str], config: ServeConfig) 
     obstacle = _obstacle(adapters, config)
     if asked == "vllm":
         if not _installed("vllm"):
-            raise MissingExtraError("vllm", "vllm", "--engine vllm")
+            raise MissingExtraError("vllm", "vllm", "--backend vllm")
         if obstacle:
-            raise ConfigError(f"--engine vllm: {obstacle}; valid is --engine transformers")
+            raise ConfigError(f"--backend vllm: {obstacle}; valid is --backend transformers")
         return asked, ""
     if _installed("vllm") and not obstacle:
         return "vllm", ""
     _require_transformers()
-    return "transformers", f"the engine is transformers: {obstacle}" if _installed("vllm") else ""
+    return "transformers", f"the backend is transformers: {obstacle}" if _installed("vllm") else ""
 
 
 def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
@@ -62,32 +62,6 @@ def _require_transformers() -> None:
     ):
         if not _installed(module):
             raise MissingExtraError(package, "serve", "t3 serve")
-
-
-def vllm_command(
-    adapters: Mapping[str, str], model: str | None, peft_adapter: str | None, config: ServeConfig, dtype: str
-) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM with the one adapter, and its environment.
-
-    vLLM's own key guards only what is under /v1, so ours stands before everything.
-    """
-    from tempertilt.integrations.vllm import serve
-
-    [(name, place)] = adapters.items()
-    arguments = serve.serve_arguments(
-        model=model,
-        peft_adapter=peft_adapter,
-        adapter=place,
-        host=config.host,
-        port=config.port,
-        api_key=None,
-        max_model_len=config.max_model_len or None,
-        served_model_name=name,
-        dtype=dtype,
-    )
-    if config.api_key:
-        arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
-    return [*serve.serve_command(), *arguments], {**os.environ, **serve.serve_environment(config.api_key)}
 
 
 def start_vllm(command: list[str], environment: dict[str, str]) -> None:

@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import secrets
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_temperature
 from tempertilt.models.adapter import AdapterConfig, read_config
 from tempertilt.storage import cache_dir, file_sha256, make_dir
+
+if TYPE_CHECKING:
+    from tempertilt.serving.config import ServeConfig
 
 KEY = "tempertilt"  # of our options in the model's configuration
 PREFIX = "T3"  # of the architecture's name
@@ -68,6 +73,30 @@ def serve_arguments(
     if api_key is not None:
         arguments += ["--api-key", api_key]
     return arguments
+
+
+def vllm_command(
+    adapters: Mapping[str, str], model: str | None, peft_adapter: str | None, config: ServeConfig, dtype: str
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts vLLM with the one adapter, and its environment.
+
+    vLLM's own key guards only what is under /v1, so ours stands before everything.
+    """
+    [(name, place)] = adapters.items()
+    arguments = serve_arguments(
+        model=model,
+        peft_adapter=peft_adapter,
+        adapter=place,
+        host=config.host,
+        port=config.port,
+        api_key=None,
+        max_model_len=config.max_model_len or None,
+        served_model_name=name,
+        dtype=dtype,
+    )
+    if config.api_key:
+        arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
+    return [*serve_command(), *arguments], {**os.environ, **serve_environment(config.api_key)}
 
 
 def serve_command(python: str = sys.executable) -> list[str]:

@@ -1,0 +1,34 @@
+"""Keys of stored results: a hash of everything that decides a result, the protocol of each step among it.
+
+A step whose code changes what it computes raises its number here, so that a result of older code is never taken for a new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+PROTOCOLS = {
+    "examples": 1,
+    "background": 1,
+    "features": 1,
+    "gate": 1,
+    "head": 1,
+    "calibration": 1,
+    "measure": 1,
+    "finetune": 1,
+    "train": 1,
+}
+"""Number of each step; raised whenever the step computes something else."""
+
+
+def key_of(*steps: str, **content: Any) -> str:
+    """A key of 32 hex digits.
+
+    Args:
+        steps: names in `PROTOCOLS`, of the steps that make the result.
+        content: JSON-ready values that decide the result.
+    """
+    whole = {"protocols": {step: PROTOCOLS[step] for step in sorted(steps)}, **content}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:32]
