@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from support.tiny import make_examples, make_llama, warm_processes
+from support.tiny import make_examples, make_llama
+from support.warm import warm_processes
 from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError

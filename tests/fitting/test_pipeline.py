@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from support.tiny import question_rows, warm_processes
+from support.tiny import question_rows
+from support.warm import warm_processes
 from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, RecordSets, check_records
 from tempertilt.errors import AdapterError, TemperTiltError

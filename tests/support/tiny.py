@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tempertilt.data.examples import Example
-
-
-def warm_processes() -> Any:
-    """Processes that are forked from one which has imported torch and the package, so that each does not import them again."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tempertilt.bench.worker", "tempertilt.methods.registry", "tempertilt.fitting.pipeline", "peft"]
-    )
-    return context
 
 
 def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> LlamaForCausalLM:

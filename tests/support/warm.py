@@ -1,31 +1,63 @@
-"""Trials of a benchmark in processes that are forked where torch is imported already, instead of each importing it again."""
+"""Processes that are forked from one which has imported torch and the package already, so that each starts at once."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.tiny import warm_processes
 from tempertilt.bench import jobs
 
 WORKER = [sys.executable, "-m", "tempertilt.bench.worker"]
 
 
-def _trial(files: list[str], log: str, environment: dict[str, str]) -> None:
-    """The whole of a trial's process: its output goes into the log, its status is the worker's."""
-    from tempertilt.bench.worker import main
+def warm_processes() -> Any:
+    """The multiprocessing context of these processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tempertilt.bench.worker", "tempertilt.methods.registry", "tempertilt.fitting.pipeline", "peft"]
+    )
+    return context
 
-    with Path(log).open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+
+def run_warm(
+    function: Callable[..., Any], *arguments: Any, log: Path | None = None, environment: Mapping[str, str] | None = None
+) -> int:
+    """Call `function` in a process of its own and wait for it; return its exit status, negative for a signal.
+
+    Args:
+        function: importable by its name; what it returns is the status.
+        log: file for what it prints; None leaves it to the test's own output.
+        environment: of the process; None is this one's.
+    """
+    whole = dict(os.environ if environment is None else environment)
+    process = warm_processes().Process(target=_call, args=(function, arguments, log, whole))
+    process.start()
+    process.join()
+    status: int = process.exitcode
+    return status
+
+
+def _call(function: Callable[..., Any], arguments: Sequence[Any], log: Path | None, environment: Mapping[str, str]) -> None:
+    if log is not None:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
-    sys.exit(main(files))
+    sys.exit(function(*arguments))
+
+
+def run_module(name: str, arguments: Sequence[str]) -> None:
+    """`python -m NAME ARGUMENTS`, for `run_warm`."""
+    sys.argv = [name, *arguments]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
 @pytest.fixture(autouse=True)
@@ -35,16 +67,13 @@ def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fork_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials without a launcher and without a limit of time start from one warm process; the others as always."""
-    context = warm_processes()
+    """Trials of a bench without a launcher and without a limit of time are such processes; the others start as always."""
     started_as_always = jobs._process
 
     def process(command: Sequence[str], log: Path, timeout: float | None, *rest: Callable[..., Any]) -> str:
         if list(command[:3]) != WORKER or timeout is not None:
             return started_as_always(command, log, timeout, *rest)
-        child = context.Process(target=_trial, args=(list(command[3:]), str(log), dict(os.environ)))
-        child.start()
-        child.join()
-        return "" if child.exitcode == 0 else f"exit status {child.exitcode}; see {log}"
+        status = run_warm(run_module, command[2], list(command[3:]), log=log)
+        return "" if status == 0 else f"exit status {status}; see {log}"
 
     monkeypatch.setattr(jobs, "_process", process)

@@ -1,21 +1,27 @@
-"""lm-evaluation-harness: `lm_eval --model t3 --model_args pretrained=BASE,adapter=DIR --tasks ...`.
+"""lm-evaluation-harness: `python -m tempertilt.integrations.lm_eval --model t3 --model_args adapter=DIR --tasks ...`.
 
-The package registers the name when the command `lm_eval` starts (see `register`); in a program, import this module first.
+The command takes every argument of `lm_eval` and knows one model more. In a program, importing this module registers the model.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
-
+from tempertilt.errors import MissingExtraError, TemperTiltError
 from tempertilt.models.t3 import load_unlearned
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise MissingExtraError("lm-eval", "lm-eval", "the model t3 of lm-evaluation-harness") from error
 
 
 @register_model("t3")
 class T3LM(HFLM):  # type: ignore[misc]
-    """An unlearned model for lm-evaluation-harness, whose `hf` model it is but for loading.
+    """An unlearned model for lm-evaluation-harness. It is the harness's `hf` model, loaded with an adapter.
 
     Args:
         adapter: directory or hub id of the adapter.
@@ -51,3 +57,17 @@ class T3LM(HFLM):  # type: ignore[misc]
         if guidance_scale is not None:
             model.guidance_scale = float(guidance_scale)
         super().__init__(pretrained=model, tokenizer=tokenizer, **kwargs)
+
+
+def main() -> int:
+    """Run the command of the harness on `sys.argv`; exit status 2, and one line, for an adapter or base that can't be loaded."""
+    try:
+        cli_evaluate()
+    except TemperTiltError as error:
+        print(f"lm_eval: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
