@@ -21,12 +21,11 @@ class Uniform(TrainedMethod):
         return (logits.logsumexp(-1) - logits.mean(-1)).mean() + step.retain.mean_nll
 
 
-def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from support.benches import tiny_bench
-    from support.warm import fork_trials
+@pytest.mark.usefixtures("points")
+def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path) -> None:
+    from support.benches import run_bench, write_bench
 
-    fork_trials(monkeypatch)
-
-    rows = tiny_bench(tmp_path, tiny_dir, {"Uniform": {"options": {"epochs": 1, "lora_rank": 2}}}, plugins=[__file__])
-    assert [row.name for row in rows] == ["target", "reference", "Uniform"]
-    assert rows[2].failures == () and rows[2].costs["trained_parameters"] > 0 and rows[2].figures["score"].seeds == 2
+    path = write_bench(tmp_path, tiny_dir, {"Uniform": {"options": {"epochs": 1, "lora_rank": 2}}}, plugins=[__file__], seeds=[0])
+    target, reference, row = run_bench(path)
+    assert (target.name, reference.name, row.name) == ("target", "reference", "Uniform")
+    assert row.failures == () and row.costs["trained_parameters"] > 0 and row.figures["score"].seeds == 1

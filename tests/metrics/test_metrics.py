@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from tempertilt import metrics
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics import Draw, Sample
-from tempertilt.metrics.result import RESAMPLES, bootstrap
+from tempertilt.metrics.result import RESAMPLES, SEED, bootstrap
 
 
 def sample(index: int = 0, **fields: Any) -> Sample:
@@ -194,6 +194,16 @@ def test_ties_count_half() -> None:
     assert metrics.auc(a, b) == roc_auc_score([0, 0, 0, 1, 1], [*a, *b])
 
 
+def test_the_interval_of_an_auc_is_that_of_resampled_sides() -> None:
+    results = {"forget": members(30, 0.0, 0), "holdout": members(40, 0.3, 1)}
+    result = metrics.membership(results, "loss")
+    sides = [np.array([each.nll for each in results[split]]) for split in ("forget", "holdout")]
+    rng = np.random.default_rng(SEED)
+    drawn = [[side[rng.integers(0, len(side), len(side))] for side in sides] for _ in range(RESAMPLES)]
+    areas = [roc_auc_score([0] * 30 + [1] * 40, np.concatenate(pair)) for pair in drawn]
+    assert result.interval == pytest.approx(np.quantile(areas, [0.025, 0.975]), abs=1e-12)
+
+
 def test_reference_attack() -> None:
     ours = {"forget": members(5, 0.0, 0), "holdout": members(6, 0.0, 1)}
     theirs = {"forget": members(5, 1.0, 0), "holdout": members(6, 0.0, 1)}
@@ -269,7 +279,7 @@ def test_intervals() -> None:
         covered += result.interval[0] <= truth <= result.interval[1]
         assert trial or result.interval == metrics.probability(of).interval, "deterministic"
     assert 180 <= covered <= 198
-    low, high = bootstrap(lambda a: float(a.mean()), rng.normal(0, 1, 400))
+    low, high = bootstrap(lambda rows: rows.mean(1), rng.normal(0, 1, 400))
     assert low < 0.15 and high > -0.15 and 0.15 < high - low < 0.25 and RESAMPLES >= 1000
 
 

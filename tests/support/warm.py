@@ -60,12 +60,6 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-@pytest.fixture(autouse=True)
-def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fork_trials` in every test of a module that imports this."""
-    fork_trials(monkeypatch)
-
-
 def fork_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of a bench without a launcher and without a limit of time are such processes; the others start as always."""
     started_as_always = jobs._process

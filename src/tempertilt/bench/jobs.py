@@ -18,7 +18,8 @@ from tempertilt.errors import ConfigError
 from tempertilt.fitting.ray import session
 from tempertilt.storage import make_dir, write_text
 
-ENGINES = ("local", "ray")
+JOBS = ("local", "ray")
+"""Where jobs run: on this machine, or over a Ray cluster."""
 LOG = "log.txt"
 
 
@@ -32,10 +33,11 @@ class Job(NamedTuple):
 
 
 def job_of(trial: Trial, spec: dict[str, Any], config: Path, launcher: Sequence[str], timeout: float | None) -> Job:
-    """Write the specification of a trial and give its process.
+    """Write the specification of a trial and return its process.
 
     Args:
-        launcher: what starts the module with -m, for example accelerate launch with its options; empty is this Python.
+        launcher: the command that starts the module with -m, such as accelerate launch with its options; empty is this Python.
+        timeout: seconds, None is no limit.
     """
     make_dir(trial.directory)
     write_text(trial.directory / SPEC, json.dumps(spec, indent=1) + "\n")
@@ -44,16 +46,21 @@ def job_of(trial: Trial, spec: dict[str, Any], config: Path, launcher: Sequence[
     return Job(trial, [*start, "-m", "tempertilt.bench.worker", *files], trial.directory / LOG, timeout)
 
 
-def run_jobs(jobs: Sequence[Job], engine: str, workers: int, done: Callable[[Trial, str], None]) -> None:
-    """Run all jobs, so many at a time; `done` is told of each as it ends, with what went wrong or an empty text.
+def run_jobs(jobs: Sequence[Job], where: str, workers: int, done: Callable[[Trial, str], None]) -> None:
+    """Run all jobs, up to `workers` at a time.
+
+    Args:
+        where: one of `JOBS`.
+        done: called with each trial as it ends, and with why it failed, or an empty text.
 
     Raises:
-        ConfigError: no such engine. MissingExtraError: Ray is not installed.
+        ConfigError: `where` is not one of `JOBS`.
+        MissingExtraError: Ray is not installed.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine is {engine!r}; valid are {', '.join(ENGINES)}")
+    if where not in JOBS:
+        raise ConfigError(f"jobs is {where!r}; must be one of {', '.join(JOBS)}")
     if jobs:
-        (_run_local if engine == "local" else _run_ray)(jobs, workers, done)
+        (_run_local if where == "local" else _run_ray)(jobs, workers, done)
 
 
 def _run_local(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], None]) -> None:
@@ -80,10 +87,10 @@ def _process(
     started: Callable[[subprocess.Popen[bytes]], None] = lambda _: None,
     stop: threading.Event | None = None,
 ) -> str:
-    """Run one process to its end; return what went wrong, or an empty text."""
+    """Run one process to its end; return why it failed, or an empty text."""
     if stop is not None and stop.is_set():
         return "not started"
-    with log.open("ab") as file:  # what an earlier attempt said stays
+    with log.open("ab") as file:  # the lines of earlier attempts stay
         streams: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
         process = subprocess.Popen(command, start_new_session=True, **streams)
         started(process)
@@ -103,7 +110,7 @@ def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _run_ray(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], None]) -> None:
-    """Over the cluster that `RAY_ADDRESS` names, or a Ray of this machine's own; folders must be on a shared disk."""
+    """On the cluster that `RAY_ADDRESS` names, or a Ray started on this machine; folders must be on a shared disk."""
     with session(max(1, workers)):
         import ray
 
@@ -116,7 +123,7 @@ def _run_ray(jobs: Sequence[Job], workers: int, done: Callable[[Trial, str], Non
 
 
 def _process_of(command: list[str], log: str, timeout: float | None, environment: dict[str, str]) -> str:
-    """A trial on a machine of the cluster, with the environment of the one that asked for it."""
+    """A trial on a machine of the cluster, with the environment of the machine that sent it."""
     kept = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
     os.environ.update(kept)
     return _process(command, Path(log), timeout)

@@ -26,7 +26,7 @@ POINTS = ("target", "reference")
 class RunOptions:
     """How trials are run; none of this changes their results."""
 
-    engine: str = "local"
+    jobs: str = "local"
     workers: int = 1
     launcher: tuple[str, ...] = ()
     report_to: str = "none"
@@ -41,7 +41,7 @@ class Bench:
         config: what is compared.
         path: the YAML file that it was read from, which each trial reads again.
         output_dir: where trials and tables go; made if needed.
-        say: is told each line of progress.
+        say: called with each line of progress.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Bench:
             )
             for trial in todo
         ]
-        run_jobs(jobs, self.options.engine, self.options.workers, done)
+        run_jobs(jobs, self.options.jobs, self.options.workers, done)
 
     def _lost(self, parts: set[str]) -> list[Trial]:
         """Finished reference points without their samples, as in a clone: new trials have nothing to be compared with."""

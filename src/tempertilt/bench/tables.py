@@ -8,10 +8,20 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from tempertilt.bench.scores import HIGHER, Figure, Row, differences
-from tempertilt.report.tables import figure
+from tempertilt.bench.scores import HIGHER, Difference, Figure, Row, differences
+from tempertilt.report.markup import (
+    ABSENT,
+    arrow,
+    between,
+    latex_number,
+    latex_table,
+    latex_text,
+    latex_title,
+    markdown_table,
+    number,
+)
 
 SHOWN = (
     ("score", "score"),
@@ -62,6 +72,11 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     return [(name, title) for name, title in SHOWN if any(name in row.figures for row in rows)]
 
 
+def cost_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The costs that some row has: name and title."""
+    return [(name, title) for name, title in COSTS if any(name in row.costs for row in rows)]
+
+
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """Reference points first, then by score, rows without figures last."""
 
@@ -73,21 +88,44 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
-def interval(row: Row, name: str) -> str:
-    """The interval of a figure, empty where there is none."""
-    of = row.figures[name]
-    return "" if of.low == of.high else f"{figure(of.low)} to {figure(of.high)}"
+def title_of(name: str, title: str = "") -> str:
+    """The title of a figure's column, with the arrow that says which way is better."""
+    return f"{title or name} {arrow(HIGHER[name])}".strip()
 
 
-def cost(value: float) -> str:
+def cell(row: Row, name: str) -> tuple[str, str]:
+    """A figure and its interval as text; the interval is empty where there is none."""
+    figure = row.figures.get(name)
+    if figure is None:
+        return ABSENT, ""
+    return number(figure.mean), "" if figure.low == figure.high else between(figure.low, figure.high)
+
+
+def cost(row: Row, name: str) -> str:
     """A cost with as many digits as matter."""
-    if value >= 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    value = row.costs.get(name)
+    if value is None:
+        return ABSENT
+    return f"{value:,.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
 
 
-def cost_ratio(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """T3's unlearning time over that of the cheapest method that trains the model, selected settings; None without either."""
+class CostRatio(NamedTuple):
+    """T3's unlearning time, that of the cheapest method that trains the model, seconds, and the one over the other."""
+
+    t3_seconds: float
+    cheapest: str
+    cheapest_seconds: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return (
+            f"{OURS} unlearns in {self.t3_seconds:.1f} s; the cheapest trained method, {self.cheapest}, in "
+            f"{self.cheapest_seconds:.1f} s: 1/{1 / self.ratio:.1f} of the time."
+        )
+
+
+def cost_ratio(rows: Sequence[Row]) -> CostRatio | None:
+    """T3 against the cheapest trained method, selected settings; None where either has no result."""
     from tempertilt.methods.registry import find_method
     from tempertilt.methods.trained import TrainedMethod
 
@@ -97,7 +135,31 @@ def cost_ratio(rows: Sequence[Row]) -> dict[str, Any] | None:
         return None
     cheapest = min(trained, key=lambda row: row.costs["unlearn_seconds"])
     times = ours.costs["unlearn_seconds"], cheapest.costs["unlearn_seconds"]
-    return {"t3_seconds": times[0], "cheapest": cheapest.name, "cheapest_seconds": times[1], "ratio": times[0] / times[1]}
+    return CostRatio(times[0], cheapest.name, times[1], times[0] / times[1])
+
+
+class Rivals(NamedTuple):
+    """T3 against every other method: names of figures, and for each rival the difference in each figure, None where absent."""
+
+    figures: list[str]
+    rows: list[tuple[str, list[Difference | None]]]
+
+
+def rivals(rows: Sequence[Row]) -> Rivals | None:
+    """T3 less each rival, best rival first; None without figures of T3 or of a rival."""
+    ours = next((row for row in rows if row.name == OURS and row.figures), None)
+    every = [] if ours is None else differences(ours, [row for row in ranked(rows) if row.name not in POINTS])
+    if not every:
+        return None
+    figures = list(dict.fromkeys(difference.figure for difference in every))
+    cells = {(difference.rival, difference.figure): difference for difference in every}
+    names = dict.fromkeys(difference.rival for difference in every)
+    return Rivals(figures, [(name, [cells.get((name, figure)) for figure in figures]) for name in names])
+
+
+def signed(difference: Difference) -> tuple[str, str]:
+    """A difference and its interval as text."""
+    return f"{difference.value:+.3f}", f"{difference.low:+.3f} to {difference.high:+.3f}"
 
 
 def machines(rows: Sequence[Row]) -> list[str]:
@@ -123,95 +185,64 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Two tables, figures and costs, then T3 against its rivals and what the figures mean."""
-    shown = columns(rows)
-    titles = " | ".join(f"{title} {_arrow(name)}".strip() for name, title in shown)
-    lines = [f"| method | setting | {titles} | seeds |", "|---|---|" + "---|" * (len(shown) + 1)]
-    for row in ranked(rows):
-        cells = [_cell(row, name) for name, _ in shown]
-        lines.append(f"| {row.name} | {row.label or '–'} | {' | '.join(cells)} | {len(row.seeds)} |")
-    priced = [(name, title) for name, title in COSTS if any(name in row.costs for row in rows)]
-    lines += ["", "| method | " + " | ".join(title for _, title in priced) + " |", "|---|" + "---|" * len(priced)]
-    for row in ranked(rows):
-        cells = [cost(row.costs[name]) if name in row.costs else "–" for name, _ in priced]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    lines += ["", *rival_lines(rows), ""]
+    shown, priced, ordered = columns(rows), cost_columns(rows), ranked(rows)
+    lines = markdown_table(
+        ["method", "setting", *(title_of(*column) for column in shown), "seeds"],
+        [[row.name, row.label or ABSENT, *(_bracketed(*cell(row, name)) for name, _ in shown), f"{len(row.seeds)}"]
+         for row in ordered],
+    )  # fmt: skip
+    lines += ["", *markdown_table(
+        ["method", *(title for _, title in priced)],
+        [[row.name, *(cost(row, name) for name, _ in priced)] for row in ordered],
+    )]  # fmt: skip
+    lines += ["", *_rival_lines(rows), ""]
     lines += [f"- {row.name} has a trial without a result: {failure.splitlines()[0]}" for row in rows for failure in row.failures]
     lines += [f"- {limit}" for limit in LIMITS] + [f"- Run on: {machine}." for machine in machines(rows)]
     return "\n".join(lines) + "\n"
 
 
-def rival_lines(rows: Sequence[Row]) -> list[str]:
-    """T3 against every other method as a Markdown table; nothing without T3."""
-    ours = next((row for row in rows if row.name == OURS and row.figures), None)
-    if ours is None:
+def _bracketed(value: str, interval: str) -> str:
+    return f"{value} ({interval})" if interval else value
+
+
+def _rival_lines(rows: Sequence[Row]) -> list[str]:
+    table, ratio = rivals(rows), cost_ratio(rows)
+    if table is None:
         return []
-    found = differences(ours, [row for row in ranked(rows) if row.name not in POINTS])
-    names = list(dict.fromkeys(d.figure for d in found))
     lines = [f"{OURS} less each rival (95 % interval); bold where {OURS} does better, italic where the rival does.", ""]
-    lines += ["| rival | " + " | ".join(f"{name} {_arrow(name)}" for name in names) + " |", "|---|" + "---|" * len(names)]
-    for rival in dict.fromkeys(d.rival for d in found):
-        cells = {d.figure: d for d in found if d.rival == rival}
-        lines.append(f"| {rival} | " + " | ".join(_difference(cells[name]) if name in cells else "–" for name in names) + " |")
-    if ratio := cost_ratio(rows):
-        lines += ["", f"{OURS} unlearns in {ratio['t3_seconds']:.1f} s; the cheapest trained method, {ratio['cheapest']}, in "
-                  f"{ratio['cheapest_seconds']:.1f} s: 1/{1 / ratio['ratio']:.1f} of the time."]  # fmt: skip
-    return lines
+    titles = ["rival", *map(title_of, table.figures)]
+    lines += markdown_table(titles, [[name, *map(_marked, cells)] for name, cells in table.rows])
+    return lines if ratio is None else [*lines, "", str(ratio)]
 
 
-def _difference(of: Any) -> str:
-    text = f"{of.value:+.3f} ({of.low:+.3f} to {of.high:+.3f})"
-    return {"first": f"**{text}**", "second": f"*{text}*", "open": text}[of.better]
-
-
-def _arrow(name: str) -> str:
-    return {True: "↑", False: "↓", None: ""}[HIGHER[name]]
-
-
-def _cell(row: Row, name: str) -> str:
-    if name not in row.figures:
-        return "–"
-    text = interval(row, name)
-    return figure(row.figures[name].mean) + (f" ({text})" if text else "")
+def _marked(difference: Difference | None) -> str:
+    if difference is None:
+        return ABSENT
+    mark = {"first": "**", "second": "*", "open": ""}[difference.better]
+    return f"{mark}{_bracketed(*signed(difference))}{mark}"
 
 
 def to_latex(rows: Sequence[Row]) -> str:
-    r"""A booktabs table of means and half widths of their intervals (needs \usepackage{booktabs})."""
+    """A booktabs table of means and half widths of their intervals."""
     shown = columns(rows)
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(shown) + 1)}}}", r"\toprule"]
-    arrows = {"↑": r" $\uparrow$", "↓": r" $\downarrow$", "": ""}
-    lines.append("method & " + " & ".join(_escape(title) + arrows[_arrow(n)] for n, title in shown) + r" & unlearn, s \\")
-    lines.append(r"\midrule")
+    titles = ["method", *(latex_title(title, HIGHER[name]) for name, title in shown), "unlearn, s"]
+    lines = []
     for row in ranked(rows):
-        cells = [_latex(row, name) for name, _ in shown]
-        lines.append(
-            f"{_escape(row.name)} & {' & '.join(cells)} & {cost(row.costs['unlearn_seconds']) if row.costs else '--'}" + r" \\"
-        )
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _latex(row: Row, name: str) -> str:
-    if name not in row.figures:
-        return "--"
-    of = row.figures[name]
-    text = figure(of.mean)
-    mantissa, exponent = text.split("e") if "e" in text else (text, "")
-    body = f"{mantissa} \\cdot 10^{{{int(exponent)}}}" if exponent else mantissa
-    return f"${body} \\pm {1.96 * of.error:.3f}$" if not exponent and of.error > 0 else f"${body}$"
-
-
-def _escape(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text
+        figures = [row.figures.get(name) for name, _ in shown]
+        cells = [latex_number(None) if figure is None else latex_number(figure.mean, 1.96 * figure.error) for figure in figures]
+        seconds = cost(row, "unlearn_seconds") if row.costs else latex_number(None)
+        lines.append([latex_text(row.name), *cells, seconds])
+    return latex_table(titles, lines)
 
 
 def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
     """Everything, with the configuration and the machines; each trial's `result.json` has its versions."""
-    ours, rivals = next((row for row in rows if row.name == OURS), None), [row for row in rows if row.name not in POINTS]
+    ours, others = next((row for row in rows if row.name == OURS), None), [row for row in rows if row.name not in POINTS]
+    ratio = cost_ratio(rows)
     content = {
-        "rows": [asdict(row) | {"figures": {name: _stated(of) for name, of in row.figures.items()}} for row in rows],
-        "t3_against_rivals": [] if ours is None else [d._asdict() for d in differences(ours, rivals)],
-        "cost_ratio": cost_ratio(rows),
+        "rows": [asdict(row) | {"figures": {name: _stated(figure) for name, figure in row.figures.items()}} for row in rows],
+        "t3_against_rivals": [] if ours is None else [difference._asdict() for difference in differences(ours, others)],
+        "cost_ratio": None if ratio is None else ratio._asdict(),
         "config": config,
         "machines": machines(rows),
         "limits": LIMITS,
@@ -219,15 +250,15 @@ def to_json(rows: Sequence[Row], config: dict[str, Any]) -> str:
     return json.dumps(_plain(content), indent=1, default=str) + "\n"
 
 
-def _stated(of: Figure) -> dict[str, Any]:
+def _stated(figure: Figure) -> dict[str, Any]:
     """A figure without its draws, which follow from the values by question in each trial's `metrics.json`."""
-    return {name: value for name, value in of._asdict().items() if name != "draws"}
+    return {name: value for name, value in figure._asdict().items() if name != "draws"}
 
 
 def _plain(value: Any) -> Any:
     """NaN as null: it is no JSON."""
     if isinstance(value, dict):
-        return {key: _plain(of) for key, of in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(of) for of in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

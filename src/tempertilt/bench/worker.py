@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from tempertilt.bench.config import BenchConfig, Setting, read_config
 from tempertilt.bench.trial import EVALUATION, FAILURE, RESULT, Data, load_data
@@ -185,17 +186,15 @@ def _peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def _lock(path: Path) -> Any:
-    """An exclusive lock that ends with the process; waits for another process that holds it."""
-    import fcntl
-
-    file = path.open("w")
+def _lock(path: Path) -> FileLock:
+    """An exclusive lock, held until the process ends; waits for another process that holds it."""
+    lock = FileLock(path)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        lock.acquire(blocking=False)
+    except Timeout:
         print("another process is running this trial: waiting for it", file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+        lock.acquire()
+    return lock
 
 
 def _key(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tempertilt.bench import tables
 from tempertilt.bench.config import BenchConfig, as_dict, read_config
-from tempertilt.bench.jobs import ENGINES
+from tempertilt.bench.jobs import JOBS
 from tempertilt.bench.page import to_html
 from tempertilt.bench.run import Bench, RunOptions
 from tempertilt.bench.scores import Row
@@ -23,15 +23,15 @@ from tempertilt.training.loop import TRACKERS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.add_argument("--config", metavar="FILE", help="YAML file: model, data, methods, grids, seeds, budget, evaluation")
-    parser.add_argument("--output-dir", help="folder for trials and tables; the same one goes on where it was")
+    parser.add_argument("--output-dir", help="folder for trials and tables; an interrupted benchmark resumes there")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="only this row of methods; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and whether they are finished; run nothing")
-    parser.add_argument("--report-only", action="store_true", help="write the tables of what has finished; run nothing")
-    parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed")
+    parser.add_argument("--report-only", action="store_true", help="write the tables of the finished trials; run nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     run = parser.add_argument_group("running")
-    run.add_argument("--engine", choices=ENGINES, default="local", help="where trials run (default: local)")
+    run.add_argument("--jobs", choices=JOBS, default="local", help="where trials run (default: local)")
     run.add_argument("--workers", type=int, default=1, help="trials at a time (default: 1)")
-    run.add_argument("--launcher", default="", help='what starts a trial, e.g. "accelerate launch --num_processes 2"')
+    run.add_argument("--launcher", default="", help='command that starts a trial, e.g. "accelerate launch --num_processes 2"')
     run.add_argument("--report-to", choices=TRACKERS, default="none", help="where training is tracked (default: none)")
 
 
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
     """Run what has not finished, write the tables, and print one."""
     require(args, "config", "output_dir")
     if args.workers < 1:
-        raise ConfigError(f"--workers is {args.workers}; valid is a whole number >= 1")
+        raise ConfigError(f"--workers is {args.workers}; must be a whole number >= 1")
     config, output = read_config(args.config, args.only), Path(args.output_dir)
     launcher = tuple(shlex.split(args.launcher))
-    options = RunOptions(args.engine, args.workers, launcher, args.report_to, args.retry_failed, args.report_only)
+    options = RunOptions(args.jobs, args.workers, launcher, args.report_to, args.retry_failed, args.report_only)
     say = (lambda _: None) if args.quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     bench = Bench(config, Path(args.config), output, options, say)
     if args.dry_run:

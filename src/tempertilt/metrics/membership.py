@@ -65,8 +65,15 @@ def _reference_scores(samples: Samples, reference: Samples | None) -> list[float
 
 def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     """Area under the ROC curve: the chance that a non-member scores higher than a member, ties counted half."""
-    ranks = rankdata(np.concatenate([members, others]))[len(members) :]
-    return float((ranks.sum() - len(others) * (len(others) + 1) / 2) / (len(members) * len(others)))
+    return float(_aucs(members, others))
+
+
+def _aucs(members: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`auc` along the last axis: `(..., m)` and `(..., n)` scores, `(...)` areas."""
+    m, n = members.shape[-1], others.shape[-1]
+    ranks = rankdata(np.concatenate([members, others], axis=-1), axis=-1)[..., m:]
+    areas: NDArray[np.float64] = (ranks.sum(-1) - n * (n + 1) / 2) / (m * n)
+    return areas
 
 
 def membership(results: Results, attack: str, *, k: float = 0.4, reference: Results | None = None) -> MetricResult:
@@ -89,7 +96,7 @@ def membership(results: Results, attack: str, *, k: float = 0.4, reference: Resu
         n=len(members) + len(others),
         n_missing=sum(map(len, sides)) - len(members) - len(others),
         higher_is_better=None,
-        interval=bootstrap(auc, members, others),
+        interval=bootstrap(_aucs, members, others),
         per_sample=tuple(sides[0]),
         protocol=f"ROC-AUC, forget = 0, holdout = 1, score high = looks unseen{share}; 0.5 = no signal",
         details={"n_forget": len(members), "n_holdout": len(others)},

@@ -85,14 +85,18 @@ def mean_result(name: str, values: Sequence[float | None], *, higher_is_better: 
     )
 
 
-def bootstrap(statistic: Callable[..., float], *groups: NDArray[np.float64], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile interval of `statistic(*groups)`, each group resampled by itself; deterministic.
+def bootstrap(
+    statistic: Callable[..., NDArray[np.float64]], *groups: NDArray[np.float64], resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic, each group of values resampled by itself; deterministic.
 
-    Resampled rows are along the first axis, so a group may hold several values for each sample.
+    Args:
+        statistic: takes the resampled groups, `(resamples, n)` each, and returns `(resamples,)` values.
+        groups: `(n,)` values each.
     """
     rng = np.random.default_rng(SEED)
-    values = [statistic(*(group[rng.integers(0, len(group), len(group))] for group in groups)) for _ in range(resamples)]
-    return _percentiles(np.array(values))
+    draws = [[group[rng.integers(0, len(group), len(group))] for group in groups] for _ in range(resamples)]
+    return _percentiles(statistic(*(np.stack(rows) for rows in zip(*draws))))
 
 
 def harmonic_mean(values: Sequence[float]) -> float:

@@ -78,6 +78,10 @@ def truth_ratio(
     return mean_result(name, values, higher_is_better=higher, protocol=protocol)
 
 
+def _p_values(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(ks_2samp(ours, theirs, axis=1, method="asymp").pvalue)
+
+
 def forget_quality(results: Results, reference: Results | None, *, mean: Mean = "geometric") -> MetricResult:
     """p-value of a two-sided Kolmogorov-Smirnov test between the forget set's truth ratios and the reference's.
 
@@ -102,7 +106,7 @@ def forget_quality(results: Results, reference: Results | None, *, mean: Mean = 
         n=len(ours),
         n_missing=len(all_ratios) - len(ours),
         higher_is_better=True,
-        interval=bootstrap(lambda a, b: float(ks_2samp(a, b, method="asymp").pvalue), ours, theirs),
+        interval=bootstrap(_p_values, ours, theirs),
         per_sample=tuple(all_ratios),
         protocol=f"p-value of a two-sided KS test (scipy) on truth ratios, {mean} mean over the wrong answers",
         details={"statistic": float(test.statistic), "n_reference": len(theirs), "floor": ks_floor(len(ours), len(theirs))},

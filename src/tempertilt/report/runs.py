@@ -16,7 +16,15 @@ from tempertilt.suites.tofu import ENVIRONMENT, RESULTS, TIMING, evaluate, read_
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its name in the report, its samples, metrics, and what it was made with."""
+    """One run folder.
+
+    Attributes:
+        name: in the report.
+        results: its samples by split.
+        metrics, not_computed: its metrics, and for the others the reason, by name.
+        content: of its results.json.
+        timing, environment: of the files of these names.
+    """
 
     name: str
     directory: Path
@@ -30,12 +38,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side, with what they are compared to."""
+    """Runs side by side.
+
+    Attributes:
+        reference: results of a model that never saw the forget set, and `reference_name`, empty where there is none.
+        before: the run of the model before unlearning.
+    """
 
     runs: tuple[Run, ...]
     reference: Results | None
     reference_name: str
     before: Run | None
+
+    @property
+    def after(self) -> list[Run]:
+        """The runs without that of the model before unlearning."""
+        before = None if self.before is None else self.before.directory.resolve()
+        return [run for run in self.runs if run.directory.resolve() != before]
 
 
 def compare(
@@ -53,30 +72,37 @@ def compare(
     """
     if not directories:
         raise DataError("name at least one run folder of t3 eval")
-    contents = [_content(Path(directory)) for directory in directories]
-    if reference is None:
-        named = {content["reference"] for content in contents if content.get("reference")}
-        found = next(iter(named)) if len(named) == 1 else None
-        reference = found if found is not None and Path(found).exists() else None
-    known = None if reference is None else read_log(reference)
-    before = Path(target) if target is not None else (Path(directories[0]) if len(directories) > 1 else None)
-    earlier = None if before is None else read_log(before)
-    names = _names([Path(directory) for directory in directories])
-    runs = tuple(_run(name, Path(d), c, known, earlier) for name, d, c in zip(names, directories, contents))
-    first = next((run for run in runs if before is not None and run.directory.resolve() == before.resolve()), None)
-    if before is not None and first is None:
-        first = _run(before.resolve().name, before, _content(before), known, earlier)
-    _check_same_questions([*runs, *([] if first is None else [first])])
-    return Comparison(runs, known, "" if reference is None else Path(reference).resolve().name, first)
+    folders = [Path(directory) for directory in directories]
+    contents = [_content(folder) for folder in folders]
+    reference = _reference_of(contents) if reference is None else reference
+    reference_results = None if reference is None else read_log(reference)
+    before = Path(target) if target is not None else folders[0] if len(folders) > 1 else None
+    target_results = None if before is None else read_log(before)
+    runs = tuple(
+        _run(name, folder, content, reference_results, target_results)
+        for name, folder, content in zip(_names(folders), folders, contents)
+    )
+    before_run = next((run for run in runs if before is not None and run.directory.resolve() == before.resolve()), None)
+    if before is not None and before_run is None:
+        before_run = _run(before.resolve().name, before, _content(before), reference_results, target_results)
+    _check_same_questions([*runs, *([] if before_run is None else [before_run])])
+    reference_name = "" if reference is None else Path(reference).resolve().name
+    return Comparison(runs, reference_results, reference_name, before_run)
+
+
+def _reference_of(contents: Sequence[dict[str, Any]]) -> str | None:
+    """The reference that the runs name, if they name one alone and it is there."""
+    names = {content["reference"] for content in contents if content.get("reference")}
+    return next((name for name in names if len(names) == 1 and Path(name).exists()), None)
 
 
 def _content(directory: Path) -> dict[str, Any]:
     path = directory / RESULTS
     if not path.is_file():
-        raise DataError(f"{str(directory)!r} has no {RESULTS}; valid is a run folder that t3 eval has finished")
+        raise DataError(f"{str(directory)!r} has no {RESULTS}; name a run folder that t3 eval has finished")
     content = _json(path)
     if content.get("suite") != "tofu":
-        raise DataError(f"{str(path)!r} is of the suite {content.get('suite')!r}; valid is tofu")
+        raise DataError(f"{str(path)!r} is of the suite {content.get('suite')!r}; must be tofu")
     return content
 
 
@@ -86,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{str(path)!r} holds {type(content).__name__}; valid is an object")
+        raise DataError(f"{str(path)!r} holds {type(content).__name__}; must be an object")
     return content
 
 
@@ -109,7 +135,10 @@ def _run(name: str, directory: Path, content: dict[str, Any], reference: Results
 def _check_same_questions(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        for split in (split for split in first.results if split in run.results):
-            ours, theirs = ([(s.question, s.answer) for s in of.results[split]] for of in (first, run))
-            if ours != theirs:
+        for split in (name for name in first.results if name in run.results):
+            if _questions(first, split) != _questions(run, split):
                 raise DataError(f"{first.name} and {run.name} were measured on different {split} questions: not comparable")
+
+
+def _questions(run: Run, split: str) -> list[tuple[str, str]]:
+    return [(sample.question, sample.answer) for sample in run.results[split]]

@@ -5,6 +5,17 @@ from __future__ import annotations
 import json
 
 from tempertilt.metrics.result import MetricResult
+from tempertilt.report.markup import (
+    ABSENT,
+    arrow,
+    between,
+    latex_number,
+    latex_table,
+    latex_text,
+    latex_title,
+    markdown_table,
+    number,
+)
 from tempertilt.report.runs import Comparison
 
 LIMITS = (
@@ -18,23 +29,6 @@ LIMITS = (
 )
 
 
-def arrow(result: MetricResult) -> str:
-    """Which way is better."""
-    return {True: "↑", False: "↓", None: ""}[result.higher_is_better]
-
-
-def figure(value: float) -> str:
-    """Three to four significant digits."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-    return f"{value:.2e}"
-
-
-def interval(result: MetricResult) -> str:
-    """The interval, or nothing."""
-    return "" if result.interval is None else f"{figure(result.interval[0])} to {figure(result.interval[1])}"
-
-
 def metric_names(comparison: Comparison) -> list[str]:
     """Every metric that some run has, in the order of the suite."""
     names: dict[str, None] = {}
@@ -43,53 +37,44 @@ def metric_names(comparison: Comparison) -> list[str]:
     return list(names)
 
 
+def results_of(comparison: Comparison, name: str) -> tuple[MetricResult, list[MetricResult | None]]:
+    """A metric of each run, None where a run does not have it, and before them the first of those that are there."""
+    results = [run.metrics.get(name) for run in comparison.runs]
+    return next(result for result in results if result is not None), results
+
+
+def interval(result: MetricResult) -> str:
+    """The interval as text, empty where there is none."""
+    return "" if result.interval is None else between(*result.interval)
+
+
 def to_markdown(comparison: Comparison) -> str:
-    """A table with a column for each run, then protocol and limits."""
-    lines = ["| metric | " + " | ".join(run.name for run in comparison.runs) + " |", "|---|" + "---|" * len(comparison.runs)]
+    """A table with a column for each run, then the reference and the limits."""
+    rows = []
     for name in metric_names(comparison):
-        cells = [_cell(run.metrics.get(name)) for run in comparison.runs]
-        lines.append(f"| {name} {_arrow(comparison, name)} | " + " | ".join(cells) + " |")
+        first, results = results_of(comparison, name)
+        rows.append([f"{name} {arrow(first.higher_is_better)}", *map(_cell, results)])
+    lines = markdown_table(["metric", *(run.name for run in comparison.runs)], rows)
     lines += ["", f"Reference: {comparison.reference_name or 'none'}. In brackets: 95 % bootstrap interval; n.", ""]
     lines += [f"- {limit}" for limit in LIMITS]
     return "\n".join(lines) + "\n"
 
 
-def _arrow(comparison: Comparison, name: str) -> str:
-    return next(arrow(run.metrics[name]) for run in comparison.runs if name in run.metrics)
-
-
 def _cell(result: MetricResult | None) -> str:
     if result is None:
-        return "–"
+        return ABSENT
     extra = [text for text in (interval(result), f"n = {result.n}") if text]
-    return f"{figure(result.value)} ({'; '.join(extra)})"
+    return f"{number(result.value)} ({'; '.join(extra)})"
 
 
 def to_latex(comparison: Comparison) -> str:
-    r"""A booktabs table (needs \usepackage{booktabs})."""
-    columns = "l" + "r" * len(comparison.runs)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
-    lines.append("metric & " + " & ".join(_escape(run.name) for run in comparison.runs) + r" \\")
-    lines.append(r"\midrule")
+    """A booktabs table with a column for each run."""
+    rows = []
     for name in metric_names(comparison):
-        direction = {"↑": r" $\uparrow$", "↓": r" $\downarrow$", "": ""}[_arrow(comparison, name)]
-        cells = [_latex_cell(run.metrics.get(name)) for run in comparison.runs]
-        lines.append(f"{_escape(name)}{direction} & " + " & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _latex_cell(result: MetricResult | None) -> str:
-    if result is None:
-        return "--"
-    text = figure(result.value)
-    mantissa, exponent = text.split("e") if "e" in text else (text, "")
-    return f"${mantissa} \\cdot 10^{{{int(exponent)}}}$" if exponent else f"${mantissa}$"
-
-
-def _escape(text: str) -> str:
-    for character in "&%$#_{}":
-        text = text.replace(character, "\\" + character)
-    return text
+        first, results = results_of(comparison, name)
+        cells = [latex_number(None if result is None else result.value) for result in results]
+        rows.append([latex_title(name, first.higher_is_better), *cells])
+    return latex_table(["metric", *(latex_text(run.name) for run in comparison.runs)], rows)
 
 
 def to_json(comparison: Comparison) -> str:

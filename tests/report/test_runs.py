@@ -1,0 +1,59 @@
+"""Which runs are compared with which, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support.runs import write_run
+from tempertilt.errors import DataError
+from tempertilt.report.runs import Comparison, compare
+
+
+def test_the_first_of_several_is_the_model_before(comparison: Comparison) -> None:
+    assert [run.name for run in comparison.runs] == ["full", "t3"] and comparison.reference_name == "never_saw"
+    assert comparison.before is comparison.runs[0] and comparison.after == [comparison.runs[1]]
+
+
+def test_a_target_that_is_no_run_of_the_report(runs: list[Path]) -> None:
+    comparison = compare([runs[1]], target=runs[0])
+    assert comparison.before is not None and comparison.before.name == "full"
+    assert [run.name for run in comparison.after] == ["t3"] == [run.name for run in comparison.runs]
+
+
+def test_folders_of_one_name_have_their_parents_too(runs: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(runs[0], tmp_path / "full")
+    names = [run.name for run in compare([runs[0], tmp_path / "full"]).runs]
+    assert names == [f"{runs[0].parent.name}/full", f"{tmp_path.name}/full"]
+
+
+def test_a_reference_that_is_gone_is_none(runs: list[Path], tmp_path: Path) -> None:
+    alone = write_run(tmp_path / "alone", 0.0, 0, reference=tmp_path / "gone", n=4)
+    comparison = compare([alone])
+    assert comparison.reference is None and comparison.reference_name == "" and comparison.before is None
+    assert "forget_quality" in comparison.runs[0].not_computed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "holds list"), ('{"suite": "other"}', "suite 'other'"), ("{", "cannot be read"), (None, r"has no results\.json")],
+)
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        compare([tmp_path])
+
+
+def test_runs_that_can_not_be_compared_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at least one"):
+        compare([])
+    with pytest.raises(DataError, match="twice"):
+        compare([runs[0], runs[0]])
+    other = write_run(tmp_path / "other", 0.0, 0, n=3)
+    (other / "timing.json").write_text(json.dumps({}))
+    with pytest.raises(DataError, match="different forget questions"):
+        compare([runs[0], other])
