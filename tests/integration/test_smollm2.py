@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,14 @@ def test_the_conversion_has_a_checksum_that_is_looked_at(
     made: list[Path] = []
     monkeypatch.setattr("tempertilt.models.smollm2._convert", lambda _source, target: made.append(target))
     assert smollm2_dir() == damaged and made == [damaged] and "damaged" in caplog.text
+
+
+def test_the_conversion_does_not_tell_whether_it_was_made_offline(tmp_path: Path) -> None:
+    code = "from tempertilt.models.smollm2 import smollm2_dir; print(smollm2_dir())"
+    environment = os.environ | {"TEMPERTILT_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    written = json.loads((Path(done.stdout.strip()) / "tokenizer_config.json").read_text())
+    assert written["local_files_only"] is False
 
 
 def test_sequences_agree_with_those_of_another_implementation(base: BaseModel, shared: Path) -> None:

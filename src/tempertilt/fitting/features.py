@@ -37,7 +37,7 @@ class FeatureConfig(Options):
     pooling: str = option("mean", "mean (causal running mean, the paper) or last", choices=POOLINGS)
     feature_dtype: str = option("float32", "type of the stored features", choices=tuple(STORED), advanced=True)
     batch_tokens: int = option(2048, "padded tokens in one batch of the base model", ge=1, advanced=True)
-    shard_mib: float = option(64.0, "size at which a shard of features is written, MiB", gt=0, advanced=True)
+    shard_mib: float = option(64, "size at which a shard of features is written, MiB", gt=0, advanced=True)
 
 
 @dataclass(frozen=True)

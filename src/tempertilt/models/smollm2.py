@@ -85,6 +85,7 @@ def _convert(source: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     tokenizer.model_max_length = model.config.max_position_embeddings  # absent from the GGUF file
+    tokenizer.init_kwargs["local_files_only"] = False  # else the files, and keys of results, differ where HF_HUB_OFFLINE is set
     _forget_quantiser(model)
     for leftover in target.parent.glob(f".unfinished-*-{target.name}"):
         shutil.rmtree(leftover, ignore_errors=True)
