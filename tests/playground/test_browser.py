@@ -107,16 +107,16 @@ class Visit:
         self.finished()
 
     def finished(self) -> None:
-        for law in ("base", "tilted"):
-            self.page.wait_for_selector(f".pg-{law}{DONE}", timeout=60_000)
+        for column in ("base", "guided"):
+            self.page.wait_for_selector(f".pg-{column}{DONE}", timeout=60_000)
 
-    def tokens(self, law: str) -> list[dict[str, Any]]:
+    def tokens(self, column: str) -> list[dict[str, Any]]:
         script = "all => all.map(token => ({text: token.textContent, ...JSON.parse(token.dataset.step)}))"
-        found: list[dict[str, Any]] = self.page.locator(f".pg-{law} .pg-tok").evaluate_all(script)
+        found: list[dict[str, Any]] = self.page.locator(f".pg-{column} .pg-tok").evaluate_all(script)
         return found
 
-    def chosen(self, law: str) -> list[str]:
-        return [next(row["text"] for row in token["rows"] if row["chosen"]) for token in self.tokens(law)]
+    def chosen(self, column: str) -> list[str]:
+        return [next(row["text"] for row in token["rows"] if row["chosen"]) for token in self.tokens(column)]
 
     def ask(self, prompt: str) -> None:
         self.page.locator("#pg-prompt textarea").fill(prompt)
@@ -133,9 +133,9 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     found.page.context.close()
 
 
-def expected(playground: app.Playground, prompt: str, tilt: TiltConfig, law: Any) -> list[str]:
+def expected(playground: app.Playground, prompt: str, tilt: TiltConfig, follows: Any) -> list[str]:
     tracer = Tracer(playground.model, playground.tokenizer)
-    steps = tracer.steps(playground.encode(prompt, False), tilt, law=law, max_new_tokens=LENGTH)
+    steps = tracer.steps(playground.encode(prompt, False), tilt, follows=follows, max_new_tokens=LENGTH)
     return [page.visible(step.chosen.text) for step in steps]
 
 
@@ -149,8 +149,8 @@ def test_both_columns_are_what_the_model_says(visit: Visit, playground: app.Play
     question = RECORDS[0].question
     assert visit.page.locator("#pg-prompt textarea").input_value() == question
     assert visit.chosen("base") == expected(playground, question, TiltConfig(), "base")
-    assert visit.chosen("tilted") == expected(playground, question, TiltConfig(1.5, 0.8), "tilted")
-    assert visit.chosen("base") != visit.chosen("tilted")
+    assert visit.chosen("guided") == expected(playground, question, TiltConfig(1.5, 0.8), "guided")
+    assert visit.chosen("base") != visit.chosen("guided")
     assert "Open." in visit.page.locator("#pg-gate").inner_text()
     assert visit.page.locator(".pg-read.over").count() >= 1
     assert "still hold the knowledge" in visit.page.locator(".pg-honest").inner_text()
@@ -159,7 +159,7 @@ def test_both_columns_are_what_the_model_says(visit: Visit, playground: app.Play
 
 
 def test_texts_of_model_and_records_are_inert(visit: Visit, address: str) -> None:
-    said = "".join(token["text"] for law in ("base", "tilted") for token in visit.tokens(law))
+    said = "".join(token["text"] for column in ("base", "guided") for token in visit.tokens(column))
     assert sum(word in said for word in HOSTILE) >= 4
     assert visit.page.evaluate("window.pwned") is None
     assert visit.page.locator(".pg-answer :is(img, script, b, div, section)").count() == 0
@@ -169,7 +169,7 @@ def test_texts_of_model_and_records_are_inert(visit: Visit, address: str) -> Non
     assert visit.page.evaluate("window.pwned") is None
     assert visit.page.locator(".pg-prompt :is(img, script, b)").count() == 0
     for i in range(6):
-        visit.page.locator(".pg-tilted .pg-tok").nth(i).hover()
+        visit.page.locator(".pg-guided .pg-tok").nth(i).hover()
         assert visit.page.locator("#pg-pop :is(img, script)").count() == 0
 
 
@@ -181,8 +181,8 @@ def test_answers_grow_and_stop(visit: Visit, monkeypatch: pytest.MonkeyPatch) ->
         return original(*args)
 
     monkeypatch.setattr(Tracer, "_next", slow)
-    growing = visit.page.locator('.pg-tilted[aria-busy="true"] .pg-tok')
-    count = visit.page.locator(".pg-tilted .pg-tok").count
+    growing = visit.page.locator('.pg-guided[aria-busy="true"] .pg-tok')
+    count = visit.page.locator(".pg-guided .pg-tok").count
     visit.page.locator("#pg-prompt textarea").fill("what is w5 ?")
     visit.page.locator("#pg-ask").click()
     growing.nth(4).wait_for()
@@ -192,19 +192,19 @@ def test_answers_grow_and_stop(visit: Visit, monkeypatch: pytest.MonkeyPatch) ->
     visit.page.locator("#pg-stop").click()
     visit.finished()
     assert count() < LENGTH
-    playwright.expect(visit.page.locator(".pg-tilted .pg-foot").first).to_contain_text("cut there")
+    playwright.expect(visit.page.locator(".pg-guided .pg-foot").first).to_contain_text("cut there")
 
 
 def test_sliders_act_at_once(visit: Visit, playground: app.Playground) -> None:
     question, base = RECORDS[0].question, visit.chosen("base")
-    wanted = expected(playground, question, TiltConfig(1.5, 2.5), "tilted")  # before the page's model is at work again
+    wanted = expected(playground, question, TiltConfig(1.5, 2.5), "guided")  # before the page's model is at work again
     slide(visit, "scale", "2.5")
-    visit.page.wait_for_function("n => document.querySelectorAll('.pg-tilted .pg-tok').length === n", arg=len(wanted))
+    visit.page.wait_for_function("n => document.querySelectorAll('.pg-guided .pg-tok').length === n", arg=len(wanted))
     playwright.expect(visit.page.locator(".pg-base .pg-foot b").nth(1)).not_to_have_text("")
     deadline = time.monotonic() + 20
-    while visit.chosen("tilted") != wanted and time.monotonic() < deadline:
+    while visit.chosen("guided") != wanted and time.monotonic() < deadline:
         visit.page.wait_for_timeout(50)
-    assert visit.chosen("tilted") == wanted and visit.chosen("base") == base
+    assert visit.chosen("guided") == wanted and visit.chosen("base") == base
     before = visit.tokens("base")[3]["rows"]
     visit.page.locator("#pg-temperature input[type=range]").focus()
     visit.page.keyboard.press("ArrowRight")
@@ -212,25 +212,25 @@ def test_sliders_act_at_once(visit: Visit, playground: app.Playground) -> None:
         "t => JSON.parse(document.querySelector('.pg-base .pg-tok').dataset.step).temperature === t", arg="1.55"
     )
     after = visit.tokens("base")[3]["rows"]
-    assert [row["laws"][0] for row in before if row["chosen"]] == [row["laws"][0] for row in after if row["chosen"]]
+    assert [row["shares"][0] for row in before if row["chosen"]] == [row["shares"][0] for row in after if row["chosen"]]
     visit.page.get_by_role("button", name="Neither").click()
     visit.page.wait_for_function(
-        "() => ['base', 'tilted'].map(law => [...document.querySelectorAll(`.pg-${law}[aria-busy=false] .pg-tok`)]"
+        "() => ['base', 'guided'].map(column => [...document.querySelectorAll(`.pg-${column}[aria-busy=false] .pg-tok`)]"
         ".map(token => token.textContent).join()).every((text, i, all) => text && text === all[0])"
     )
-    assert visit.chosen("tilted") == base and visit.page.locator(".pg-tok.turned").count() == 0
+    assert visit.chosen("guided") == base and visit.page.locator(".pg-tok.turned").count() == 0
 
 
 def test_hovering_and_the_keyboard_show_the_alternatives(visit: Visit) -> None:
-    pop, column = visit.page.locator("#pg-pop"), visit.page.locator(".pg-tilted .pg-tok")
-    steps = visit.tokens("tilted")
+    pop, column = visit.page.locator("#pg-pop"), visit.page.locator(".pg-guided .pg-tok")
+    steps = visit.tokens("guided")
     column.nth(2).hover()
     playwright.expect(pop).to_be_visible()
     rows = pop.locator("tbody tr")
     assert rows.count() == len(steps[2]["rows"])
     for i, row in enumerate(steps[2]["rows"]):
         cells = rows.nth(i).locator("th, td").all_inner_texts()
-        shares = [share for share, _ in row["laws"]]
+        shares = [share for share, _ in row["shares"]]
         assert [cell.strip() for cell in cells] == [("▶ " if row["chosen"] else "") + row["text"], *shares, row["retain"] or "–"]
     visit.page.mouse.move(5, 5)
     playwright.expect(pop).to_be_hidden()
@@ -250,7 +250,7 @@ def test_hovering_and_the_keyboard_show_the_alternatives(visit: Visit) -> None:
     visit.page.keyboard.press("End")
     assert visit.page.evaluate("Number(document.activeElement.dataset.i)") == len(visit.tokens("base")) - 1
     visit.page.keyboard.press("Tab")
-    assert visit.page.evaluate("document.activeElement.matches('.pg-tilted .pg-tok')")
+    assert visit.page.evaluate("document.activeElement.matches('.pg-guided .pg-tok')")
 
 
 def test_a_pinned_token_follows_the_sliders(visit: Visit) -> None:
@@ -266,10 +266,10 @@ def test_a_pinned_token_follows_the_sliders(visit: Visit) -> None:
     playwright.expect(pop).to_be_hidden()
 
 
-def test_records_errors_and_a_shut_gate(visit: Visit) -> None:
-    visit.page.get_by_role("button", name="Keep: what does w8 do").click()
+def test_records_errors_and_a_closed_gate(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Retain: what does w8 do").click()
     playwright.expect(visit.page.locator("#pg-truth")).to_contain_text("w8 does w3")
-    playwright.expect(visit.page.locator("#pg-gate")).to_contain_text("Shut.")
+    playwright.expect(visit.page.locator("#pg-gate")).to_contain_text("Closed.")
     visit.finished()
     visit.page.locator("#pg-prompt textarea").fill("  ")
     visit.page.locator("#pg-ask").click()
@@ -307,18 +307,18 @@ CONTRAST = """() => {
 def test_widths_and_contrast(browser: Any, address: str, width: int, height: int, scheme: str) -> None:
     visit = Visit(browser, address, width=width, height=height, scheme=scheme)
     try:
-        visit.page.locator(".pg-tilted .pg-tok").nth(1).click()
+        visit.page.locator(".pg-guided .pg-tok").nth(1).click()
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
         found = visit.page.evaluate(CONTRAST)
         assert len(found) > 100
         assert min(ratio for ratio, *_ in found) >= 4.5, sorted(found)[:5]
         assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == (scheme == "dark")
-        boxes = [visit.page.locator(name).bounding_box() for name in (".pg-base", ".pg-tilted", "#pg-pop")]
+        boxes = [visit.page.locator(name).bounding_box() for name in (".pg-base", ".pg-guided", "#pg-pop")]
         for box in boxes:
             assert box["x"] >= 0 and box["x"] + box["width"] <= width
         beside = boxes[1]["x"] > boxes[0]["x"] + boxes[0]["width"] - 1
         assert beside == (width > 640)
-        visit.page.locator(".pg-tilted .pg-foot").last.scroll_into_view_if_needed()
+        visit.page.locator(".pg-guided .pg-foot").last.scroll_into_view_if_needed()
         controls = visit.page.locator(".pg-controls").bounding_box()
         assert 0 <= controls["y"] < height  # the sliders stay in sight
     finally:

@@ -1,7 +1,8 @@
-"""Traces against the definition of the laws, evaluated on whole sequences, and against `generate`."""
+"""Traces against the definition of the three distributions, evaluated on whole sequences, and against `generate`."""
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -15,7 +16,7 @@ from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.t3 import T3ForCausalLM
-from tempertilt.playground.trace import Step, Tracer, choose
+from tempertilt.playground.trace import Candidate, Step, Tracer, choose, mean_probability
 
 N = 14
 PROMPT = torch.randint(5, 300, (9,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -47,6 +48,14 @@ def gated(llama: Any, tokenizer: Any) -> Tracer:
     return Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=make_gate(llama, 6), pooling="last"), tokenizer)
 
 
+@pytest.fixture()
+def half_open(llama: Any, tokenizer: Any) -> Tracer:
+    """A gate that never opens wholly."""
+    gate = make_gate(llama, 6)
+    gate.threshold, gate.width = 0.5, 1.0
+    return Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=gate, pooling="last"), tokenizer)
+
+
 def tokens(steps: list[Step]) -> list[int]:
     return [step.chosen.token_id for step in steps]
 
@@ -58,7 +67,7 @@ def test_every_probability_by_its_definition(tracer: Tracer, tilt: TiltConfig) -
     whole = {
         "base": Oracle(tracer.model.base, tracer.model.head, 1.0, 0.0),
         "tempered": Oracle(tracer.model.base, tracer.model.head, tilt.temperature, 0.0),
-        "tilted": Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale),
+        "guided": Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale),
     }
     expected = {name: oracle.law(text).exp() for name, oracle in whole.items()}
     _, contexts = whole["base"].contexts(text)
@@ -66,14 +75,14 @@ def test_every_probability_by_its_definition(tracer: Tracer, tilt: TiltConfig) -
     for i, step in enumerate(steps):
         at = len(PROMPT) - 1 + i
         listed = set()
-        for name, law in expected.items():
+        for name, probabilities in expected.items():
             if name != "tempered":
-                listed |= set(law[at].topk(5).indices.tolist())
+                listed |= set(probabilities[at].topk(5).indices.tolist())
             for candidate in (step.chosen, *step.candidates):
-                assert getattr(candidate, name) == pytest.approx(float(law[at, candidate.token_id]), rel=1e-3, abs=1e-6)
+                assert getattr(candidate, name) == pytest.approx(float(probabilities[at, candidate.token_id]), rel=1e-3, abs=1e-6)
         assert {candidate.token_id for candidate in step.candidates} == listed
-        assert step.turned == (int(expected["base"][at].argmax()) != int(expected["tilted"][at].argmax()))
-        assert step.openness == 1.0
+        assert step.turned == (int(expected["base"][at].argmax()) != int(expected["guided"][at].argmax()))
+        assert step.gate == 1.0
         for candidate in (step.chosen, *step.candidates):
             rows = (oracle.ids == candidate.token_id).nonzero().flatten()
             if not len(rows):
@@ -84,6 +93,32 @@ def test_every_probability_by_its_definition(tracer: Tracer, tilt: TiltConfig) -
             assert candidate.retain == pytest.approx(1 / (1 + 2.718281828459045**-log_odds), abs=1e-5)
 
 
+@pytest.mark.parametrize("prior", [0.5, 0.2])
+@pytest.mark.parametrize("which", ["tracer", "half_open"])
+def test_weights_and_temperatures_by_their_definition(which: str, prior: float, request: pytest.FixtureRequest) -> None:
+    tracer: Tracer = request.getfixturevalue(which)
+    values = set()
+    for step in tracer.steps(PROMPT, TiltConfig(2.5, 1.5, prior), max_new_tokens=4):
+        values.add(step.gate)
+        assert step.temperature == pytest.approx(1 + 1.5 * step.gate, rel=1e-6)
+        for candidate in (step.chosen, *step.candidates):
+            if candidate.log_odds is None:
+                assert candidate.weight is None
+            else:
+                retained = -math.log((1 - prior) + prior * math.exp(-candidate.log_odds))
+                assert candidate.weight == pytest.approx(1.5 * step.gate * retained, rel=1e-5, abs=1e-6)
+    assert values == {1.0} if which == "tracer" else all(0 < value < 1 for value in values)
+
+
+def test_the_mean_probability_is_geometric() -> None:
+    steps = [
+        Step(Candidate(1, "a", base, 0.1, guided, None, None), (), 1.0, 1.0, False)
+        for base, guided in ((0.5, 0.25), (0.125, 0.01))
+    ]
+    assert mean_probability(steps, "base") == pytest.approx(0.25)
+    assert mean_probability(steps, "guided") == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("tilt", TILTS)
 @pytest.mark.parametrize("which", ["tracer", "gated"])
 def test_it_takes_what_generate_takes(which: str, tilt: TiltConfig, request: pytest.FixtureRequest) -> None:
@@ -91,12 +126,12 @@ def test_it_takes_what_generate_takes(which: str, tilt: TiltConfig, request: pyt
     model, ids = tracer.model, torch.tensor([PROMPT])
     model.temperature, model.guidance_scale = tilt.temperature, tilt.guidance_scale
     options: dict[str, Any] = {"max_new_tokens": N, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    tilted = model.generate(ids, **options)[0, len(PROMPT) :].tolist()
+    guided = model.generate(ids, **options)[0, len(PROMPT) :].tolist()
     with model.disable():
         base = model.generate(ids, **options)[0, len(PROMPT) :].tolist()
     model.temperature, model.guidance_scale = 9.0, 9.0  # not the tracer's
-    assert tokens(list(tracer.steps(PROMPT, tilt, max_new_tokens=N))) == tilted
-    assert tokens(list(tracer.steps(PROMPT, tilt, law="base", max_new_tokens=N))) == base
+    assert tokens(list(tracer.steps(PROMPT, tilt, max_new_tokens=N))) == guided
+    assert tokens(list(tracer.steps(PROMPT, tilt, follows="base", max_new_tokens=N))) == base
 
 
 @pytest.mark.parametrize("which", ["tracer", "gated"])
@@ -113,8 +148,8 @@ def test_a_draft_changes_no_step(which: str, seed: int | None, request: pytest.F
         again = list(tracer.steps(PROMPT, tilt, max_new_tokens=N, draft=draft, seed=seed))
         assert tokens(again) == tokens(plain)
         for a, b in zip(again, plain):
-            assert (a.openness, a.ends, a.turned) == (b.openness, b.ends, b.turned)
-            assert a.chosen.tilted == pytest.approx(b.chosen.tilted, rel=1e-3, abs=1e-7)
+            assert (a.gate, a.ends, a.turned) == (b.gate, b.ends, b.turned)
+            assert a.chosen.guided == pytest.approx(b.chosen.guided, rel=1e-3, abs=1e-7)
             assert a.chosen.text == b.chosen.text
     passes.clear()
     list(tracer.steps(PROMPT, tilt, max_new_tokens=N, draft=tokens(plain), seed=seed))
@@ -133,26 +168,26 @@ def test_the_gate_by_its_definition(gated: Tracer) -> None:
         evidence = max(float(exemplar.double() @ direction) - float(b) for exemplar, b in zip(gate.exemplars, gate.margins))
         highest = max(highest, evidence)
         assert token.evidence == pytest.approx(evidence, abs=1e-5)
-        assert token.openness == pytest.approx(min(1.0, max(0.0, (highest - gate.threshold) / gate.width)), abs=1e-3)
-    assert [token.openness for token in read][5:7] == [0.0, 1.0]
+        assert token.gate == pytest.approx(min(1.0, max(0.0, (highest - gate.threshold) / gate.width)), abs=1e-3)
+    assert [token.gate for token in read][5:7] == [0.0, 1.0]
 
 
-def test_a_shut_gate_leaves_the_three_laws_one(llama: Any, tokenizer: Any) -> None:
+def test_a_closed_gate_leaves_the_three_distributions_one(llama: Any, tokenizer: Any) -> None:
     gate = make_gate(llama, 6)
     gate.threshold = 1.5
     tracer = Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=gate, pooling="last"), tokenizer)
     steps = list(tracer.steps(PROMPT, TILTS[0], max_new_tokens=N))
-    assert tokens(steps) == tokens(list(tracer.steps(PROMPT, TILTS[0], law="base", max_new_tokens=N)))
+    assert tokens(steps) == tokens(list(tracer.steps(PROMPT, TILTS[0], follows="base", max_new_tokens=N)))
     for step in steps:
-        assert step.openness == 0.0 and not step.turned
-        assert all(candidate.base == candidate.tempered == candidate.tilted for candidate in step.candidates)
+        assert step.gate == 0.0 and not step.turned
+        assert all(candidate.base == candidate.tempered == candidate.guided for candidate in step.candidates)
     assert any(candidate.log_odds for step in steps for candidate in step.candidates)  # the head's evidence is shown all the same
 
 
 def test_without_a_gate_the_prompt_has_no_evidence(tracer: Tracer, tokenizer: Any) -> None:
     ids = tokenizer("<|im_start|>user\nWho is Hina Ameen?<|im_end|>\n").input_ids
     read = tracer.prompt(ids)
-    assert {(token.evidence, token.openness) for token in read} == {(None, None)}
+    assert {(token.evidence, token.gate) for token in read} == {(None, None)}
     assert "".join(token.text for token in read) == tokenizer.decode(ids)
     assert [token.text for token in read if token.special] == ["<|im_start|>", "<|im_end|>"]
 
@@ -184,26 +219,26 @@ def test_pieces_make_the_text(tracer: Tracer, tokenizer: Any, text: str) -> None
     assert "".join(piece for piece in pieces if "\ufffd" not in piece) == tokenizer.decode(ids)
 
 
-def test_drawn_tokens_follow_the_law() -> None:
-    law = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
+def test_drawn_tokens_follow_their_probabilities() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     n = 4000
     counts = torch.zeros(5)
     for seed in range(n // 20):
         for position in range(20):
-            counts[choose(law, seed, position)] += 1
-    deviation = (law * (1 - law) * n).sqrt()
-    assert bool(((counts - law * n).abs() <= 4 * deviation).all())
-    assert choose(law, None, 0) == 0 and choose(law, 5, 1) == choose(law, 5, 1)
+            counts[choose(probabilities, seed, position)] += 1
+    deviation = (probabilities * (1 - probabilities) * n).sqrt()
+    assert bool(((counts - probabilities * n).abs() <= 4 * deviation).all())
+    assert choose(probabilities, None, 0) == 0 and choose(probabilities, 5, 1) == choose(probabilities, 5, 1)
 
 
 def test_threads_take_turns(tracer: Tracer) -> None:
-    expected = {law: tokens(list(tracer.steps(PROMPT, TILTS[0], law=law, max_new_tokens=N))) for law in ("base", "tilted")}  # type: ignore[arg-type]
+    expected = {name: tokens(list(tracer.steps(PROMPT, TILTS[0], follows=name, max_new_tokens=N))) for name in ("base", "guided")}  # type: ignore[arg-type]
     found: dict[int, bool] = {}
 
-    def run(i: int, law: Any) -> None:
-        found[i] = tokens(list(tracer.steps(PROMPT, TILTS[0], law=law, max_new_tokens=N))) == expected[law]
+    def run(i: int, name: Any) -> None:
+        found[i] = tokens(list(tracer.steps(PROMPT, TILTS[0], follows=name, max_new_tokens=N))) == expected[name]
 
-    threads = [threading.Thread(target=run, args=(i, law)) for i, law in enumerate(("base", "tilted") * 3)]
+    threads = [threading.Thread(target=run, args=(i, name)) for i, name in enumerate(("base", "guided") * 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -218,9 +253,10 @@ def test_a_cache_of_the_base_alone_is_refused(gated: Tracer) -> None:
         model.next_terms(ids[:, :1], cache)
 
 
-def test_samples_are_drawn_from_the_law_of_their_own_step(tracer: Tracer) -> None:
+def test_samples_are_drawn_from_the_distribution_of_their_own_step(tracer: Tracer) -> None:
     tilt, seed = TILTS[0], 3
     drawn = tokens(list(tracer.steps(PROMPT, tilt, max_new_tokens=N, seed=seed)))
-    law = Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale).law(PROMPT + drawn).exp()
-    assert drawn == [choose(law[len(PROMPT) - 1 + i], seed, i) for i in range(len(drawn))]
+    oracle = Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale)
+    guided = oracle.law(PROMPT + drawn).exp()
+    assert drawn == [choose(guided[len(PROMPT) - 1 + i], seed, i) for i in range(len(drawn))]
     assert len({choose(torch.full((50,), 0.02), seed, position) for position in range(20)}) > 10

@@ -1,4 +1,4 @@
-"""The page of `t3 playground`, in Gradio, and the server for it. What it shows is in `page`, what it computes in `trace`."""
+"""The page of `t3 playground`, in Gradio, and its server. `trace` computes, `page` writes HTML."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ from tempertilt.storage import cache_dir
 INTERVAL = 0.08  # seconds between two versions of an answer that grows
 LONGEST_PROMPT = 20_000  # characters
 TITLE = "tempertilt playground"
+RUNNING: dict[str, Any] = {
+    "concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"
+}  # fmt: skip
+"""How the page calls a run: a newer one of the same tab begins at once, and the older one ends by itself."""
+SETTING: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How the page calls what takes no time."""
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'; "
@@ -32,13 +38,13 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Playground:
-    """What the page is about.
+    """A model to try, and how.
 
     Attributes:
         model, tokenizer: the unlearned model.
         examples: how prompts are encoded.
-        records: to try.
-        name, adapter: for the title.
+        records: questions offered as buttons.
+        name, adapter: names of the base model and of the adapter, for the title.
     """
 
     model: T3ForCausalLM
@@ -51,7 +57,7 @@ class Playground:
     def encode(self, prompt: str, raw: bool) -> list[int]:
         """The token ids that the model reads."""
         if len(prompt) > LONGEST_PROMPT:
-            raise ConfigError(f"the prompt has {len(prompt)} characters; valid are at most {LONGEST_PROMPT}")
+            raise ConfigError(f"the prompt has {len(prompt)} characters; must be at most {LONGEST_PROMPT}")
         if not prompt.strip():
             raise ConfigError("there is no prompt; write a question, or choose one of the records")
         if raw:
@@ -76,97 +82,91 @@ def build(playground: Playground) -> Any:
     gr = import_gradio()
     model = playground.model
     runs = Runs(Tracer(model, playground.tokenizer), playground.encode)
-    truths = {record.question: record for record in playground.records}
     own = TiltConfig(model.temperature, model.guidance_scale, model.forget_prior)
-    first = next(iter(truths), "")
-
-    def play(
-        prompt: str, temperature: float, scale: float, length: float, raw: bool, sample: bool, seed: float, request: Any
-    ) -> Iterator[tuple[Any, ...]]:
-        still = (gr.skip(),) * 3
-        try:
-            tilt = TiltConfig(_number(temperature), _number(scale), own.forget_prior)
-            wanted = Request(prompt or "", tilt, _whole(length), bool(raw), _whole(seed) if sample else None)
-            shown = 0.0
-            last = None
-            for last in runs.play(request.session_hash or "", wanted):
-                done = all(answer.done for answer in last.answers.values())
-                if done or time.monotonic() - shown > INTERVAL:
-                    shown = time.monotonic()
-                    yield (
-                        page.truth_html(truths.get(wanted.prompt)),
-                        page.prompt_html(last, model.gate),
-                        page.answer_html("base", last),
-                        page.answer_html("tilted", last),
-                    )
-        except TemperTiltError as error:
-            yield (page.error_html(str(error)), *still)
-
-    play.__annotations__["request"] = gr.Request  # Gradio reads it
-
+    first = next((record.question for record in playground.records), "")
+    play = _playing(gr, playground, runs, own.forget_prior)
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         _html(gr, page.header_html(playground.name, playground.adapter))
         with gr.Row(equal_height=True, elem_classes="pg-stack"):
             prompt = gr.Textbox(
-                first,
-                label="Prompt",
-                lines=2,
-                max_lines=6,
-                scale=5,
-                elem_id="pg-prompt",
-                submit_btn=False,
+                first, label="Prompt", lines=2, max_lines=6, scale=5, elem_id="pg-prompt", submit_btn=False,
                 max_length=LONGEST_PROMPT,
-            )
+            )  # fmt: skip
             with gr.Column(scale=1, min_width=150):
                 ask = gr.Button("Ask both", variant="primary", elem_id="pg-ask")
                 stop = gr.Button("Stop", elem_id="pg-stop", size="md")
         buttons = _record_buttons(gr, playground.records)
-        truth = _html(gr, "", elem_id="pg-truth")
-        gate = _html(gr, "", elem_id="pg-gate")
-        with gr.Row(elem_classes="pg-controls"):
-            temperature = gr.Slider(
-                0.5, 4, own.temperature, step=0.05, label="Temperature T", elem_id="pg-temperature",
-                info="Above 1 it flattens what the base is sure of, memorised text most of all. 1 does nothing.",
-            )  # fmt: skip
-            scale = gr.Slider(
-                0, 3, own.guidance_scale, step=0.01, label="Guidance scale s", elem_id="pg-scale",
-                info="How much the classifier's evidence counts. 0 does nothing.",
-            )  # fmt: skip
-        with gr.Row(elem_classes="pg-presets"):
-            for name, settings in presets(own).items():
-                button = gr.Button(f"{name}: T {settings.temperature:g}, s {settings.guidance_scale:g}", size="sm", min_width=150)
-                button.click(
-                    lambda of=settings: (of.temperature, of.guidance_scale),
-                    None, [temperature, scale], queue=False, api_visibility="private", show_progress="hidden",
-                )  # fmt: skip
+        truth, gate = _html(gr, "", elem_id="pg-truth"), _html(gr, "", elem_id="pg-gate")
+        sliders = _sliders(gr, own)
         with gr.Row(equal_height=True, elem_classes="pg-stack"):
-            base = _html(gr, "", elem_id="pg-base", min_width=320)
-            tilted = _html(gr, "", elem_id="pg-tilted", min_width=320)
+            answers = [_html(gr, "", elem_id=name, min_width=320) for name in ("pg-base", "pg-guided")]
         _html(gr, page.legend_html(model.gate is not None))
-        with gr.Accordion("Length, sampling, plain text", open=False), gr.Row():
-            length = gr.Slider(8, 256, 96, step=8, label="Tokens at most", elem_id="pg-length")
-            sample = gr.Checkbox(
-                False, label="Sample", info="Draw from the law; else the likeliest token. Both columns share the dice."
-            )
-            seed = gr.Number(0, label="Seed of sampling", precision=0, minimum=0, maximum=2**31)
-            raw = gr.Checkbox(False, label="Plain text", info="Continue the prompt as it is, without the chat template.")
+        others = _other_inputs(gr)
         _html(gr, page.method_html(model.gate is not None))
 
-        inputs = [prompt, temperature, scale, length, raw, sample, seed]
-        outputs = [truth, gate, base, tilted]
-        options: dict[str, Any] = {
-            "concurrency_limit": None, "trigger_mode": "multiple", "show_progress": "hidden", "api_visibility": "private"
-        }  # fmt: skip
-        for trigger in (ask.click, prompt.submit, *(of.change for of in (temperature, scale, length, raw, sample, seed))):
-            trigger(play, inputs, outputs, **options)
+        inputs, outputs = [prompt, *sliders, *others], [truth, gate, *answers]
+        for trigger in (ask.click, prompt.submit, *(control.change for control in (*sliders, *others))):
+            trigger(play, inputs, outputs, **RUNNING)
         for button, record in zip(buttons, playground.records):
-            button.click(
-                lambda of=record.question: of, None, prompt, queue=False, api_visibility="private", show_progress="hidden"
-            ).then(play, inputs, outputs, **options)
-        stop.click(_stopping(gr, runs), None, None, queue=False, api_visibility="private", show_progress="hidden")
+            button.click(lambda question=record.question: question, None, prompt, **SETTING).then(
+                play, inputs, outputs, **RUNNING
+            )
+        stop.click(_stopping(gr, runs), None, None, **SETTING)
         if first:
-            blocks.load(play, inputs, outputs, **options)
+            blocks.load(play, inputs, outputs, **RUNNING)
     return blocks
+
+
+def _playing(gr: Any, playground: Playground, runs: Runs, forget_prior: float) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    """What a run of the page does: yields the contents of the truth, the gate and both answers, again and again."""
+    truths = {record.question: record for record in playground.records}
+    gate = playground.model.gate
+    threshold = None if gate is None else float(gate.threshold)
+
+    def play(
+        prompt: str, temperature: float, scale: float, length: float, raw: bool, sample: bool, seed: float, request: Any
+    ) -> Iterator[tuple[Any, ...]]:
+        try:
+            tilt = TiltConfig(_number(temperature), _number(scale), forget_prior)
+            wanted = Request(prompt or "", tilt, _whole(length), bool(raw), _whole(seed) if sample else None)
+            truth, shown = page.truth_html(truths.get(wanted.prompt)), 0.0
+            for view in runs.play(request.session_hash or "", wanted):
+                if all(answer.done for answer in view.answers.values()) or time.monotonic() - shown > INTERVAL:
+                    shown = time.monotonic()
+                    columns = (page.answer_html("base", view), page.answer_html("guided", view))
+                    yield (truth, page.prompt_html(view, threshold), *columns)
+        except TemperTiltError as error:
+            yield (page.error_html(str(error)), gr.skip(), gr.skip(), gr.skip())
+
+    play.__annotations__["request"] = gr.Request  # Gradio reads it
+    return play
+
+
+def _stopping(gr: Any, runs: Runs) -> Callable[..., None]:
+    def stop(request: Any) -> None:
+        runs.stop(request.session_hash or "")
+
+    stop.__annotations__["request"] = gr.Request
+    return stop
+
+
+def _sliders(gr: Any, own: TiltConfig) -> list[Any]:
+    """Temperature and scale, and buttons that set both."""
+    with gr.Row(elem_classes="pg-controls"):
+        temperature = gr.Slider(
+            0.5, 4, own.temperature, step=0.05, label="Temperature T", elem_id="pg-temperature",
+            info="Above 1 it flattens what the base is sure of, memorised text most of all. 1 does nothing.",
+        )  # fmt: skip
+        scale = gr.Slider(
+            0, 3, own.guidance_scale, step=0.01, label="Guidance scale s", elem_id="pg-scale",
+            info="How much the classifier counts. 0 does nothing.",
+        )  # fmt: skip
+    with gr.Row(elem_classes="pg-presets"):
+        for name, tilt in presets(own).items():
+            button = gr.Button(f"{name}: T {tilt.temperature:g}, s {tilt.guidance_scale:g}", size="sm", min_width=150)
+            values = (tilt.temperature, tilt.guidance_scale)
+            button.click(lambda values=values: values, None, [temperature, scale], **SETTING)
+    return [temperature, scale]
 
 
 def presets(own: TiltConfig) -> dict[str, TiltConfig]:
@@ -179,27 +179,30 @@ def presets(own: TiltConfig) -> dict[str, TiltConfig]:
     }
 
 
-def _stopping(gr: Any, runs: Runs) -> Callable[..., None]:
-    def stop(request: Any) -> None:
-        runs.stop(request.session_hash or "")
-
-    stop.__annotations__["request"] = gr.Request
-    return stop
-
-
-def _html(gr: Any, value: str, **options: Any) -> Any:
-    return gr.HTML(value, apply_default_css=False, js_on_load=None, **options)
+def _other_inputs(gr: Any) -> list[Any]:
+    with gr.Accordion("Length, sampling, plain text", open=False), gr.Row():
+        length = gr.Slider(8, 256, 96, step=8, label="Longest answer, tokens", elem_id="pg-length")
+        sample = gr.Checkbox(
+            False,
+            label="Sample",
+            info="Draw tokens at random, both columns with the same random numbers; else take the likeliest.",
+        )
+        seed = gr.Number(0, label="Seed of sampling", precision=0, minimum=0, maximum=2**31)
+        raw = gr.Checkbox(False, label="Plain text", info="Continue the prompt as it is, without the chat template.")
+    return [length, raw, sample, seed]
 
 
 def _record_buttons(gr: Any, records: Sequence[ReportRecord]) -> list[Any]:
     if not records:
         return []
-    names = {"forget": "Forget", "retain": "Keep", "holdout": "Never seen"}
     with gr.Accordion("Records of the adapter's report", open=True), gr.Row(elem_classes="pg-examples"):
         return [
-            gr.Button(f"{names.get(record.set, record.set)}: {shortened(record.question)}", size="sm", min_width=300)
-            for record in records
+            gr.Button(f"{record.set.capitalize()}: {shortened(record.question)}", size="sm", min_width=300) for record in records
         ]
+
+
+def _html(gr: Any, value: str, **options: Any) -> Any:
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, **options)
 
 
 def shortened(text: str, length: int = 110) -> str:
@@ -209,14 +212,14 @@ def shortened(text: str, length: int = 110) -> str:
 
 
 def _number(value: object) -> float:
-    """A number that a browser sent; what is none is refused by the setting it is for."""
+    """A number that a browser sent, NaN for anything else; the setting that it is for refuses NaN."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
 
 
 def _whole(value: object) -> int:
     number = _number(value)
     if not 0 <= number <= 2**31:
-        raise ConfigError(f"the value is {value!r}; valid is a whole number from 0 to {2**31}")
+        raise ConfigError(f"the value is {value!r}; must be a whole number from 0 to {2**31}")
     return int(number)
 
 

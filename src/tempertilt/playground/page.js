@@ -1,6 +1,6 @@
 // The popover over tokens, and the keyboard in answers. Every text is set as text, never as HTML.
 (() => {
-  const LAWS = ["base", "tempered", "tilted"];
+  const DISTRIBUTIONS = ["base", "tempered", "guided"];
   let pop, active = null, pinned = null, leaving;
 
   const make = (tag, text, name) => {
@@ -9,9 +9,9 @@
     if (name) element.className = name;
     return element;
   };
-  const place = (token) => ({ law: token.closest(".pg-answer").dataset.law, i: Number(token.dataset.i) });
-  const find = (where) => where && document.querySelector(`.pg-answer[data-law="${where.law}"] .pg-tok[data-i="${where.i}"]`);
-  const same = (a, b) => a && b && a.law === b.law && a.i === b.i;
+  const place = (token) => ({ column: token.closest(".pg-answer").dataset.column, i: Number(token.dataset.i) });
+  const find = (where) => where && document.querySelector(`.pg-answer[data-column="${where.column}"] .pg-tok[data-i="${where.i}"]`);
+  const same = (a, b) => a && b && a.column === b.column && a.i === b.i;
   const tokenOf = (event) => event.target.closest && event.target.closest(".pg-answer .pg-tok");
 
   function popover() {
@@ -27,7 +27,7 @@
   }
 
   function sentence(step) {
-    if (step.openness === 0) return "The gate is shut: the three laws are one, whatever the head says.";
+    if (step.gate === 0) return "The gate is closed: the three distributions are one, whatever the head says.";
     const parts = [`logits divided by ${step.temperature}`];
     if (step.weight !== null) parts.push(`${step.weight} nats for this token (log-odds ${step.log_odds})`);
     return "Here: " + parts.join(", ") + ".";
@@ -45,11 +45,11 @@
       close.addEventListener("click", () => unpin(true));
       head.append(close);
     }
-    const evidence = step.retain === null ? "No evidence: the head does not know this token."
+    const rating = step.retain === null ? "The head does not rate this token."
       : `P(retain) = ${step.retain}: ${{ "forget-strong": "clearly forget text", forget: "rather forget text", even: "undecided",
         retain: "rather retain text", "retain-strong": "clearly retain text" }[step.band]}.`;
     const table = make("table"), top = make("thead"), body = make("tbody"), titles = make("tr");
-    for (const title of ["next token", ...LAWS, "P(retain)"]) {
+    for (const title of ["next token", ...DISTRIBUTIONS, "P(retain)"]) {
       const cell = make("th", title);
       cell.scope = "col";
       titles.append(cell);
@@ -61,10 +61,10 @@
       name.scope = "row";
       name.title = row.text;
       line.append(name);
-      row.laws.forEach(([text, percent], k) => {
+      row.shares.forEach(([text, percent], k) => {
         const cell = make("td", text), bar = make("i");
         bar.style.setProperty("--p", percent + "%");
-        bar.style.setProperty("--law", `var(--pg-${LAWS[k]}-law)`);
+        bar.style.setProperty("--colour", `var(--pg-${DISTRIBUTIONS[k]})`);
         cell.append(bar);
         line.append(cell);
       });
@@ -72,7 +72,7 @@
       body.append(line);
     }
     table.append(top, body);
-    const parts = [head, make("p", evidence), table, make("p", sentence(step), "pg-soft")];
+    const parts = [head, make("p", rating), table, make("p", sentence(step), "pg-soft")];
     if (step.turned) parts.push(make("p", "▾ The two models would go on with different tokens here.", "pg-soft"));
     if (!pinned) parts.push(make("p", "Click or press Enter to keep this open while you move the sliders.", "pg-soft"));
     box.replaceChildren(...parts);
@@ -164,7 +164,7 @@
   });
   addEventListener("scroll", () => { if (active && !popover().hidden && find(active)) show(find(active)); }, { passive: true });
 
-  // an answer is written anew while it grows and when sliders move: what was open stays open, what had the focus keeps it
+  // an answer is written anew while it grows and when sliders move: an open popover stays open, the focused token keeps the focus
   let focused = null;
   document.addEventListener("focusin", (event) => { const token = tokenOf(event); focused = token ? place(token) : null; });
   const renew = () => {

@@ -1,42 +1,36 @@
-"""What the playground shows, as HTML. Every text of the model, of a record or of the user goes through `escaped`."""
+"""What the playground shows, as HTML: the values of the templates, nothing computed but how they are written."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
-import torch
-
-from tempertilt.guidance.gate import EvidenceGate
-from tempertilt.guidance.tilt import TiltConfig, tilt_weights
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Answer, View
-from tempertilt.playground.trace import Law, PromptToken, Step
+from tempertilt.playground.trace import Candidate, Followed, PromptToken, Step, mean_probability
+from tempertilt.report.rendering import render
 
-NAMES: dict[Law, str] = {"base": "Base model", "tilted": "Unlearned model"}
-NOTES: dict[Law, str] = {
+TEMPLATES = Path(__file__).parent / "templates"
+
+TITLES: dict[Followed, str] = {"base": "Base model", "guided": "Unlearned model"}
+NOTES: dict[Followed, str] = {
     "base": "What the frozen weights say, and what the unlearned model no longer says.",
-    "tilted": "The same weights, tempered and tilted at every token.",
+    "guided": "The same weights, tempered and tilted at every token.",
 }
 BANDS = ((0.1, "forget-strong"), (0.4, "forget"), (0.6, "even"), (0.9, "retain"), (1.01, "retain-strong"))
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LABELS = {
     "forget-strong": "below 0.1",
     "forget": "0.1 to 0.4",
     "even": "about ½",
     "retain": "0.6 to 0.9",
     "retain-strong": "above 0.9",
-    "none": "no evidence",
+    "none": "not rated",
 }
-
-
-def escaped(text: str) -> str:
-    """Text as HTML, in elements and attributes; also inert in templates that are filled in the browser."""
-    return re.sub(r"[${}`\\]", lambda found: f"&#{ord(found[0])};", html.escape(text))
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def asset(name: str) -> str:
@@ -44,8 +38,11 @@ def asset(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
+# --- numbers and texts -----------------------------------------------------------------------------------------------
+
+
 def band(retain: float | None) -> str:
-    """The name of the interval that P(retain) is in; "none" without evidence."""
+    """The name of the interval that P(retain) is in; "none" for a token that the head does not rate."""
     return "none" if retain is None else next(name for limit, name in BANDS if retain < limit)
 
 
@@ -58,83 +55,90 @@ def share(probability: float) -> str:
     return "0" if probability < 1e-99 else "10" + str(round(math.log10(probability))).translate(SUPERSCRIPTS)
 
 
+def signed(value: float | None) -> str | None:
+    """Two decimals with a sign; None stays None."""
+    return None if value is None else f"{value:+.2f}".replace("-", "−")
+
+
 def visible(text: str) -> str:
     """Text of a token in which nothing is invisible; for labels."""
     return text.replace("\n", "↵").replace("\t", "⇥").replace("\ufffd", "▯").replace(" ", "␣") or "(nothing)"
 
 
+def _bar(evidence: float) -> str:
+    """Evidence as a share of its bar's height: a similarity less a margin, seldom above 1."""
+    return f"{min(1.0, max(0.0, evidence)):.3f}"
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def answer_html(law: Law, view: View) -> str:
-    """One column: an answer, every token shaded by the head's evidence."""
-    answer, tilt = view.answers[law], view.request.tilt
-    tokens, was_open = [], not view.prompt or view.prompt[-1].openness != 0.0
-    for i, step in enumerate(answer.steps):
-        if step.openness > 0 and not was_open:
-            tokens.append('<span class="pg-mark">gate opens</span>')
-        was_open = was_open or step.openness > 0
-        tokens.append(_token(step, i, tilt))
-    text = "".join(tokens) or '<span class="pg-soft">…</span>'
-    return (
-        f'<section class="pg-card pg-{law}" aria-label="{NAMES[law]}" aria-busy="{str(not answer.done).lower()}">'
-        f'<h2>{NAMES[law]}</h2><p class="pg-soft">{NOTES[law]}</p>'
-        f'<div class="pg-answer" role="listbox" aria-label="{NAMES[law]}: tokens of the answer" data-law="{law}">{text}</div>'
-        f'<p class="pg-foot">{_length(answer)}</p>{_likelihood(law, answer)}</section>'
+def answer_html(column: Followed, view: View) -> str:
+    """One column: an answer, every token shaded by its P(retain)."""
+    answer = view.answers[column]
+    gates = [1.0 if not view.prompt or view.prompt[-1].gate is None else view.prompt[-1].gate, *(s.gate for s in answer.steps)]
+    tokens = [_token(step, i, opens=step.gate > 0 and not any(gates[: i + 1])) for i, step in enumerate(answer.steps)]
+    return render(
+        TEMPLATES,
+        "answer.html",
+        column=column,
+        title=TITLES[column],
+        note=NOTES[column],
+        busy="false" if answer.done else "true",
+        tokens=tokens,
+        length=_length(answer),
+        likelihood=_likelihood(answer.steps),
     )
 
 
-def _token(step: Step, i: int, tilt: TiltConfig) -> str:
+def _token(step: Step, i: int, opens: bool) -> dict[str, Any]:
     chosen = step.chosen
-    classes = ["pg-tok", band(chosen.retain)]
-    classes += ["turned"] if step.turned else []
-    classes += ["shut"] if step.openness == 0 else []
-    strength = 0.0 if chosen.retain is None else abs(2 * chosen.retain - 1)
-    said = "no evidence" if chosen.retain is None else f"P retain {chosen.retain:.2f}"
-    label = f"{visible(chosen.text)}: {said}, base {share(chosen.base)}, unlearned {share(chosen.tilted)}"
-    data = json.dumps(step_data(step, tilt), ensure_ascii=False)
-    return (
-        f'<span class="{" ".join(classes)}" role="option" tabindex="{-1 if i else 0}" aria-selected="false" data-i="{i}" '
-        f'style="--strength:{strength:.2f}" aria-label="{escaped(label)}" data-step="{escaped(data)}">{_spelt(step)}</span>'
-    )
-
-
-def _spelt(step: Step) -> str:
-    if step.ends:
-        return f'<span class="pg-chip">end {escaped(step.chosen.text)}</span>'
-    if not step.chosen.text or "\ufffd" in step.chosen.text:
-        return '<span class="pg-chip">▯</span>'
-    return escaped(step.chosen.text).replace("\n", '<span class="pg-soft">↵</span>\n')
-
-
-def step_data(step: Step, tilt: TiltConfig) -> dict[str, object]:
-    """What the popover shows of a step: numbers, and texts that are set as text, not as HTML."""
-    weight = None
-    if step.chosen.log_odds is not None:
-        log_odds = torch.tensor(step.chosen.log_odds, dtype=torch.float64)
-        weight = tilt.guidance_scale * step.openness * float(tilt_weights(log_odds, tilt.forget_prior))
-    rows = [
-        {
-            "text": visible(candidate.text),
-            "chosen": candidate.token_id == step.chosen.token_id,
-            "retain": None if candidate.retain is None else f"{candidate.retain:.2f}",
-            "laws": [[share(value), round(100 * value, 1)] for value in (candidate.base, candidate.tempered, candidate.tilted)],
-        }
-        for candidate in (
-            *step.candidates,
-            *([] if any(c.token_id == step.chosen.token_id for c in step.candidates) else [step.chosen]),
-        )
-    ]
+    rated = "not rated" if chosen.retain is None else f"P retain {chosen.retain:.2f}"
+    classes = ["pg-tok", band(chosen.retain), *(["turned"] if step.turned else []), *(["closed"] if step.gate == 0 else [])]
     return {
-        "text": visible(step.chosen.text),
-        "band": band(step.chosen.retain),
-        "retain": None if step.chosen.retain is None else f"{step.chosen.retain:.3f}",
-        "log_odds": None if step.chosen.log_odds is None else f"{step.chosen.log_odds:+.2f}".replace("-", "−"),
-        "weight": None if weight is None else f"{weight:+.2f}".replace("-", "−"),
-        "openness": step.openness,
-        "temperature": f"{1 + (tilt.temperature - 1) * step.openness:.2f}",
+        "number": i,
+        "tabindex": -1 if i else 0,
+        "opens": opens,
+        "classes": classes,
+        "strength": f"{0.0 if chosen.retain is None else abs(2 * chosen.retain - 1):.2f}",
+        "label": f"{visible(chosen.text)}: {rated}, base {share(chosen.base)}, unlearned {share(chosen.guided)}",
+        "step": json.dumps(step_data(step), ensure_ascii=False),
+        "chip": _chip(step),
+        "lines": chosen.text.split("\n"),
+    }
+
+
+def _chip(step: Step) -> str:
+    """What stands in the place of a token that ends the answer or has no text of its own; else empty."""
+    if step.ends:
+        return f"end {step.chosen.text}"
+    return "▯" if not step.chosen.text or "\ufffd" in step.chosen.text else ""
+
+
+def step_data(step: Step) -> dict[str, Any]:
+    """What the popover shows of a step: numbers, and texts that are set as text, not as HTML."""
+    chosen = step.chosen
+    others = [] if any(candidate.token_id == chosen.token_id for candidate in step.candidates) else [chosen]
+    return {
+        "text": visible(chosen.text),
+        "band": band(chosen.retain),
+        "retain": None if chosen.retain is None else f"{chosen.retain:.3f}",
+        "log_odds": signed(chosen.log_odds),
+        "weight": signed(chosen.weight),
+        "gate": step.gate,
+        "temperature": f"{step.temperature:.2f}",
         "turned": step.turned,
-        "rows": rows,
+        "rows": [_row(candidate, candidate.token_id == chosen.token_id) for candidate in (*step.candidates, *others)],
+    }
+
+
+def _row(candidate: Candidate, chosen: bool) -> dict[str, Any]:
+    probabilities = (candidate.base, candidate.tempered, candidate.guided)
+    return {
+        "text": visible(candidate.text),
+        "chosen": chosen,
+        "retain": None if candidate.retain is None else f"{candidate.retain:.2f}",
+        "shares": [[share(probability), round(100 * probability, 1)] for probability in probabilities],
     }
 
 
@@ -143,74 +147,52 @@ def _length(answer: Answer) -> str:
     count = f"{n} token{'' if n == 1 else 's'}"
     if not answer.done:
         return f"{count} …"
-    if answer.steps and answer.steps[-1].ends:
-        return f"{count}, ended by the model"
-    return f"{count}, cut there"
+    return f"{count}, ended by the model" if n and answer.steps[-1].ends else f"{count}, cut there"
 
 
-def _likelihood(law: Law, answer: Answer) -> str:
-    """How likely the very text of the column is under either law."""
-    if not answer.steps:
-        return ""
-    base, tilted = (mean_probability(answer.steps, of) for of in ("base", "tilted"))
-    return (
-        f'<p class="pg-foot">This text, per token: base <b>{share(base)}</b>, unlearned <b>{share(tilted)}</b> '
-        f'<span class="pg-soft">(geometric mean)</span></p>'
-    )
-
-
-def mean_probability(steps: Sequence[Step], law: str) -> float:
-    """The geometric mean of the chosen tokens' probabilities under "base", "tempered" or "tilted"."""
-    logs = [math.log(max(getattr(step.chosen, law), 1e-300)) for step in steps]
-    return math.exp(sum(logs) / len(logs))
+def _likelihood(steps: Sequence[Step]) -> dict[str, str] | None:
+    """How likely the text of a column is under the base and the guided distribution, per token."""
+    return {name: share(mean_probability(steps, name)) for name in ("base", "guided")} if steps else None
 
 
 # --- the prompt and the gate -----------------------------------------------------------------------------------------
 
 
-def prompt_html(view: View, gate: EvidenceGate | None) -> str:
-    """What the model reads, with the gate's evidence over it."""
+def prompt_html(view: View, threshold: float | None) -> str:
+    """What the model reads, with the gate's evidence over it.
+
+    Args:
+        threshold: of the gate; None without a gate.
+    """
     first, stop = question_span([token.text for token in view.prompt], view.request.prompt)
-    shown = view.prompt[first:stop]
-    around = [part for part in (view.prompt[:first], view.prompt[stop:]) if part]
-    if gate is not None and any((token.evidence or 0) > gate.threshold for part in around for token in part):
-        shown, around = view.prompt, []
-    tokens = "".join(_prompt_token(token, gate) for token in shown)
-    rest = sum(map(len, around))
-    note = f'<span class="pg-soft pg-rest">and {rest} tokens of the chat template and system prompt</span>' if rest else ""
-    threshold = "" if gate is None else f'style="--threshold:{_height(gate.threshold):.3f}"'
-    return (
-        f'<section class="pg-card" aria-label="Gate"><h2>{"The gate" if gate else "The prompt"}</h2>'
-        f'<p class="pg-lead" role="status">{gate_sentence(view.prompt, gate)}</p>'
-        f'<div class="pg-prompt" {threshold}>{tokens}{note}</div></section>'
+    around = [*view.prompt[:first], *view.prompt[stop:]]
+    if threshold is not None and any((token.evidence or 0) > threshold for token in around):
+        first, stop, around = 0, len(view.prompt), []
+    return render(
+        TEMPLATES,
+        "prompt.html",
+        gate=None if threshold is None else _gate(view.prompt, threshold),
+        tokens=[_prompt_token(token, threshold) for token in view.prompt[first:stop]],
+        hidden=len(around),
     )
 
 
-def gate_sentence(prompt: Sequence[PromptToken], gate: EvidenceGate | None) -> str:
-    """What the gate does with this prompt, as HTML."""
-    if gate is None:
-        return (
-            "This adapter has no gate: every context is tempered and tilted, also one that has nothing to do with what is "
-            "forgotten."
-        )
-    highest = max(prompt, key=lambda token: token.evidence or 0.0)
-    numbers = f"threshold {gate.threshold:.2f}"
-    for token in prompt:
-        if token.openness:
-            return (
-                f"<b>Open.</b> It opens at <q>{escaped(token.text.strip())}</q> (evidence {token.evidence:.2f}, {numbers}) and "
-                "never shuts again: from there on the law is tempered and tilted."
-            )
-    evidence = max(0.0, highest.evidence or 0.0)
-    where = f" at <q>{escaped(highest.text.strip())}</q>" if evidence >= 0.005 else ""
-    return (
-        f"<b>Shut.</b> The highest evidence is {evidence:.2f}{where} ({numbers}): "
-        "until something opens it, the answer is the base's, bit for bit, and the sliders do nothing."
-    )
+def _gate(prompt: Sequence[PromptToken], threshold: float) -> dict[str, Any]:
+    """What the gate does with a prompt: the token that opens it, or the one that comes nearest to it."""
+    opening = next((token for token in prompt if token.gate), None)
+    token = opening or max(prompt, key=lambda token: token.evidence or 0.0)
+    evidence = max(0.0, token.evidence or 0.0)
+    return {
+        "open": opening is not None,
+        "token": token.text.strip() if opening or evidence >= 0.005 else "",
+        "evidence": f"{evidence:.2f}",
+        "threshold": f"{threshold:.2f}",
+        "height": _bar(threshold),
+    }
 
 
 def question_span(pieces: Sequence[str], question: str) -> tuple[int, int]:
-    """First and last plus one of the tokens that spell the question; all tokens where it is not found."""
+    """First and last plus one of the tokens that spell the question; all tokens where the question is not among them."""
     start = "".join(pieces).rfind(question.strip())
     if start < 0 or not question.strip():
         return 0, len(pieces)
@@ -222,23 +204,18 @@ def question_span(pieces: Sequence[str], question: str) -> tuple[int, int]:
     return (inside[0], inside[-1] + 1) if inside else (0, len(pieces))
 
 
-def _prompt_token(token: PromptToken, gate: EvidenceGate | None) -> str:
-    text = escaped(token.text.replace("\n", "↵")) if token.text else "▯"
-    if gate is None or token.evidence is None:
-        return f'<span class="pg-read">{text}</span>'
-    over = token.evidence > gate.threshold
-    label = f"{visible(token.text)}: evidence {token.evidence:.2f}{', opens the gate' if over else ''}"
-    return (
-        f'<span class="pg-read{" over" if over else ""}" title="{escaped(label)}">'
-        f'<span class="pg-bar" style="--evidence:{_height(token.evidence):.3f}" aria-hidden="true"></span>'
-        f'<span class="pg-word">{text}</span>'
-        f'<span class="pg-figure">{"▲ " if over else ""}{max(token.evidence, 0.0):.2f}</span></span>'
-    )
-
-
-def _height(evidence: float) -> float:
-    """Evidence as a share of the bar: a similarity less a margin, seldom above 1."""
-    return min(1.0, max(0.0, evidence))
+def _prompt_token(token: PromptToken, threshold: float | None) -> dict[str, Any]:
+    text = token.text.replace("\n", "↵") or "▯"
+    if threshold is None or token.evidence is None:
+        return {"text": text, "evidence": None}
+    over = token.evidence > threshold
+    return {
+        "text": text,
+        "evidence": f"{max(token.evidence, 0.0):.2f}",
+        "height": _bar(token.evidence),
+        "over": over,
+        "label": f"{visible(token.text)}: evidence {token.evidence:.2f}{', opens the gate' if over else ''}",
+    }
 
 
 # --- what stands still -----------------------------------------------------------------------------------------------
@@ -246,61 +223,26 @@ def _height(evidence: float) -> float:
 
 def header_html(name: str, adapter: str) -> str:
     """Title, and what the page is for."""
-    return (
-        '<header class="pg-header"><h1>Unlearning, token by token</h1>'
-        f'<p class="pg-lead"><b>{escaped(name)}</b> with the adapter <b>{escaped(adapter)}</b>. Ask about something it was made '
-        "to forget, then move the sliders. Point at a token, or go to it by keyboard, to see what else could have come. "
-        "A click keeps it open while you move the sliders.</p>"
-        '<p class="pg-honest"><b>The weights still hold the knowledge.</b> The base column proves it: it shows what the '
-        "unlearned model no longer says. Whoever has the weights, or can switch the adapter off, can read it.</p></header>"
-    )
+    return render(TEMPLATES, "header.html", name=name, adapter=adapter)
 
 
 def legend_html(gated: bool) -> str:
     """What shading, underlines and marks mean."""
-    shut = " Without shading: the gate is shut, the evidence is not acted on." if gated else ""
-    samples = "".join(
-        f'<li><span class="pg-tok {name}" style="--strength:{strength}">token</span> {LABELS[name]}</li>'
-        for name, strength in zip(LABELS, (1, 0.5, 0, 0.5, 1, 0))
-    )
-    return (
-        '<section class="pg-legend" aria-label="Legend"><span><b>P(retain)</b>, the head\'s evidence:</span> <ul>'
-        + samples
-        + "</ul>"
-        f"<span>▾ here the two models would go on with different tokens.{shut}</span></section>"
-    )
+    strengths = (1, 0.5, 0, 0.5, 1, 0)
+    samples = [{"name": name, "label": LABELS[name], "strength": strength} for name, strength in zip(LABELS, strengths)]
+    return render(TEMPLATES, "legend.html", samples=samples, gated=gated)
 
 
 def method_html(gated: bool) -> str:
-    """The method in four steps."""
-    gate = (
-        "<li><b>Gate.</b> All of this happens only after the text has touched what is to be forgotten: a name, a date, a title "
-        "of the forget records, recognised in the lower layers. Before that g = 0 and the law is the base's.</li>"
-        if gated
-        else ""
-    )
-    law = "z(v) / (1 + (T − 1) g<sub>t</sub>) + s g<sub>t</sub> w(ℓ(v))" if gated else "z(v) / T + s w(ℓ(v))"
-    return (
-        '<section class="pg-card pg-method"><h2>What happens at every token</h2>'
-        f'<p class="pg-law">log p̂(v) = {law} − log Z</p><ol>'
-        "<li><b>Base.</b> The frozen model gives every possible next token v a logit z(v). Memorised text is a spike: one token "
-        "holds nearly all of the probability.</li>"
-        "<li><b>Temper.</b> Dividing by T &gt; 1 flattens the spike, so that a small error of the classifier can't let it "
-        "win.</li>"
-        "<li><b>Tilt.</b> A small classifier reads the same hidden state and says for every token how much it looks like retain "
-        "text: P(retain) = σ(ℓ). Tokens that look like forget text are pushed down, s times w(ℓ) = log σ(ℓ) + log 2; a token "
-        f"without evidence stays as it is.</li>{gate}</ol></section>"
-    )
+    """The method in steps."""
+    return render(TEMPLATES, "method.html", gated=gated)
 
 
 def truth_html(record: ReportRecord | None) -> str:
     """What the record of the report says, where the prompt is its question."""
-    if record is None:
-        return ""
-    kind = {"forget": "to be forgotten", "retain": "to be kept"}.get(record.set, record.set)
-    return f'<p class="pg-truth"><span class="pg-chip">{escaped(kind)}</span> The record says: {escaped(record.truth)}</p>'
+    return "" if record is None else render(TEMPLATES, "truth.html", set=record.set, truth=record.truth)
 
 
 def error_html(message: str) -> str:
-    """A mistake that the user can mend."""
-    return f'<p class="pg-error" role="alert">{escaped(message)}</p>'
+    """A mistake that the user can fix."""
+    return render(TEMPLATES, "error.html", message=message)

@@ -27,8 +27,8 @@ def report_records(adapter: str | Path) -> list[ReportRecord]:
         return []
     try:
         answers = json.loads(path.read_text(encoding="utf-8"))["answers"]
-        found = [ReportRecord(*(str(item[name]) for name in ReportRecord._fields)) for item in answers]
+        records = [ReportRecord(*(str(item[name]) for name in ReportRecord._fields)) for item in answers]
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s can't be read (%s): the playground has no examples", path, error)
         return []
-    return [record for record in found if record.question.strip()]
+    return [record for record in records if record.question.strip()]

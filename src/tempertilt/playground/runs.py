@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.playground.trace import Law, PromptToken, Step, Tracer
+from tempertilt.playground.trace import Followed, PromptToken, Step, Tracer
 
 REMEMBERED = 64  # tabs
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A prompt and its settings.
 
     Attributes:
         prompt: as written.
-        tilt: the settings of the law.
+        tilt: the settings of the guided distribution.
         max_new_tokens: of each answer.
         raw: continue the prompt as it is, without a chat template.
         seed: to sample; None takes the likeliest token.
@@ -57,11 +57,11 @@ class Answer:
 
 @dataclass
 class View:
-    """What there is to be seen at some moment."""
+    """A run at some moment."""
 
     request: Request
     prompt: list[PromptToken]
-    answers: dict[Law, Answer]
+    answers: dict[Followed, Answer]
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Tab:
     stopped: bool = False
     ids: list[int] = field(default_factory=list)
     prompt: list[PromptToken] = field(default_factory=list)
-    drafts: dict[Law, list[int]] = field(default_factory=dict)
+    drafts: dict[Followed, list[int]] = field(default_factory=dict)
 
 
 class Runs:
@@ -94,17 +94,17 @@ class Runs:
     def play(self, tab: str, request: Request) -> Iterator[View]:
         """Both answers as they grow, the same `View` again and again; it ends early when the tab has a newer run.
 
-        The answers of the tab's last run to the same prompt are drafts for those of this one: where settings have changed, what
-        remains the same appears at once.
+        The answers of the tab's last run to the same prompt are drafts for those of this one: tokens that the new settings do not
+        change appear at once.
         """
         number = self._begin(tab)
         ids = self._encode(request.prompt, request.raw)
         prompt, drafts = self._remembered(tab, ids)
-        view = View(request, prompt or self.tracer.prompt(ids), {"base": Answer(), "tilted": Answer()})
+        view = View(request, prompt or self.tracer.prompt(ids), {"base": Answer(), "guided": Answer()})
         options = {"max_new_tokens": request.max_new_tokens, "seed": request.seed}
         streams = {
-            law: self.tracer.steps(ids, request.tilt, law=law, draft=drafts.get(law, ()), **options)  # type: ignore[arg-type]
-            for law in view.answers
+            name: self.tracer.steps(ids, request.tilt, follows=name, draft=drafts.get(name, ()), **options)  # type: ignore[arg-type]
+            for name in view.answers
         }
         for _ in self._grow(tab, number, view, ids, streams, drafts):
             yield view
@@ -114,21 +114,27 @@ class Runs:
             yield view
 
     def _grow(
-        self, tab: str, number: int, view: View, ids: list[int], streams: dict[Law, Iterator[Step]], drafts: dict[Law, list[int]]
+        self,
+        tab: str,
+        number: int,
+        view: View,
+        ids: list[int],
+        streams: dict[Followed, Iterator[Step]],
+        drafts: dict[Followed, list[int]],
     ) -> Iterator[None]:
         """Append steps to the answers, one to each at a time, until they are finished or the run is no longer the latest."""
-        for law, answer in view.answers.items():  # as far as the draft is right it is there at once
-            for token in drafts.get(law, ()):
+        for name, answer in view.answers.items():  # the right tokens of the draft are there at once
+            for token in drafts.get(name, ()):
                 if not self._is_latest(tab, number):
                     return
-                if not answer.extend(streams[law]) or answer.steps[-1].chosen.token_id != token:
+                if not answer.extend(streams[name]) or answer.steps[-1].chosen.token_id != token:
                     break
         while streams:
-            for law in list(streams):
+            for name in list(streams):
                 if not self._is_latest(tab, number):
                     return
-                if not view.answers[law].extend(streams[law]):
-                    del streams[law]
+                if not view.answers[name].extend(streams[name]):
+                    del streams[name]
             if not self._remember(tab, number, ids, view):
                 return
             yield
@@ -150,7 +156,7 @@ class Runs:
         with self._lock:
             return tab in self._tabs and self._tabs[tab].stopped
 
-    def _remembered(self, tab: str, ids: list[int]) -> tuple[list[PromptToken], dict[Law, list[int]]]:
+    def _remembered(self, tab: str, ids: list[int]) -> tuple[list[PromptToken], dict[Followed, list[int]]]:
         """The prompt's tokens and the drafts of the tab's last run, if it was of the same prompt."""
         with self._lock:
             state = self._tabs.get(tab, _Tab())
@@ -164,7 +170,7 @@ class Runs:
                 return False
             if state.ids != ids:
                 state.ids, state.prompt, state.drafts = ids, view.prompt, {}
-            for law, answer in view.answers.items():
-                if answer.done or len(answer.steps) > len(state.drafts.get(law, ())):
-                    state.drafts[law] = answer.draft
+            for name, answer in view.answers.items():
+                if answer.done or len(answer.steps) > len(state.drafts.get(name, ())):
+                    state.drafts[name] = answer.draft
             return True

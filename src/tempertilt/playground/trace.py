@@ -1,14 +1,15 @@
-"""The trace of a generation: at every step the base's law, the tempered law, the tilted law, and what the head and gate say.
+"""The trace of a generation: at every step the base distribution, the tempered, the guided, and what head and gate say.
 
     base      softmax z
     tempered  softmax z / (1 + (T - 1) g)
-    tilted    softmax [ z / (1 + (T - 1) g) + s g w(l) ]        g = 1 without a gate; see `tempertilt.guidance.tilt`
+    guided    softmax [ z / (1 + (T - 1) g) + s g w(l) ]        g = 1 without a gate; see `tempertilt.guidance.tilt`
 
-Nothing here knows of a user interface.
+Nothing here knows of a user interface, and only `_distributions` knows of the method.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,15 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.tilt import TiltConfig
+from tempertilt.guidance.guidance import Guidance
+from tempertilt.guidance.tilt import TiltConfig, temper, tilt_weights
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.t3 import NextTerms, T3ForCausalLM
 
-Law = Literal["base", "tilted"]
+Followed = Literal["base", "guided"]
+"""The distribution whose tokens an answer takes."""
 
-ROWS = 32  # laws computed at a time, so that a long draft does not fill the memory
+ROWS = 32  # positions computed at a time, so that a long draft does not fill the memory
 CONTEXT = 8  # tokens before one that decide how it is spelt
 
 
@@ -35,21 +38,23 @@ class Candidate:
     Attributes:
         token_id: in the vocabulary.
         text: what it adds to the text before it; U+FFFD where it is a part of a character.
-        base, tempered, tilted: its probability under the three laws.
-        log_odds: of retain, nats; None where the head has no row for the token: no evidence.
+        base, tempered, guided: its probability under the three distributions.
+        log_odds: of retain, nats; None where the head has no row for the token.
+        weight: what the tilt adds to its logit, nats; None where the head has no row for the token.
     """
 
     token_id: int
     text: str
     base: float
     tempered: float
-    tilted: float
+    guided: float
     log_odds: float | None
+    weight: float | None
 
     @property
     def retain(self) -> float | None:
         """P(retain) under the classifier, its prior balanced."""
-        return None if self.log_odds is None else float(torch.sigmoid(torch.tensor(self.log_odds, dtype=torch.float64)))
+        return None if self.log_odds is None else (1 + math.tanh(self.log_odds / 2)) / 2
 
 
 @dataclass(frozen=True)
@@ -58,21 +63,23 @@ class Step:
 
     Attributes:
         chosen: the token that was taken.
-        candidates: the likeliest of the base and the likeliest of the tilted law, by probability under the base.
-        openness: of the gate, in [0, 1]; 1 without a gate. At 0 the three laws are one.
+        candidates: the likeliest of the base and of the guided distribution, by probability under the base.
+        gate: value of the gate, in [0, 1]; 1 without a gate. At 0 the three distributions are one.
+        temperature: what the base's logits are divided by.
         ends: whether the chosen token ends the answer.
     """
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
-    openness: float
+    gate: float
+    temperature: float
     ends: bool
 
     @property
     def turned(self) -> bool:
-        """Whether the likeliest token of the tilted law is another than the base's."""
+        """Whether the likeliest token of the guided distribution is another than the base's."""
         before = max(self.candidates, key=lambda candidate: candidate.base)
-        return max(self.candidates, key=lambda candidate: candidate.tilted).tilted > before.tilted
+        return max(self.candidates, key=lambda candidate: candidate.guided).guided > before.guided
 
 
 @dataclass(frozen=True)
@@ -83,34 +90,62 @@ class PromptToken:
         text: what it adds to the text before it.
         special: whether it is one of the tokenizer's special tokens.
         evidence: of the token by itself; None without a gate.
-        openness: of the gate after it; None without a gate.
+        gate: value of the gate after it; None without a gate.
     """
 
     text: str
     special: bool
     evidence: float | None
-    openness: float | None
+    gate: float | None
 
 
-class Laws(NamedTuple):
-    """Probabilities of the next token, `(k, V)` each."""
+class Distributions(NamedTuple):
+    """What the method makes of k positions, or of one, without the first axis.
+
+    Attributes:
+        base, tempered, guided: probabilities of the next token, `(k, V)` each.
+        weights: what the tilt adds to the logits of the head's tokens, `(k, K)`, nats.
+        temperature: what the base's logits are divided by, `(k,)`.
+    """
 
     base: Tensor
     tempered: Tensor
-    tilted: Tensor
+    guided: Tensor
+    weights: Tensor
+    temperature: Tensor
 
 
-def choose(law: Tensor, seed: int | None, position: int) -> int:
-    """The likeliest token of a law `(V,)`, or with a seed one that is drawn from it.
+def _distributions(guidance: Guidance, logits: Tensor, log_odds: Tensor, gate: Tensor | None, tilt: TiltConfig) -> Distributions:
+    """ALL THAT IS COMPUTED OF THE METHOD: no other line here or of the page derives a weight, a temperature or a normaliser.
+
+    Args:
+        logits: base logits `(k, V)`.
+        log_odds: of the head's tokens, `(k, K)`, nats.
+        gate: `g` `(k,)`; None without a gate.
+    """
+    three = guidance.distributions(logits, log_odds, gate, tilt)
+    weights = tilt.guidance_scale * tilt_weights(log_odds, tilt.forget_prior, gate)
+    temperature = 1 / temper(logits.new_ones(len(logits), 1), tilt.temperature, gate).squeeze(-1)
+    return Distributions(three.base.exp(), three.tempered.exp(), three.guided.exp(), weights, temperature)
+
+
+def choose(probabilities: Tensor, seed: int | None, position: int) -> int:
+    """The likeliest token of a distribution `(V,)`, or with a seed one that is drawn from it.
 
     Drawn by the Gumbel trick with noise that depends on seed and position alone, so that two answers part only where their
-    laws do.
+    distributions do.
     """
     if seed is None:
-        return int(law.argmax())
+        return int(probabilities.argmax())
     generator = torch.Generator().manual_seed((seed * 1_000_003 + position) % 2**63)
-    noise = torch.empty(law.shape, dtype=torch.float64).exponential_(generator=generator)
-    return int((law.double().cpu() / noise).argmax())
+    noise = torch.empty(probabilities.shape, dtype=torch.float64).exponential_(generator=generator)
+    return int((probabilities.double().cpu() / noise).argmax())
+
+
+def mean_probability(steps: Sequence[Step], name: str) -> float:
+    """The geometric mean of the chosen tokens' probabilities under "base", "tempered" or "guided"."""
+    logs = [math.log(max(getattr(step.chosen, name), 1e-300)) for step in steps]
+    return math.exp(sum(logs) / len(logs))
 
 
 class Tracer:
@@ -119,7 +154,7 @@ class Tracer:
     Args:
         model: its own temperature and guidance scale are not used.
         tokenizer: of its base.
-        width: likeliest tokens of each law that a step lists.
+        width: likeliest tokens of each distribution that a step lists.
     """
 
     def __init__(self, model: T3ForCausalLM, tokenizer: Any, width: int = 5) -> None:
@@ -137,13 +172,13 @@ class Tracer:
     def prompt(self, ids: Sequence[int]) -> list[PromptToken]:
         """The tokens that the model reads, with the gate's evidence; `ConfigError` if they are none, or too many."""
         terms = self._next(self._checked(ids), None, 1)
-        evidence, openness = (None if of is None else of.tolist() for of in (terms.evidence, terms.gate))
+        evidence, gate = (None if values is None else values.tolist() for values in (terms.evidence, terms.gate))
         return [
             PromptToken(
                 self.spell(ids[:i], token),
                 token in self._special,
                 None if evidence is None else evidence[i],
-                None if openness is None else openness[i],
+                None if gate is None else gate[i],
             )
             for i, token in enumerate(ids)
         ]
@@ -153,7 +188,7 @@ class Tracer:
         prompt: Sequence[int],
         tilt: TiltConfig,
         *,
-        law: Law = "tilted",
+        follows: Followed = "guided",
         max_new_tokens: int = 128,
         draft: Sequence[int] = (),
         seed: int | None = None,
@@ -162,11 +197,11 @@ class Tracer:
 
         Args:
             prompt: token ids.
-            tilt: the settings under which the laws are computed.
-            law: the one that the answer follows. The other two are computed at every step all the same.
-            max_new_tokens: the answer ends at the latest after so many; earlier where the model has no further position.
-            draft: a guess at the answer, such as the answer under other settings. One pass checks all of it, and what it has
-                right is not generated again: the steps are the same as without it.
+            tilt: the settings under which the distributions are computed.
+            follows: the distribution whose tokens the answer takes. All three are computed at every step.
+            max_new_tokens: the longest answer; shorter where the model has no further position.
+            draft: a guess at the answer, such as the answer under other settings. One pass checks all of it, and its right
+                tokens are not generated again: the steps are the same as without it.
             seed: to sample; None takes the likeliest token.
 
         Raises:
@@ -177,7 +212,7 @@ class Tracer:
         guess = list(draft)[: max(0, room - 1)]
         terms = self._next(ids + guess, None, len(guess) + 1)
         while True:
-            for row, step in enumerate(self._rows(terms, tilt, ids, guess, law, len(prompt), seed)):
+            for row, step in enumerate(self._rows(terms, tilt, ids, guess, follows, len(prompt), seed)):
                 yield step
                 ids.append(step.chosen.token_id)
                 if step.ends or len(ids) - len(prompt) >= room:
@@ -189,35 +224,49 @@ class Tracer:
             terms = self._next(ids[-1:], terms.cache, 1) if right else self._next(ids, None, 1)
 
     def _rows(
-        self, terms: NextTerms, tilt: TiltConfig, ids: list[int], guess: list[int], law: Law, start: int, seed: int | None
+        self,
+        terms: NextTerms,
+        tilt: TiltConfig,
+        ids: list[int],
+        guess: list[int],
+        follows: Followed,
+        start: int,
+        seed: int | None,
     ) -> Iterator[Step]:
-        """A step for each of the kept rows; row i is after `ids` and i tokens of the guess."""
-        kept, before = len(terms.logits), list(ids)
-        openness = None if terms.gate is None else terms.gate[-kept:].to(terms.logits.device)
-        for first in range(0, kept, ROWS):
+        """A step for each of the last rows; row i is after `ids` and i tokens of the guess."""
+        count, before = len(terms.logits), list(ids)
+        gate = None if terms.gate is None else terms.gate[-count:].to(terms.logits.device)
+        for first in range(0, count, ROWS):
             rows = slice(first, first + ROWS)
             log_odds = terms.log_odds[rows].to(terms.logits.device)
-            open_here = None if openness is None else openness[rows]
-            three = self.model.guidance.distributions(terms.logits[rows], log_odds, open_here, tilt)
-            found = Laws(three.base.exp(), three.tempered.exp(), three.guided.exp())
-            for i in range(len(found.base)):
-                context = before + guess[: first + i]
-                own = Laws(found.base[i], found.tempered[i], found.tilted[i])
-                taken = choose(own.base if law == "base" else own.tilted, seed, len(context) - start)
-                yield self._step(own, log_odds[i], 1.0 if open_here is None else float(open_here[i]), taken, context)
+            gates = None if gate is None else gate[rows]
+            whole = _distributions(self.model.guidance, terms.logits[rows], log_odds, gates, tilt)
+            for i, parts in enumerate(zip(*whole)):
+                context, row = before + guess[: first + i], Distributions(*parts)
+                taken = choose(row.base if follows == "base" else row.guided, seed, len(context) - start)
+                yield self._step(row, log_odds[i], 1.0 if gates is None else float(gates[i]), taken, context)
 
-    def _step(self, own: Laws, log_odds: Tensor, openness: float, taken: int, context: list[int]) -> Step:
+    def _step(self, row: Distributions, log_odds: Tensor, gate: float, taken: int, context: list[int]) -> Step:
         """The step at which `taken` was taken after the tokens `context`."""
-        listed = {int(token) for of in (own.base, own.tilted) for token in of.topk(min(self.width, len(of))).indices}
-        tokens = torch.tensor(sorted(listed | {taken}), device=own.base.device)
-        head_rows = self.model.head.rows_of(tokens.to(self.model.head.token_ids.device)).tolist()
-        probabilities = (of[tokens].tolist() for of in own)
+        likeliest = (part.topk(min(self.width, len(part))).indices.tolist() for part in (row.base, row.guided))
+        listed = {token for tokens in likeliest for token in tokens}
+        tokens = torch.tensor(sorted(listed | {taken}), device=row.base.device)
+        columns = self.model.head.rows_of(tokens.to(self.model.head.token_ids.device)).tolist()
+        probabilities = (part[tokens].tolist() for part in (row.base, row.tempered, row.guided))
         candidates = {
-            token: Candidate(token, self.spell(context, token), base, tempered, tilted, None if row < 0 else float(log_odds[row]))
-            for token, row, base, tempered, tilted in zip(tokens.tolist(), head_rows, *probabilities)
+            token: Candidate(
+                token,
+                self.spell(context, token),
+                base,
+                tempered,
+                guided,
+                None if column < 0 else float(log_odds[column]),
+                None if column < 0 else float(row.weights[column]),
+            )
+            for token, column, base, tempered, guided in zip(tokens.tolist(), columns, *probabilities)
         }
-        ranked = sorted((of for token, of in candidates.items() if token in listed), key=lambda of: -of.base)
-        return Step(candidates[taken], tuple(ranked), openness, taken in self._stops)
+        ranked = sorted((candidates[token] for token in listed), key=lambda candidate: -candidate.base)
+        return Step(candidates[taken], tuple(ranked), gate, float(row.temperature), taken in self._stops)
 
     def spell(self, context: Sequence[int], token: int) -> str:
         """What a token adds to the text of the tokens before it."""
