@@ -44,6 +44,17 @@ def environment() -> dict[str, Any]:
     }
 
 
+def peak_memory_mib() -> float:
+    """Most memory that this process has held, MiB; on a GPU that of its tensors."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
 def machine_of(environment: Mapping[str, Any]) -> str:
     """The processors and GPUs of an `environment`, as text; None in the place of what is not known."""
     gpus = ", ".join(environment.get("gpus") or ()) or "none"

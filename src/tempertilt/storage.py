@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import secrets
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +82,27 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     write_whole(path, write)
+
+
+def stored(path: Path) -> Path | None:
+    """The file `path`, or the compressed one beside it (`path` with .gz); None where neither is there."""
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+
+
+def read_stored(path: Path) -> bytes:
+    """The content of the file `path`, or of the compressed one beside it.
+
+    Raises:
+        OSError: neither is there, it cannot be read, or it is not whole.
+    """
+    file = stored(path) or path
+    content = file.read_bytes()
+    if file.suffix != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, zlib.error) as error:
+        raise OSError(f"{str(file)!r} is not a whole gzip file: {error}") from error
 
 
 def remove_unfinished(directory: Path) -> None:

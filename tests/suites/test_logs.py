@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def test_our_own_round_trip(tmp_path: Path) -> None:
     assert read_log(tmp_path) == results == read_log(tmp_path / "samples.jsonl")
 
 
+def test_compressed_samples_are_read_from_a_folder_or_by_name(tmp_path: Path) -> None:
+    results = {"forget": [WHOLE]}
+    (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(write_samples(results).encode()))
+    assert read_log(tmp_path) == results == read_log(tmp_path / "samples.jsonl.gz") == read_log(tmp_path / "samples.jsonl")
+    (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(b"{")[:-3])
+    with pytest.raises(DataError, match="cannot be read as results"):
+        read_log(tmp_path)
+
+
 def open_unlearning_log() -> dict[str, Any]:
     def by_index(*values: Any) -> dict[str, Any]:
         return {"agg_value": 0.0, "value_by_index": {str(i): value for i, value in enumerate(values)}}
@@ -65,8 +75,8 @@ def test_open_unlearning_with_missing_samples_and_ratios_alone(tmp_path: Path) -
 
 BAD: dict[str, tuple[str, str, str]] = {
     "not json": ("a.json", "{", "cannot be read as results"),
-    "another thing": ("a.json", '{"a": 1}', "not a log that is known"),
-    "a list": ("a.json", "[1]", "not a log that is known"),
+    "another thing": ("a.json", '{"a": 1}', "not a known log"),
+    "a list": ("a.json", "[1]", "not a known log"),
     "split unknown by its name": ("a.json", '{"avg_gt_loss": {"0": 1.0}}', "the name tells the split"),
     "broken value": ("a.json", '{"eval_log.json": {"avg_gt_loss": {"0": "x"}}}', "damaged log"),
     "broken row": ("a.jsonl", '{"split": "forget", "index": 0}\n{"index": 1}\n', "a.jsonl:2: not a sample"),

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from support.tiny import make_llama, write_tofu
+from support.warm import run_warm
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.metrics import rouge_scores
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
+from tempertilt.suites.journal import Journal
 from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
-from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, read_log, run_tofu
+from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, run_tofu
 
 MEASURING = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
 
@@ -135,36 +136,28 @@ def test_the_digest_knows_the_tilt() -> None:
         model_digest(object())
 
 
-KILL = """
-import os, signal, sys
-from pathlib import Path
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from tempertilt.suites import journal, tofu
-from tempertilt.suites.measure import MeasureConfig
-real, left = journal.Journal.add, int(sys.argv[4])
-def add(self, unit, value):
-    global left
-    if left == 0:
-        with self.path.open("ab") as file:  # half a line, as a kill in the middle of a write leaves it
-            file.write(b'{"unit": "greedy')
-            file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    real(self, unit, value)
-journal.Journal.add = add
-model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval(), AutoTokenizer.from_pretrained(sys.argv[1])
-import torch
-torch.set_num_threads(1)
-data = tofu.load_tofu(sys.argv[2], tofu.TofuConfig())
-measuring = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
-tofu.run_tofu(model, tokenizer, data, Path(sys.argv[3]), measuring=measuring, progress=False)
-"""
+def measure_until(model_dir: str, data_dir: str, out: str, units: int) -> None:
+    """Measure, in a process of its own, and kill it in the middle of writing unit number `units` + 1 of the journal."""
+    write, left = Journal.add, units
+
+    def add(journal: Journal, unit: str, value: Any) -> None:
+        nonlocal left
+        if left == 0:
+            with journal.path.open("ab") as file:  # half a line
+                file.write(b'{"unit": "greedy')
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        write(journal, unit, value)
+
+    Journal.add = add  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
+    run(model, tokenizer, Path(data_dir), Path(out))
 
 
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     def go(out: str, units: int) -> int:
-        command = [sys.executable, "-c", KILL, str(tiny_dir), str(data_dir), str(tmp_path / out), str(units)]
-        return subprocess.run(command, capture_output=True, env=os.environ, check=False).returncode
+        return run_warm(measure_until, str(tiny_dir), str(data_dir), str(tmp_path / out), units)
 
     assert go("whole", 10_000) == 0
     assert go("killed", 9) == -signal.SIGKILL
@@ -175,17 +168,16 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_dir: Path, data_
     assert not (tmp_path / "killed" / ".journal.jsonl").exists()
 
 
-def test_a_journal_of_another_run_is_not_used(tmp_path: Path) -> None:
-    from tempertilt.suites.journal import Journal
-
-    first = Journal(tmp_path / "j", "a")
-    first.add("one", {"x": 1})
-    first.add("two", [2])
-    assert Journal(tmp_path / "j", "a").units == {"one": {"x": 1}, "two": [2]}
-    other = Journal(tmp_path / "j", "b")
-    assert other.units == {}
-    other.add("three", 3)
-    assert Journal(tmp_path / "j", "b").units == {"three": 3} and Journal(tmp_path / "j", "a").units == {}
+def test_a_finished_run_is_reused_compressed(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run(make_llama(), tokenizer, data_dir, out)
+    samples = (out / "samples.jsonl").read_bytes()
+    (out / "samples.jsonl").unlink()
+    (out / "samples.jsonl.gz").write_bytes(gzip.compress(samples))
+    again = run(make_llama(), tokenizer, data_dir, out)
+    assert again.reused and again.results == first.results
+    assert not run(make_llama(), tokenizer, data_dir, out, overwrite=True).reused
+    assert (out / "samples.jsonl").read_bytes() == samples and not (out / "samples.jsonl.gz").exists()
 
 
 def test_foreign_and_damaged_files_are_errors(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
@@ -258,7 +250,3 @@ def test_real_tofu_loads(shared: Path) -> None:
             "forget": n, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": n
         }  # fmt: skip
     assert len(load_tofu(shared / "tofu30", TofuConfig())["forget"]) == 200
-
-
-def test_read_log_is_public() -> None:
-    assert read_log.__module__.startswith("tempertilt.suites")

@@ -15,7 +15,7 @@ from scipy.stats import hmean
 from tempertilt.bench.resampling import COLUMNS, Array, Columns, Value, columns_of, resampled, value_of
 from tempertilt.bench.trial import EVALUATION, RESULT, Trial
 from tempertilt.errors import DataError
-from tempertilt.storage import write_text
+from tempertilt.storage import read_stored, write_text
 from tempertilt.suites.tofu import evaluate, read_log
 
 METRICS_FILE = "metrics.json"
@@ -95,7 +95,7 @@ def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[
     path = trial.directory / METRICS_FILE
     key = [trial.key, reference and reference.key, target and target.key, list(HIGHER), list(COLUMNS)]
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = json.loads(read_stored(path))
         if known["key"] == key:
             return {name: Value(*value) for name, value in known["values"].items()}, known["questions"]
     except (OSError, ValueError, KeyError, TypeError):

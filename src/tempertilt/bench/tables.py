@@ -42,7 +42,7 @@ COSTS = (
     ("training_seconds", "training, s"),
     ("decoding", "decoding, x base"),
     ("peak_memory_mib", "peak memory, MiB"),
-    ("trained_parameters", "trained numbers"),
+    ("trained_parameters", "trainable parameters"),
     ("artefact_bytes", "artefact, bytes"),
     ("train_flops", "FLOPs, estimate"),
 )

@@ -25,7 +25,7 @@ from tempertilt.bench.trial import EVALUATION, FAILURE, RESULT, Data, load_data
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.environment import Clock, environment
+from tempertilt.environment import Clock, environment, peak_memory_mib
 from tempertilt.errors import TemperTiltError
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.models.base import BaseModel, load_base
@@ -88,7 +88,7 @@ def run(config: BenchConfig, spec: dict[str, Any], directory: Path) -> dict[str,
     )
     with clock("unlearn"):
         unlearned = Setting(spec["method"], spec["options"]).build().unlearn(task)
-    peak = _peak_memory()
+    peak = peak_memory_mib()
     if rank != "0":
         return None
     unlearned.model.requires_grad_(False).eval()
@@ -108,7 +108,7 @@ def run(config: BenchConfig, spec: dict[str, Any], directory: Path) -> dict[str,
         "seconds": {**unlearned.seconds, "unlearn": clock.seconds["unlearn"], "load": clock.seconds["load"]},
         "evaluation_seconds": {"total": clock.seconds["evaluation"], **evaluated},
         "overhead": overhead,
-        "peak_memory_mib": {"unlearning": peak, "whole": _peak_memory()},
+        "peak_memory_mib": {"unlearning": peak, "whole": peak_memory_mib()},
         "trained_parameters": unlearned.trained_parameters,
         "artefact_bytes": unlearned.artefact_bytes,
         "train_flops": unlearned.train_flops,
@@ -175,15 +175,6 @@ def _timed(model: Any, base: BaseModel, prompts: list[list[int]], tokens: int) -
     started = time.perf_counter()
     rows = generate_ids(model, base.tokenizer, prompts, max_new_tokens=tokens)
     return (time.perf_counter() - started) / max(len(row) for of in rows for row in of)
-
-
-def _peak_memory() -> float:
-    """Most memory that this process has held, MiB; on a GPU that of its tensors."""
-    import resource
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def _lock(path: Path) -> FileLock:

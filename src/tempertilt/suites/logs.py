@@ -11,8 +11,10 @@ from typing import Any
 
 from tempertilt.errors import DataError
 from tempertilt.metrics.samples import Draw, Results, Sample
+from tempertilt.storage import read_stored, stored
 
 SAMPLES = "samples.jsonl"
+COMPRESSED = f"{SAMPLES}.gz"
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
 
@@ -36,42 +38,42 @@ VALID = (
 
 
 def read_log(path: str | Path) -> Results:
-    """Per-sample results of any of the formats that are known, by split.
+    """Per-sample results of any known format, by split.
 
     Args:
-        path: a run folder of `t3 eval` or its samples.jsonl; a log of the TOFU authors' code, one split or all in one file;
-            a log of open-unlearning; or a folder that holds such logs.
+        path: a run folder of `t3 eval` or its samples.jsonl, which may be compressed (samples.jsonl.gz); a log of the TOFU
+            authors' code, one split or all in one file; a log of open-unlearning; or a folder that holds such logs.
 
     Returns:
-        The samples of each split that the log holds; what a log does not state is None or empty in them.
+        The samples of each split in the log; fields that the log does not have are None or empty.
 
     Raises:
-        DataError: the file can't be read or is of none of these formats.
+        DataError: the file can't be read, or is of none of these formats.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = next((path / name for name in WHOLE_RUNS if (path / name).is_file()), None)
+        whole = next((path / name for name in WHOLE_RUNS if stored(path / name)), None)
         parts = [path / name for name in TOFU_FILES if (path / name).is_file()]
-        if found is None and parts:
+        if whole is None and parts:
             return {split: samples for part in parts for split, samples in read_log(part).items()}
-        path = found or path / SAMPLES
-    if not path.is_file():
-        raise DataError(f"no results at {str(path)!r}; valid is {VALID}")
+        path = whole or path / SAMPLES
+    if stored(path) is None:
+        raise DataError(f"no results at {str(path)!r}; name {VALID}")
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
+        text = read_stored(path).decode("utf-8")
+        if path.name.removesuffix(".gz").endswith(".jsonl"):
             return read_samples(text, path)
         log = json.loads(text)
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{str(path)!r} cannot be read as results: {error}; valid is {VALID}") from error
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; name {VALID}") from error
     try:
         results = _foreign(log, path.name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; valid is {VALID}") from error
+        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; name {VALID}") from error
     if not any(results.values()):
-        raise DataError(f"{str(path)!r} is not a log that is known; valid is {VALID}")
+        raise DataError(f"{str(path)!r} is not a known log; name {VALID}")
     return results
 
 
@@ -149,11 +151,6 @@ def _generation(row: dict[str, Any]) -> dict[str, Any]:
     return {**known, "answer": row.get("ground_truth") or "", "question": row.get("input") or ""}
 
 
-def _ratio(row: dict[str, Any]) -> dict[str, Any]:
-    """Likelihoods that give the stated truth ratio."""
-    return {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
-
-
 class _Table:
     """Columns of a log gathered by split and index."""
 
@@ -167,9 +164,9 @@ class _Table:
             row = self.rows.setdefault(split, {}).setdefault(int(index), {"scores": {}})
             if value is None or None in value.values():
                 continue  # a missing sample
-            found = fields_of(value)
-            row["scores"] |= found.pop("scores", {})
-            row.update(found)
+            known = fields_of(value)
+            row["scores"] |= known.pop("scores", {})
+            row.update(known)
 
     def samples(self) -> dict[str, Sequence[Sample]]:
         return {split: [Sample(index=i, **rows[i]) for i in sorted(rows)] for split, rows in self.rows.items()}
@@ -204,9 +201,9 @@ def read_samples(text: str, path: Path) -> Results:
             row = json.loads(line)
             results.setdefault(row.pop("split"), []).append(sample_from(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; valid is {VALID}") from error
+            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; name {VALID}") from error
     if unknown := sorted(results.keys() - set(SPLITS)):
-        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; valid are {', '.join(SPLITS)}")
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be among {', '.join(SPLITS)}")
     if not results:
-        raise DataError(f"{path}: no samples; valid is {VALID}")
+        raise DataError(f"{path}: no samples; name {VALID}")
     return results

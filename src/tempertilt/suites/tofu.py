@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,13 @@ import yaml
 from tempertilt import metrics
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import load_rows
-from tempertilt.environment import environment
+from tempertilt.environment import environment, peak_memory_mib
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
-from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text
+from tempertilt.storage import make_dir, read_stored, remove_unfinished, write_text
 from tempertilt.suites.journal import Journal
-from tempertilt.suites.logs import SAMPLES, SPLITS, read_log, write_samples
+from tempertilt.suites.logs import COMPRESSED, SAMPLES, SPLITS, read_log, write_samples
 from tempertilt.suites.measure import Item, MeasureConfig, Plan, measure, model_digest, questions_of, run_key
 
 __all__ = ["METRICS", "TofuConfig", "TofuRun", "evaluate", "load_split", "load_tofu", "questions_of", "read_log", "run_tofu"]
@@ -329,7 +330,7 @@ def run_tofu(
         "questions": {split: len(of) for split, of in samples.items()},
         "reference": None if reference is None else str(reference),
         "target": None if target is None else str(target),
-        "samples_sha256": file_sha256(output_dir / SAMPLES),
+        "samples_sha256": _sha256(output_dir / SAMPLES),
         "metrics": {name: result.summary() for name, result in found.items()},
         "not_computed": reasons,
     }
@@ -342,7 +343,19 @@ def run_tofu(
 def _check_directory(directory: Path) -> None:
     make_dir(directory)
     remove_unfinished(directory)
-    ours = {RESULTS, CONFIG, ENVIRONMENT, TIMING, JOURNAL, SAMPLES, "report.html", "report.md", "report.tex", "report.json"}
+    ours = {
+        RESULTS,
+        CONFIG,
+        ENVIRONMENT,
+        TIMING,
+        JOURNAL,
+        SAMPLES,
+        COMPRESSED,
+        "report.html",
+        "report.md",
+        "report.tex",
+        "report.json",
+    }
     if foreign := sorted(path.name for path in directory.iterdir() if path.name not in ours):
         raise TemperTiltError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
 
@@ -360,10 +373,18 @@ def _finished(directory: Path, key: str) -> tuple[Results | None, dict[str, floa
     if known[0] != key:
         log.warning("%s holds the results of another model, other data or other options: they are replaced", directory)
         return None, {}
-    if not (directory / SAMPLES).is_file() or file_sha256(directory / SAMPLES) != known[1]:
+    if _sha256(directory / SAMPLES) != known[1]:
         raise DataError(f"{str(directory / SAMPLES)!r} is not what this run wrote; measure again with --overwrite")
     log.warning("%s holds the samples of this model, data and options: reused", directory)
     return read_log(directory), seconds
+
+
+def _sha256(path: Path) -> str:
+    """The hash of the content of a file, compressed or not; empty where there is none, or not a whole one."""
+    try:
+        return hashlib.sha256(read_stored(path)).hexdigest()
+    except OSError:
+        return ""
 
 
 def _measure(
@@ -380,7 +401,7 @@ def _measure(
     """Samples and seconds, written into the run folder; the results of an earlier run go first."""
     if journal.units:
         log.warning("going on with an interrupted run: %d parts are done", len(journal.units))
-    for name in (RESULTS, SAMPLES):
+    for name in (RESULTS, SAMPLES, COMPRESSED):
         (directory / name).unlink(missing_ok=True)
     samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, progress=progress)
     ordered = {split: samples[split] for split in SPLITS if split in samples}
@@ -388,17 +409,6 @@ def _measure(
     write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
     answers = {split: sum(len(q.answers) for q in of) for split, of in questions.items()}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    timing = {"seconds": seconds, "answers_scored": answers, "peak_memory_mib": _peak_memory()}
+    timing = {"seconds": seconds, "answers_scored": answers, "peak_memory_mib": peak_memory_mib()}
     write_text(directory / TIMING, json.dumps(timing, indent=1) + "\n")
     return read_log(directory), seconds
-
-
-def _peak_memory() -> float:
-    """Most memory that this process has held, MiB; on a GPU that of its tensors."""
-    import resource
-
-    import torch
-
-    if torch.cuda.is_available():
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
