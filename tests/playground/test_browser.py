@@ -30,6 +30,8 @@ from tempertilt.playground.records import ReportRecord  # noqa: E402
 from tempertilt.playground.trace import Tracer  # noqa: E402
 from tempertilt.serving.sockets import listen  # noqa: E402
 
+pytestmark = pytest.mark.integration
+
 HOSTILE = [
     "<img/src=x/onerror=window.pwned=1>", "<script>window.pwned=1</script>", "${window.pwned=1}", "{{value}}", "</div></section>",
     '"onfocus="window.pwned=1"', "&lt;b&gt;", "`${1}`", "{{#each", "\\u003cb\\u003e", "'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -14,15 +15,21 @@ import pytest
 
 from tempertilt.bench import jobs
 
+PRELOADED = [
+    "tempertilt.bench.worker",
+    "tempertilt.fitting.pipeline",
+    "tempertilt.methods.registry",
+    "datasets",
+    "peft",
+    "transformers.trainer",
+]
 WORKER = [sys.executable, "-m", "tempertilt.bench.worker"]
 
 
 def warm_processes() -> Any:
     """The multiprocessing context of these processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tempertilt.bench.worker", "tempertilt.methods.registry", "tempertilt.fitting.pipeline", "peft"]
-    )
+    context.set_forkserver_preload(PRELOADED)
     return context
 
 
@@ -45,6 +52,7 @@ def run_warm(
 
 
 def _call(function: Callable[..., Any], arguments: Sequence[Any], log: Path | None, environment: Mapping[str, str]) -> None:
+    gc.freeze()  # a collection need not go through all that was imported
     if log is not None:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
