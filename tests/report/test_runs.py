@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,19 +16,22 @@ def test_the_first_of_several_is_the_model_before(comparison: Comparison) -> Non
     assert comparison.before is comparison.runs[0] and comparison.after == [comparison.runs[1]]
 
 
-def test_a_target_that_is_no_run_of_the_report(runs: list[Path]) -> None:
-    comparison = compare([runs[1]], target=runs[0])
+def test_a_target_that_is_no_run_of_the_report(tmp_path: Path) -> None:
+    before, after = write_run(tmp_path / "full", 0.0, 0, n=4), write_run(tmp_path / "t3", 1.0, 0, n=4)
+    comparison = compare([after], target=before)
     assert comparison.before is not None and comparison.before.name == "full"
     assert [run.name for run in comparison.after] == ["t3"] == [run.name for run in comparison.runs]
 
 
-def test_folders_of_one_name_have_their_parents_too(runs: list[Path], tmp_path: Path) -> None:
-    shutil.copytree(runs[0], tmp_path / "full")
-    names = [run.name for run in compare([runs[0], tmp_path / "full"]).runs]
-    assert names == [f"{runs[0].parent.name}/full", f"{tmp_path.name}/full"]
+def test_folders_of_one_name_have_their_parents_too(tmp_path: Path) -> None:
+    for parent in ("one", "other"):
+        (tmp_path / parent).mkdir()
+        write_run(tmp_path / parent / "full", 0.0, 0, n=4)
+    comparison = compare([tmp_path / "one" / "full", tmp_path / "other" / "full"])
+    assert [run.name for run in comparison.runs] == ["one/full", "other/full"]
 
 
-def test_a_reference_that_is_gone_is_none(runs: list[Path], tmp_path: Path) -> None:
+def test_a_reference_that_is_gone_is_none(tmp_path: Path) -> None:
     alone = write_run(tmp_path / "alone", 0.0, 0, reference=tmp_path / "gone", n=4)
     comparison = compare([alone])
     assert comparison.reference is None and comparison.reference_name == "" and comparison.before is None
@@ -48,12 +49,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, content: str | None,
         compare([tmp_path])
 
 
-def test_runs_that_can_not_be_compared_are_refused(runs: list[Path], tmp_path: Path) -> None:
+def test_runs_that_can_not_be_compared_are_refused(tmp_path: Path) -> None:
+    one, other = write_run(tmp_path / "one", 0.0, 0, n=4), write_run(tmp_path / "other", 0.0, 0, n=3)
     with pytest.raises(DataError, match="at least one"):
         compare([])
     with pytest.raises(DataError, match="twice"):
-        compare([runs[0], runs[0]])
-    other = write_run(tmp_path / "other", 0.0, 0, n=3)
-    (other / "timing.json").write_text(json.dumps({}))
+        compare([one, one])
     with pytest.raises(DataError, match="different forget questions"):
-        compare([runs[0], other])
+        compare([one, other])
