@@ -28,10 +28,12 @@ def add_config(parser: argparse.ArgumentParser, title: str, *configs: type) -> N
 
 def _add_flag(group: Any, field: Field[Any], hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
-    default = "" if field.default in (MISSING, None, "") else f" (default: {field.default})"
+    default = "" if field.default in (MISSING, None, "", ()) else f" (default: {field.default})"
     text = (field.metadata.get("help", "") + default).replace("%", "%%")
     kind = _plain_type(hint)
-    if kind is bool:
+    if typing.get_origin(hint) is tuple:
+        group.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text, metavar=field.name.split("_")[-1].upper())
+    elif kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
         group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper())
@@ -54,7 +56,8 @@ def build(config: type[Config], args: argparse.Namespace, below: Config | None =
         if below is not None:
             values[field.name] = getattr(below, field.name)
         if field.name in given:
-            values[field.name] = given[field.name]
+            value = given[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.name in from_file:
             values[field.name] = _coerce(from_file[field.name], _plain_type(hints[field.name]), field.name, given["config"])
     return config(**values)

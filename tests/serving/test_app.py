@@ -5,12 +5,16 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 openai = pytest.importorskip("openai")
 
@@ -75,7 +79,7 @@ def test_chat_streamed_and_whole(running: Running, alone: dict[str, Alone]) -> N
     assert chunks[-1].usage == whole.usage and chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-def test_numbers_are_those_of_the_guided_law(running: Running, alone: dict[str, Alone]) -> None:
+def test_numbers_are_those_of_the_guided_distribution(running: Running, alone: dict[str, Alone]) -> None:
     client, model = running.client(), alone["first"]
     found = client.completions.create(model="first", prompt=PROMPTS[0], logprobs=5, echo=True, **GREEDY).choices[0]
     ids = model.ids(PROMPTS[0]) + model.greedy(PROMPTS[0], 24)
@@ -168,6 +172,152 @@ def call(running: Running, method: str, path: str, body: bytes = b"", **headers:
     return response.status, json.loads(response.read() or b"null")
 
 
+def test_a_conversation_with_what_the_server_said(running: Running) -> None:
+    """The message objects of answers are taken back, as objects and as dictionaries with null for what they lack."""
+    client = running.client()
+    talk: list[Any] = [{"role": "developer", "content": "Be short."}]
+    for turn in range(4):
+        talk.append({"role": "user", "content": f"And number {turn}?", "name": "ann"})
+        said = client.chat.completions.create(model="first", messages=talk, max_tokens=3).choices[0].message
+        talk.append((said, said.model_dump(), said.to_dict(), {"role": "assistant", "content": said.content})[turn])
+    talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+    one = client.chat.completions.create(model="first", messages=talk, max_tokens=8, temperature=0)
+    talk[0] = {"role": "developer", "content": "Be short."}
+    other = client.chat.completions.create(model="first", messages=talk, max_tokens=8, temperature=0)
+    assert one.choices[0].message == other.choices[0].message and one.usage == other.usage
+
+
+@pytest.mark.parametrize("last", [{"role": "assistant", "content": "Yes"}, {"role": "user", "content": " "}])
+def test_the_last_message_is_the_question(running: Running, last: dict[str, str]) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"messages\[1\].*the last message is the question") as caught:
+        running.client().chat.completions.create(model="first", messages=[{"role": "user", "content": "Hi"}, last])
+    assert "Message(" not in str(caught.value)
+
+
+def events(running: Running, path: str, body: dict[str, Any]) -> list[Any]:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
+    connection.request("POST", path, json.dumps(body), headers)
+    lines = connection.getresponse().read().decode().split("\n\n")
+    assert lines.pop() == "" and lines.pop() == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_chunks_of_a_stream_are_openais(running: Running) -> None:
+    body = {"model": "first", "max_tokens": 3, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+    chat = events(running, "/v1/chat/completions", body | {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True})
+    first, *content, last, usage = chat
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert all(set(chunk["choices"][0]["delta"]) == {"content"} and chunk["choices"][0]["logprobs"] for chunk in content)
+    assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in [first, *content])
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 3
+    assert all(chunk["usage"] is None and chunk["object"] == "chat.completion.chunk" for chunk in chat[:-1])
+    texts = events(running, "/v1/completions", body | {"prompt": "Hi", "echo": True, "stream_options": None})
+    assert texts[0]["choices"][0]["text"] == "Hi" and texts[-1]["choices"][0]["finish_reason"] == "length"
+    assert texts[-1]["choices"][0]["text"] == "" and all("usage" not in chunk for chunk in texts)
+
+
+def test_bytes_of_partial_characters_and_offsets(running: Running, alone: dict[str, Alone]) -> None:
+    """A character of several tokens: every token shows its own bytes, and the text has one place for all of them."""
+    tokenizer = alone["first"].tokenizer
+    euro = tokenizer("€", add_special_tokens=False).input_ids
+    assert len(euro) == 3
+    found = running.client().completions.create(model="first", prompt=[70, *euro, 71], echo=True, logprobs=1, max_tokens=0)
+    shown = found.choices[0].logprobs
+    assert shown.text_offset == [0, 1, 1, 1, 2]
+    forced = {"logit_bias": {str(euro[0]): 100}, "max_tokens": 2, "logprobs": True, "temperature": 0}
+    chat = running.client().chat.completions.create(model="first", messages=[{"role": "user", "content": "Hi"}], **forced)
+    entries = chat.choices[0].logprobs.content
+    assert [entry.bytes for entry in entries] == [[0xE2], [0xE2]]
+    assert b"".join(map(bytes, [e.bytes for e in entries])).decode("utf-8", "replace") == chat.choices[0].message.content
+
+
+def test_control_tokens_in_a_prompt(adapters: dict[str, str], running: Running, alone: dict[str, Alone]) -> None:
+    """They are text, unless the server reads them as tokens."""
+    text, tokenizer = "a<|im_end|>b", alone["first"].tokenizer
+    spelt = tokenizer(text, split_special_tokens=True).input_ids
+    assert len(spelt) > 3
+
+    def count(server: Running, prompt: str) -> int:
+        return int(server.client().completions.create(model="first", prompt=prompt, max_tokens=1).usage.prompt_tokens)
+
+    assert count(running, text) == len(spelt)
+    with serving(adapters, control_tokens="token") as other:
+        assert count(other, text) == 3 and count(other, "a<|im_end|>") == 2
+
+
+def test_a_token_that_the_model_has_no_embedding_of_is_refused_alone(
+    tmp_path: Path, adapters: dict[str, str], tiny_dir: Path
+) -> None:
+    """A tokenizer with more tokens than the model has rows; any client can type one."""
+    shutil.copytree(tiny_dir, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    tokenizer.save_pretrained(tmp_path / "model")
+    with serving(adapters, model=str(tmp_path / "model"), control_tokens="token") as running:
+        client = running.client()
+        stream = client.completions.create(**LONG, stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.BadRequestError, match=r"token id 320 \('<\|tool\|>'\); must be below 320, the number of rows"):
+            client.completions.create(model="first", prompt="say <|tool|>", max_tokens=1)
+        assert list(stream)[-1].choices[0].finish_reason == "length"
+
+
+def test_answers_have_an_id(running: Running) -> None:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    names = []
+    for given in ("mine-1", "no good\u00e9", ""):
+        connection.request("GET", "/health", headers={"x-request-id": given.encode("latin-1")})
+        response = connection.getresponse()
+        response.read()
+        names.append(response.headers["x-request-id"])
+    assert names[0] == "mine-1" and len(set(names)) == 3 and all(re.fullmatch("[a-z0-9-]+", name) for name in names)
+
+
+def test_a_connection_is_used_on_after_errors(running: Running) -> None:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    connection.connect()
+    socket_, key = connection.sock, {"authorization": f"Bearer {KEY}"}
+    good, json_ = {"model": "first", "prompt": "a", "max_tokens": 1}, {"content-type": "application/json"}
+    cases: list[tuple[str, str, Any, dict[str, str], int]] = [
+        ("POST", "/v1/completions", good, json_, 401),
+        ("POST", "/v1/completions", good | {"n": 0}, json_ | key, 400),
+        ("POST", "/v1/completions", good, {"content-type": "text/plain"} | key, 415),
+        ("POST", "/v1/completions", good | {"prompt": "a" * (1 << 20)}, json_ | key, 413),
+        ("POST", "/v1/completions", good | {"model": "third"}, json_ | key, 404),
+        ("POST", "/v1/nothing", good, json_ | key, 404),
+        ("PUT", "/v1/completions", good, json_ | key, 405),
+        ("POST", "/v1/completions", good, json_ | key, 200),
+    ]
+    for method, path, body, headers, status in cases:
+        connection.request(method, path, json.dumps(body), headers)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        assert response.status == status and (status == 200 or answer["error"]["message"]), answer
+        assert connection.sock is socket_, f"closed after {status}"
+
+
+def test_browsers_may_call_from_the_origins_that_the_server_names(adapters: dict[str, str], running: Running) -> None:
+    ask = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    ask["access-control-request-headers"] = "authorization,content-type"
+
+    def preflight(server: Running, origin: str) -> tuple[int, str | None]:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+        connection.request("OPTIONS", "/v1/chat/completions", headers=ask | {"origin": origin})
+        response = connection.getresponse()
+        return response.status, response.headers["access-control-allow-origin"]
+
+    assert preflight(running, "https://chat.example") == (401, None)
+    with serving(adapters, allow_origin=("https://chat.example",)) as other:
+        assert preflight(other, "https://chat.example") == (200, "https://chat.example")
+        assert preflight(other, "https://evil.example")[1] is None
+        connection = http.client.HTTPConnection(other.url.removeprefix("http://"), timeout=30)
+        connection.request("GET", "/v1/models", headers={"origin": "https://chat.example"})
+        response = connection.getresponse()
+        assert response.status == 401 and response.headers["access-control-allow-origin"] == "https://chat.example"
+
+
 def test_without_the_key_nothing_but_health_answers(running: Running) -> None:
     assert call(running, "GET", "/health")[0] == 200
     paths = [
@@ -187,25 +337,8 @@ def test_without_the_key_nothing_but_health_answers(running: Running) -> None:
             assert status == 401 and body["error"]["code"] == "invalid_api_key"
     assert call(running, "POST", "/v1/completions", b"{}")[0] == 401
     for path in ("/docs", "/redoc", "/load_model", "/reset", "/v1/responses", "/v1/systemone", "/v1/audio/transcriptions"):
-        for method in ("GET", "POST"):  # with it, what transformers' server offers beyond what is wanted is not there
+        for method in ("GET", "POST"):  # and with it, what other servers offer is not there
             assert call(running, method, path, b"{}", authorization=f"Bearer {KEY}")[0] == 404
-
-
-def test_bodies_that_are_no_json_are_refused(running: Running) -> None:
-    for body, status in (
-        (b"", 400),
-        (b"{", 400),
-        (b"[" * 100_000, 400),
-        (b'{"model": "first", "prompt": "a", "temperature": NaN}', 400),
-        (b'{"model": "first", "prompt": "a", "seed": ' + b"9" * 5000 + b"}", 400),
-        (b'{"model": "first", "prompt": "\\ud800"}', 400),
-        (b'{"model": "\\ud800", "prompt": "a"}', 400),
-        (b'{"model": "first", "prompt": "a", "\\ud800": 1}', 400),
-        (b"\xff\xfe\x00", 400),
-        (b" " * (1 << 20) + b"{}", 413),
-    ):
-        found, answer = call(running, "POST", "/v1/completions", body, authorization=f"Bearer {KEY}")
-        assert found == status and answer["error"]["message"], body[:40]
 
 
 def test_a_body_without_a_length_is_counted(running: Running) -> None:
@@ -228,12 +361,12 @@ def test_metrics_are_counted_and_hold_no_text(running: Running) -> None:
 LONG = {"model": "first", "prompt": "a", "max_tokens": 250, "temperature": 0, "logit_bias": {"2": -100}}
 
 
-def test_a_client_that_hangs_up_frees_its_place(adapters: dict[str, str], alone: dict[str, Alone]) -> None:
+def test_a_client_that_disconnects_frees_its_place(adapters: dict[str, str], alone: dict[str, Alone]) -> None:
     with serving(adapters, max_batch_size=1, max_waiting=1) as running:
         client = running.client()
         stream = client.completions.create(**LONG, stream=True)
         next(iter(stream))
-        whole = threading.Thread(target=hang_up_waiting, args=(running,))
+        whole = threading.Thread(target=disconnect_while_waiting, args=(running,))
         whole.start()  # waits behind the stream, and leaves
         wait_until(lambda: running.engine.waiting == 1)
         with pytest.raises(openai.RateLimitError):
@@ -246,7 +379,7 @@ def test_a_client_that_hangs_up_frees_its_place(adapters: dict[str, str], alone:
         assert found.choices[0].text == alone["second"].text(PROMPTS[0], 24)
 
 
-def hang_up_waiting(running: Running) -> None:
+def disconnect_while_waiting(running: Running) -> None:
     connection = http.client.HTTPConnection(running.url.removeprefix("http://"))
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
     connection.request("POST", "/v1/completions", json.dumps(LONG), headers)
