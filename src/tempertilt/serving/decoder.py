@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -72,15 +72,9 @@ class Decoder:
         if tilt == NO_TILT:
             yield
             return
-        before = self.model.adapter_config
-        try:
-            if tilt.temperature is not None:
-                self.model.temperature = tilt.temperature
-            if tilt.guidance_scale is not None:
-                self.model.guidance_scale = tilt.guidance_scale
+        given = {name: value for name, value in tilt._asdict().items() if value is not None}
+        with self.model.tilted(replace(self.model.tilt, **given)):
             yield
-        finally:
-            self.model.adapter_config = before
 
     def score(self, prompt: Sequence[int], alternatives: int) -> list[Token]:
         """The tokens of a prompt with their log-probabilities in the model's distribution; the first has none.
