@@ -70,7 +70,8 @@ def by_langchain(url: str, messages: list[Any], style: str) -> tuple[str, Any]:
         parts = list(model.stream(messages, stream_usage=True))
         whole = sum(parts[1:], parts[0])
     elif style == "fields":
-        own = {name: value for name, value in NOTHING.items() if name != "metadata"}  # of a run of LangChain, there
+        reserved = ("metadata", "response_format")  # LangChain takes the first for itself, and parses answers for the second
+        own = {name: value for name, value in NOTHING.items() if name not in reserved}
         whole = model.bind(**own).invoke(messages)
     else:
         whole = model.invoke(messages)
