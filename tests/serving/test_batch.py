@@ -52,6 +52,7 @@ def test_a_batch_is_as_wide_as_its_longest_answer() -> None:
     batch = start(decoder, growing, full)
     while batch.answers:
         batch.step()
+        assert not batch.answers or batch.width == max(answer.length for answer in batch.answers)
     growing.check(model)
     full.check(model)
     assert len(growing.answer.tokens) == 100
@@ -94,7 +95,7 @@ def test_lengths_up_to_which_positions_are_steady() -> None:
 @torch.inference_mode()
 def test_numbers_of_a_prompt() -> None:
     """In parts and at once, by models whose caches can and can't go on by several tokens, and whose positions change."""
-    for model in (unlearned(build("llama")), unlearned(build("jamba")), unlearned(build("mamba")), unlearned(long_rope())):
+    for model in (unlearned(build("llama")), unlearned(build("jamba")), unlearned(build("mamba")), unlearned(long_rope(280))):
         decoder = Decoder(model, NoTexts(), frozenset())
         ids = torch.randint(3, VOCAB, (1, 300), generator=torch.Generator().manual_seed(3))
         logprobs = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)

@@ -55,11 +55,11 @@ class Row:
             torch.testing.assert_close(shown, logits.float().log_softmax(-1), atol=atol, rtol=1e-3)
 
 
-def long_rope() -> Any:
-    """Phi-3 whose rotary frequencies change beyond 16 tokens."""
+def long_rope(original: int = 16) -> Any:
+    """Phi-3 whose rotary frequencies change beyond `original` tokens."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [9.0, 7.0, 5.0, 3.0]}
     torch.manual_seed(0)
-    options = COMMON | {"original_max_position_embeddings": 16, "rope_parameters": rope}
+    options = COMMON | {"original_max_position_embeddings": original, "rope_parameters": rope}
     return Phi3ForCausalLM(Phi3Config(**options)).eval()
 
 

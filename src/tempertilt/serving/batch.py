@@ -50,7 +50,7 @@ class Batch:
     def _forward(self) -> Tensor:
         """Guided logits `(B, V)` float32 after the last token of every row."""
         model, cache = self._decoder.model, self._cache
-        new = 1 if self._started and cache is not None else self._ids.shape[1]
+        new = 1 if self._started and cache is not None else self.width
         options: dict[str, Any] = {"use_cache": cache is not None} | ({} if cache is None else {"cache": cache})
         if self._decoder.takes_positions:
             options["position_ids"] = (self._mask.cumsum(1) - 1).clamp(min=0)  # of all tokens; the model takes those it needs
@@ -68,8 +68,13 @@ class Batch:
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
     @property
+    def width(self) -> int:
+        """Tokens of the longest row."""
+        return int(self._ids.shape[1])
+
+    @property
     def _padded(self) -> bool:
-        return any(answer.length < self._ids.shape[1] for answer in self.answers)
+        return any(answer.length < self.width for answer in self.answers)
 
     def _drop_what_is_over(self) -> None:
         left = [i for i, answer in enumerate(self.answers) if not answer.over]
@@ -85,7 +90,7 @@ class Batch:
     def join(self, other: Batch) -> None:
         """Take over the rows of another batch of the same distribution; both have made a step."""
         if self.answers and other.answers:
-            width = max(self._ids.shape[1], other._ids.shape[1])
+            width = max(self.width, other.width)
             self._ids, self._mask = (
                 torch.cat([pad(part, (width - part.shape[1], 0)) for part in parts])
                 for parts in ((self._ids, other._ids), (self._mask, other._mask))
