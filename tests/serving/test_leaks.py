@@ -1,4 +1,4 @@
-"""No request parameter shows anything of the base model's law: each is tried against a model that has forgotten a secret.
+"""No request parameter shows anything of the base model's distribution: each is tried against a model that has forgotten a secret.
 
 docs/serving.md has a table with one row for each parameter; every test here is named in it.
 """
@@ -164,6 +164,10 @@ REFUSED = {
     "chat_template_kwargs": {},
     "tools": [{"type": "function"}],
     "response_format": {"type": "json_object"},
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
+    "prediction": {"type": "content", "content": "x"},
     "adapter": "x",
     "return_hidden_states": True,
     "use_beam_search": True,
@@ -177,10 +181,35 @@ REFUSED = {
 
 
 def test_everything_else_is_refused(server: Running) -> None:
-    """Fields that the server does not carry out, among them those of other servers that reach round the law."""
+    """Fields that the server does not carry out, among them those of other servers that reach round the tilt."""
+    client, messages = server.client(), [{"role": "user", "content": PROMPT}]
     for name, value in REFUSED.items():
         with pytest.raises(openai.BadRequestError, match=name):
-            server.client().completions.create(model="mine", prompt=PROMPT, max_tokens=1, extra_body={name: value})
+            client.completions.create(model="mine", prompt=PROMPT, max_tokens=1, extra_body={name: value})
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.chat.completions.create(model="mine", messages=messages, max_tokens=1, extra_body={name: value})
+
+
+def test_fields_that_ask_for_nothing(server: Running) -> None:
+    """They are accepted, and the answer is the one without them."""
+    chat = {"model": "mine", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": LENGTH}
+    nothing = {
+        "parallel_tool_calls": True,
+        "modalities": ["text"],
+        "audio": None,
+        "web_search_options": None,
+        "reasoning_effort": "none",
+        "verbosity": "medium",
+        "store": False,
+        "metadata": {},
+        "service_tier": "auto",
+        "prompt_cache_retention": "in_memory",
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+    }
+    create = server.client().chat.completions.create
+    assert create(**chat, extra_body=nothing).choices == create(**chat).choices
 
 
 def test_only_served_names_are_models(server: Running, place: dict[str, str], tiny_dir: Path) -> None:

@@ -75,9 +75,10 @@ class ServedModel:
         return ids
 
     def token(self, token_id: int) -> str:
-        """A token as its tokenizer names it."""
+        """What the tokenizer calls a token, in brackets; nothing if it has none of that id."""
         with self._encoding:
-            return repr(self.encoder.convert_ids_to_tokens(token_id))
+            name = self.encoder.convert_ids_to_tokens(token_id)
+        return f" ({name!r})" if isinstance(name, str) else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tempertilt.errors import DataError
 from tempertilt.serving.answers import Answer, Piece
@@ -145,7 +144,7 @@ def _known(ids: Sequence[int], model: ServedModel, param: str) -> list[int]:
     highest = max(ids)
     if highest >= model.vocab_size:
         raise RequestError(
-            f"{param} holds token id {highest} ({model.token(highest)}); must be below {model.vocab_size}, the number of rows in "
+            f"{param} holds token id {highest}{model.token(highest)}; must be below {model.vocab_size}, the number of rows in "
             "the model's embedding",
             param=param,
         )
@@ -180,19 +179,13 @@ def _sampling(request: Request, model: ServedModel, max_tokens: int, logprobs: i
     bias = {int(token): float(value) for token, value in (request.logit_bias or {}).items()}
     if bias and max(bias) >= model.vocab_size:
         raise RequestError(f"logit_bias holds token id {max(bias)}; must be below {model.vocab_size}", param="logit_bias")
-
-    def given(value: Any, default: Any) -> Any:
-        return default if value is None else value
-
+    numbers = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+    given = {name: float(value) for name in numbers if (value := getattr(request, name)) is not None}
     return Sampling(
         max_tokens=max_tokens,
-        temperature=float(given(request.temperature, 1.0)),
-        top_p=float(given(request.top_p, 1.0)),
-        top_k=min(given(request.top_k, 0), model.vocab_size),
-        min_p=float(given(request.min_p, 0.0)),
+        **given,
+        top_k=min(request.top_k or 0, model.vocab_size),
         seed=request.seed,
-        presence_penalty=float(given(request.presence_penalty, 0.0)),
-        frequency_penalty=float(given(request.frequency_penalty, 0.0)),
         logit_bias=bias,
         logprobs=logprobs,
         stops=tuple(request.stops),
