@@ -41,11 +41,11 @@ def test_models_are_listed_and_described(running: Running) -> None:
 
 def test_many_clients_get_the_greedy_answer_that_each_would_get_alone(running: Running, alone: dict[str, Alone]) -> None:
     client = running.client()
-    asked = [(("first", "second")[i % 2], PROMPTS[i % len(PROMPTS)], 6 + 20 * (i % 5)) for i in range(36)]
-    wanted = [alone[model].text(prompt, n) for model, prompt, n in asked]
+    jobs = [(("first", "second")[i % 2], PROMPTS[i % len(PROMPTS)], 6 + 20 * (i % 5)) for i in range(36)]
+    wanted = [alone[model].text(prompt, n) for model, prompt, n in jobs]
 
     def ask(i: int) -> str:
-        model, prompt, n = asked[i]
+        model, prompt, n = jobs[i]
         options = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": n}
         if i % 3 == 0:
             return str(client.completions.create(**options).choices[0].text)
@@ -81,14 +81,14 @@ def test_chat_streamed_and_whole(running: Running, alone: dict[str, Alone]) -> N
 
 def test_numbers_are_those_of_the_guided_distribution(running: Running, alone: dict[str, Alone]) -> None:
     client, model = running.client(), alone["first"]
-    found = client.completions.create(model="first", prompt=PROMPTS[0], logprobs=5, echo=True, **GREEDY).choices[0]
+    answer = client.completions.create(model="first", prompt=PROMPTS[0], logprobs=5, echo=True, **GREEDY).choices[0]
     ids = model.ids(PROMPTS[0]) + model.greedy(PROMPTS[0], 24)
-    law = model.logprobs(ids)
-    shown = found.logprobs
-    assert found.text.startswith(PROMPTS[0]) and shown.token_logprobs[0] is None
+    distribution = model.logprobs(ids)
+    shown = answer.logprobs
+    assert answer.text.startswith(PROMPTS[0]) and shown.token_logprobs[0] is None
     for t, number in enumerate(shown.token_logprobs[1:]):
-        assert number == pytest.approx(float(law[t, ids[t + 1]]), abs=1e-4)
-        best = law[t].topk(5)
+        assert number == pytest.approx(float(distribution[t, ids[t + 1]]), abs=1e-4)
+        best = distribution[t].topk(5)
         assert sorted(shown.top_logprobs[t + 1].values())[-1] == pytest.approx(float(best.values[0]), abs=1e-4)
     chat = client.chat.completions.create(
         model="first", messages=[{"role": "user", "content": "Who?"}], logprobs=True, top_logprobs=3, **GREEDY
@@ -99,11 +99,11 @@ def test_numbers_are_those_of_the_guided_distribution(running: Running, alone: d
 
 
 def test_a_prompt_is_scored_without_an_answer(running: Running, alone: dict[str, Alone]) -> None:
-    found = running.client().completions.create(model="second", prompt=[5, 6, 7, 8], echo=True, logprobs=0, max_tokens=0)
-    law = alone["second"].logprobs([5, 6, 7, 8])
-    wanted = [float(law[t, token]) for t, token in enumerate([6, 7, 8])]
-    assert found.choices[0].logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
-    assert found.usage.completion_tokens == 0 and found.choices[0].finish_reason == "length"
+    answer = running.client().completions.create(model="second", prompt=[5, 6, 7, 8], echo=True, logprobs=0, max_tokens=0)
+    distribution = alone["second"].logprobs([5, 6, 7, 8])
+    wanted = [float(distribution[t, token]) for t, token in enumerate([6, 7, 8])]
+    assert answer.choices[0].logprobs.token_logprobs[1:] == pytest.approx(wanted, abs=1e-4)
+    assert answer.usage.completion_tokens == 0 and answer.choices[0].finish_reason == "length"
 
 
 def test_seeds_choices_and_several_prompts(running: Running) -> None:
@@ -128,13 +128,13 @@ def test_stop_strings_bias_penalties_and_truncation(running: Running, alone: dic
     stop = whole[8:11]
     options = {"model": "first", "prompt": PROMPTS[0], **GREEDY}
     for stream in (False, True):
-        found = client.completions.create(**options, stop=[stop, "never said"], stream=stream)
-        parts = [c.choices[0] for c in found] if stream else found.choices
+        answer = client.completions.create(**options, stop=[stop, "never said"], stream=stream)
+        parts = [c.choices[0] for c in answer] if stream else answer.choices
         assert "".join(part.text for part in parts) == whole[: whole.index(stop)]
         assert parts[-1].finish_reason == "stop"
     biased = client.completions.create(**options | {"max_tokens": 3}, logit_bias={"70": 100}, logprobs=0)
     assert biased.choices[0].text == alone["first"].tokenizer.decode([70] * 3)
-    assert all(number < -1e-3 for number in biased.choices[0].logprobs.token_logprobs)  # of the law, not of the bias
+    assert all(number < -1e-3 for number in biased.choices[0].logprobs.token_logprobs)  # of the distribution, not of the bias
     unlike = client.completions.create(**options, frequency_penalty=2, presence_penalty=2, logit_bias={"70": 10}).choices[0]
     assert unlike.text != client.completions.create(**options, logit_bias={"70": 10}).choices[0].text
     for narrow in ({"top_p": 1e-6}, {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 1.0}}):
@@ -178,8 +178,8 @@ def test_a_conversation_with_what_the_server_said(running: Running) -> None:
     talk: list[Any] = [{"role": "developer", "content": "Be short."}]
     for turn in range(4):
         talk.append({"role": "user", "content": f"And number {turn}?", "name": "ann"})
-        said = client.chat.completions.create(model="first", messages=talk, max_tokens=3).choices[0].message
-        talk.append((said, said.model_dump(), said.to_dict(), {"role": "assistant", "content": said.content})[turn])
+        message = client.chat.completions.create(model="first", messages=talk, max_tokens=3).choices[0].message
+        talk.append((message, message.model_dump(), message.to_dict(), {"role": "assistant", "content": message.content})[turn])
     talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
     one = client.chat.completions.create(model="first", messages=talk, max_tokens=8, temperature=0)
     talk[0] = {"role": "developer", "content": "Be short."}
@@ -223,8 +223,8 @@ def test_bytes_of_partial_characters_and_offsets(running: Running, alone: dict[s
     tokenizer = alone["first"].tokenizer
     euro = tokenizer("€", add_special_tokens=False).input_ids
     assert len(euro) == 3
-    found = running.client().completions.create(model="first", prompt=[70, *euro, 71], echo=True, logprobs=1, max_tokens=0)
-    shown = found.choices[0].logprobs
+    answer = running.client().completions.create(model="first", prompt=[70, *euro, 71], echo=True, logprobs=1, max_tokens=0)
+    shown = answer.choices[0].logprobs
     assert shown.text_offset == [0, 1, 1, 1, 2]
     forced = {"logit_bias": {str(euro[0]): 100}, "max_tokens": 2, "logprobs": True, "temperature": 0}
     chat = running.client().chat.completions.create(model="first", messages=[{"role": "user", "content": "Hi"}], **forced)
@@ -375,8 +375,8 @@ def test_a_client_that_disconnects_frees_its_place(adapters: dict[str, str], alo
         wait_until(lambda: running.engine.waiting == 0)
         stream.close()
         wait_until(lambda: running.engine.running == 0)
-        found = client.completions.create(model="second", prompt=PROMPTS[0], **GREEDY)
-        assert found.choices[0].text == alone["second"].text(PROMPTS[0], 24)
+        answer = client.completions.create(model="second", prompt=PROMPTS[0], **GREEDY)
+        assert answer.choices[0].text == alone["second"].text(PROMPTS[0], 24)
 
 
 def disconnect_while_waiting(running: Running) -> None:

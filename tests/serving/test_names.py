@@ -13,8 +13,8 @@ from tempertilt.serving.names import parse_adapters
 def test_names_of_adapters(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "odd=name").mkdir()
-    found = parse_adapters([str(tmp_path / "mine"), "b=org/other", "org/third"])
-    assert found == {"mine": str(tmp_path / "mine"), "b": "org/other", "third": "org/third"}
+    adapters = parse_adapters([str(tmp_path / "mine"), "b=org/other", "org/third"])
+    assert adapters == {"mine": str(tmp_path / "mine"), "b": "org/other", "third": "org/third"}
     for wrong in ([], ["a=x", "a=y"], ["base=x"], ["a b=x"], ["=x"], ["a="], [str(tmp_path / "odd=name")]):
         with pytest.raises(ConfigError):
             parse_adapters(wrong)

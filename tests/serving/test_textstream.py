@@ -41,9 +41,9 @@ def test_the_parts_of_a_stream_are_the_whole_text(ids: list[int]) -> None:
 def test_a_stream_ends_at_the_first_stop_string(text: str, stops: list[str]) -> None:
     parts, stopped = run_stream(list(text.encode()), stops)
     ends = [i for i in range(len(text) + 1) if any(text[:i].endswith(stop) for stop in stops)]
-    found = [at for stop in stops if (at := text[: ends[0]].find(stop)) >= 0] if ends else []
+    starts = [at for stop in stops if (at := text[: ends[0]].find(stop)) >= 0] if ends else []
     assert stopped == bool(ends)
-    assert "".join(parts) == (text[: min(found)] if ends else text)
+    assert "".join(parts) == (text[: min(starts)] if ends else text)
 
 
 def test_no_character_is_given_out_in_halves() -> None:

@@ -1,4 +1,4 @@
-"""What stands before the application: the key, and errors in OpenAI's shape."""
+"""What stands before the application: the key, and errors in OpenAI's format."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _inner_type(annotation: Any) -> type[BaseModel] | None:
     """The type of the objects that a field holds, alone or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in typing.get_args(annotation) if (found := _inner_type(part))), None)
+    return next((inner for part in typing.get_args(annotation) if (inner := _inner_type(part))), None)
 
 
 def _show(value: Any) -> str:
