@@ -141,6 +141,15 @@ def test_stop_strings_bias_penalties_and_truncation(running: Running, alone: dic
         assert client.completions.create(**options | {"temperature": 1.5}, **narrow).choices[0].text == whole
 
 
+def test_a_stop_string_may_name_a_special_token(running: Running) -> None:
+    """Such a token leaves no text in which the string could be found."""
+    options: dict[str, Any] = {"model": "first", "prompt": "a", "max_tokens": 5, "temperature": 0, "logit_bias": {"0": 100}}
+    client = running.client()
+    assert client.completions.create(**options).choices[0].finish_reason == "length"  # <|endoftext|> is no end of this model's
+    stopped = client.completions.create(**options, stop=["<|endoftext|>"])
+    assert stopped.choices[0].finish_reason == "stop" and stopped.usage.completion_tokens == 1
+
+
 def test_limits_and_mistakes_get_one_well_formed_error(running: Running) -> None:
     client = running.client()
     good = {"model": "first", "prompt": "a", "max_tokens": 2}

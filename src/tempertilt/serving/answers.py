@@ -55,7 +55,9 @@ class Answer:
         self.ended = False
         self.cancelled = False  # set by any thread: the client has gone
         self.score_prompt = score_prompt
-        self._give, self._stops = give, decoder.stops
+        tokens = getattr(decoder.tokenizer, "added_tokens_encoder", {})
+        named = {tokens[text] for text in sampling.stops if text in tokens}  # special tokens leave no text to be found in
+        self._give, self._stops = give, decoder.stops | named
         self._sampler = Sampler(sampling)
         self._text = TextStream(decoder.tokenizer, prompt, sampling.stops)
 
