@@ -55,9 +55,9 @@ async def measure(url: str, load: Load) -> float:
     bias = {"2": -100}  # no answer ends early
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=300) as client:
 
-        async def one(number: int, asked: Sequence[tuple[str, int]]) -> int:
+        async def one(number: int, prompts: Sequence[tuple[str, int]]) -> int:
             total = 0
-            for prompt, tokens in asked:
+            for prompt, tokens in prompts:
                 options = {"model": NAMES[number % load.models], "prompt": prompt, "max_tokens": tokens, "seed": number}
                 answer = await client.completions.create(**options, **load.options, logit_bias=bias)
                 total += answer.usage.completion_tokens
@@ -65,13 +65,13 @@ async def measure(url: str, load: Load) -> float:
 
         await one(0, jobs[0][:1])
         started = time.perf_counter()
-        total = sum(await asyncio.gather(*(one(number, asked) for number, asked in enumerate(jobs))))
+        total = sum(await asyncio.gather(*(one(number, prompts) for number, prompts in enumerate(jobs))))
         return total / (time.perf_counter() - started)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--other", help="src folder of another version, which each measurement is compared with")
+    parser.add_argument("--other", help="src folder of another version to compare with")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
@@ -80,8 +80,9 @@ def main() -> None:
     speeds: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as work:
         adapters = write_model(Path(work), args.hidden, args.layers)
-        for _ in range(args.pairs):
-            for version, source in (("this", None), ("other", args.other)):
+        for pair in range(args.pairs):
+            versions = [("this", None), ("other", args.other)]
+            for version, source in versions[:: 1 if pair % 2 else -1]:
                 if version == "this" or source:
                     with served(adapters, KEY, source=source) as (_, url):
                         for load in LOADS:
