@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 PROTOCOLS = {
-    "examples": 1,
+    "examples": 2,
     "background": 1,
     "features": 1,
     "gate": 1,

@@ -12,7 +12,12 @@ from tempertilt.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number, as in YAML 1.2 and JSON."""
+    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number and 2026-01-31 a text, as in YAML 1.2 and JSON."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
