@@ -158,10 +158,10 @@ def test_a_diverging_loss_says_what_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, "valid are adamw, lbfgs"),
+        ({"optimizer": "sgd"}, "must be one of adamw, lbfgs"),
         ({"epochs": 0}, "epochs is 0"),
         ({"learning_rate": 0.0}, "learning_rate is 0"),
-        ({"weight_decay": -1.0}, "weight_decay -1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1"),
         ({"held_out_fraction": 1.0}, "held_out_fraction is 1"),
         ({"early_stopping": True, "held_out_fraction": 0.0}, "needs held-out documents"),
         ({"rank": 0}, "rank is 0"),

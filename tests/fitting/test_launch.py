@@ -137,7 +137,7 @@ def test_one_process_of_accelerate_says_that_it_is_alone(
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ConfigError, match="workers is 'spark'; valid are local, accelerate, ray"):
+    with pytest.raises(ConfigError, match="workers is 'spark'; must be one of local, accelerate, ray"):
         WorkersConfig("spark")
     with pytest.raises(ConfigError, match="num_workers is -1"):
         WorkersConfig("ray", num_workers=-1)

@@ -6,9 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt
 from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows, fictional_authors, general_knowledge
 from tempertilt.data.records import Record, check_records
@@ -24,20 +25,19 @@ MAX_NEW_TOKENS = 40
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(Options):
     """The size of the demonstration; the defaults take about two minutes on two CPU cores."""
 
-    authors: int = field(default=8, metadata={"help": "fictitious authors that the model learns"})
-    forget_authors: int = field(default=2, metadata={"help": "of these, how many it then forgets"})
-    questions: int = field(default=5, metadata={"help": "questions about each author"})
-    show: int = field(default=2, metadata={"help": "answers shown of each kind"})
-    seed: int = field(default=0, metadata={"help": "another seed gives other authors"})
+    authors: int = option(8, "fictitious authors that the model learns", ge=2)
+    forget_authors: int = option(2, "of these, how many it then forgets", ge=1)
+    questions: int = option(5, "questions about each author", ge=1)
+    show: int = option(2, "answers shown of each kind", ge=1)
+    seed: int = option(0, "another seed gives other authors", ge=0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.forget_authors < self.authors:
-            raise ConfigError(f"forget_authors is {self.forget_authors}; valid is 1 to {self.authors - 1} (fewer than authors)")
-        if self.show < 1:
-            raise ConfigError(f"show is {self.show}; valid is a whole number >= 1")
+        super().__post_init__()
+        if self.forget_authors >= self.authors:
+            raise ConfigError(f"forget_authors is {self.forget_authors}; must be < {self.authors}, the number of authors")
 
 
 class DemoData(NamedTuple):

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.fitting.features import Features
-from tempertilt.guidance.head import GuidanceHead, check_head_options
+from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
 
 log = logging.getLogger("tempertilt")
 
@@ -30,43 +31,31 @@ CHUNK_TOKENS = 16384  # rows evaluated at a time where all are
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Options):
     """How the head is built and trained. An epoch is one pass over the forget records, as in the paper."""
 
-    rank: int = field(default=20, metadata={"help": "rank r of the head"})
-    activation: str = field(default="identity", metadata={"help": "identity, relu, tanh, gelu or silu"})
-    num_hidden_layers: int = field(default=1, metadata={"help": "hidden layers of the head"})
-    optimizer: str = field(default="adamw", metadata={"help": "adamw (the paper) or lbfgs (full batch)"})
-    learning_rate: float = field(default=1e-2, metadata={"help": "AdamW's learning rate"})
-    weight_decay: float = field(
-        default=1e-2, metadata={"help": "AdamW's decoupled weight decay; lbfgs: penalty w/2 |x|^2 / tokens"}
+    rank: int = option(20, "rank r of the head", ge=1, advanced=True)
+    activation: str = option("identity", "identity, relu, tanh, gelu or silu", choices=tuple(ACTIVATIONS), advanced=True)
+    num_hidden_layers: int = option(1, "hidden layers of the head", ge=1, advanced=True)
+    optimizer: str = option("adamw", "adamw (the paper) or lbfgs (full batch)", choices=OPTIMIZERS, advanced=True)
+    learning_rate: float = option(1e-2, "AdamW's learning rate", gt=0, advanced=True)
+    weight_decay: float = option(1e-2, "AdamW's decoupled weight decay; lbfgs: penalty w/2 |x|^2 / tokens", ge=0, advanced=True)
+    epochs: int = option(100, "epochs of AdamW, or iterations of lbfgs", ge=1, advanced=True)
+    fit_batch_size: int = option(32, "records in a batch of AdamW, half retain and half forget", ge=2, advanced=True)
+    class_balance: bool = option(True, "weight retain and forget equally, else each token", advanced=True)
+    held_out_fraction: float = option(
+        0.1, "share of the documents held out to measure, and to stop early", ge=0, lt=1, advanced=True
     )
-    epochs: int = field(default=100, metadata={"help": "epochs of AdamW, or iterations of lbfgs"})
-    fit_batch_size: int = field(default=32, metadata={"help": "records in a batch of AdamW, half retain and half forget"})
-    class_balance: bool = field(default=True, metadata={"help": "weight retain and forget equally, else each token"})
-    held_out_fraction: float = field(
-        default=0.1, metadata={"help": "share of the documents held out to measure, and to stop early"}
+    early_stopping: bool = option(
+        False, "choose the number of epochs on the held-out documents, then fit all for as many", advanced=True
     )
-    early_stopping: bool = field(
-        default=False,
-        metadata={"help": "choose the number of epochs on the held-out documents, then fit all for as many"},
-    )
-    patience: int = field(default=10, metadata={"help": "epochs without a better held-out loss before stopping early"})
-    seed: int = field(default=0, metadata={"help": "seed of initial weights, batches and held-out documents"})
+    patience: int = option(10, "epochs without a better held-out loss before stopping early", ge=1, advanced=True)
+    seed: int = option(0, "seed of initial weights, batches and held-out documents", ge=0)
 
     def __post_init__(self) -> None:
-        check_head_options(self.rank, self.activation, self.num_hidden_layers)
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer is {self.optimizer!r}; valid are {', '.join(OPTIMIZERS)}")
-        for name, low in (("epochs", 1), ("fit_batch_size", 2), ("patience", 1)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= {low}")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}, weight_decay {self.weight_decay}; valid are > 0 and >= 0")
-        if not 0 <= self.held_out_fraction < 1:
-            raise ConfigError(f"held_out_fraction is {self.held_out_fraction}; valid is a number in [0, 1)")
+        super().__post_init__()
         if self.early_stopping and self.held_out_fraction == 0:
-            raise ConfigError("early_stopping needs held-out documents: set held_out_fraction above 0")
+            raise ConfigError("held_out_fraction is 0; must be > 0 with early_stopping, which needs held-out documents")
 
 
 class Scores(NamedTuple):

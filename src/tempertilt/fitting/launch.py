@@ -18,12 +18,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 
+from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.fitting.workers import Local, Work, Workers, batch_features, run_shard
 from tempertilt.models.base import BaseModel, decoder_layers
@@ -36,23 +37,17 @@ PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class WorkersConfig:
+class WorkersConfig(Options):
     """Where features are extracted; it changes nothing about them."""
 
-    workers: str = field(
-        default="local",
-        metadata={"help": "local (one process), accelerate (those that torchrun or accelerate launch starts) or ray (a cluster)"},
+    workers: str = option(
+        "local",
+        "local (one process), accelerate (those that torchrun or accelerate launch starts) or ray (a cluster)",
+        choices=KINDS,
+        advanced=True,
     )
-    num_workers: int = field(default=0, metadata={"help": "ray: model actors; 0 = as many as Ray finds work and room for"})
-    gpus_per_worker: int = field(default=1, metadata={"help": "ray: GPUs of a model actor, where the model runs on GPUs"})
-
-    def __post_init__(self) -> None:
-        if self.workers not in KINDS:
-            raise ConfigError(f"workers is {self.workers!r}; valid are {', '.join(KINDS)}")
-        if self.num_workers < 0 or self.gpus_per_worker < 1:
-            raise ConfigError(
-                f"num_workers is {self.num_workers}, gpus_per_worker {self.gpus_per_worker}; valid are >= 0 and >= 1"
-            )
+    num_workers: int = option(0, "ray: model actors; 0 = as many as Ray finds work and room for", ge=0, advanced=True)
+    gpus_per_worker: int = option(1, "ray: GPUs of a model actor, where the model runs on GPUs", ge=1, advanced=True)
 
 
 def open_workers(config: WorkersConfig, device: str) -> tuple[Workers, str]:

@@ -7,12 +7,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError, DataError
@@ -40,22 +41,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class MeasureConfig(Options):
     """How samples are measured."""
 
-    max_new_tokens: int = field(default=200, metadata={"help": "length of a generated answer, tokens"})
-    generation_batch: int = field(default=64, metadata={"help": "prompts generated from at a time"})
-    batch_tokens: int = field(default=0, metadata={"help": "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU"})
-    draws: int = field(
-        default=0, metadata={"help": "answers sampled at temperature 1 for each forget and retain question; 0 = none"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the sampled answers"})
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("generation_batch", 1), ("batch_tokens", 0), ("draws", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value < low:
-                raise ConfigError(f"{name} is {value}; valid is a whole number >= {low}")
+    max_new_tokens: int = option(200, "length of a generated answer, tokens", ge=1, advanced=True)
+    generation_batch: int = option(64, "prompts generated from at a time", ge=1, advanced=True)
+    batch_tokens: int = option(0, "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU", ge=0, advanced=True)
+    draws: int = option(0, "answers sampled at temperature 1 for each forget and retain question; 0 = none", ge=0)
+    seed: int = option(0, "seed of the sampled answers", ge=0, advanced=True)
 
 
 @dataclass(frozen=True)
