@@ -34,7 +34,7 @@ from tempertilt.data.records import Record
 from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import match_likelihood
 from tempertilt.fitting.pipeline import METHODS, unlearn
-from tempertilt.guidance.tilt import guided_logits
+from tempertilt.guidance.tilt import TiltConfig, guided_logits
 from tempertilt.metrics import forget_quality
 from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
@@ -223,10 +223,10 @@ def score(
     entropies = list(out)
     for batch in plan_batches(examples, 1024):
         padded = pad_batch([examples[i] for i in batch], model.device)
-        logits, log_odds, openness = model.tilt_terms(padded.input_ids, padded.attention_mask, padded.predicting)
+        logits, log_odds, gate = model.tilt_terms(padded.input_ids, padded.attention_mask, padded.predicting)
         targets = padded.input_ids[padded.targets][:, None]
         found, spreads = [], []
-        for law in laws_of(model, logits, log_odds, openness, settings):
+        for law in laws_of(model, logits, log_odds, gate, settings):
             normaliser = law.logsumexp(-1)
             found.append(law.gather(-1, targets)[:, 0] - normaliser)
             if entropy:
@@ -239,15 +239,13 @@ def score(
 
 
 def laws_of(
-    model: T3ForCausalLM, logits: Tensor, log_odds: Tensor, openness: Tensor | None, settings: Sequence[tuple[float, float]]
+    model: T3ForCausalLM, logits: Tensor, log_odds: Tensor, gate: Tensor | None, settings: Sequence[tuple[float, float]]
 ) -> Iterator[Tensor]:
     """Logits of the base, then of each setting."""
     yield logits.float()
     for temperature, scale in settings:
-        yield guided_logits(
-            logits, log_odds, model.head.token_ids, temperature=temperature, guidance_scale=scale,
-            forget_prior=model.forget_prior, openness=openness,
-        )  # fmt: skip
+        tilt = TiltConfig(temperature, scale, model.forget_prior)
+        yield guided_logits(logits, log_odds, model.head.token_ids, tilt, gate)
 
 
 if __name__ == "__main__":

@@ -183,8 +183,8 @@ def test_bad_options_and_no_examples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no examples"):
         extract_features(make_llama(), [], FeatureStore(tmp_path), FeatureConfig(), progress=False)
     for options, message in (
-        ({"pooling": "max"}, "valid are mean, last"),
-        ({"feature_dtype": "int8"}, "valid are float32, float16"),
+        ({"pooling": "max"}, "must be one of mean, last"),
+        ({"feature_dtype": "int8"}, "must be one of float32, float16"),
         ({"batch_tokens": 0}, "batch_tokens is 0"),
     ):
         with pytest.raises(ConfigError, match=message):

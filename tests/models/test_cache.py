@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.errors import TemperTiltError
 from tempertilt.guidance.pooling import causal_mean, scan
-from tempertilt.guidance.tilt import check_pooling
 from tempertilt.models.cache import PoolingLayer
 
 
@@ -123,8 +122,3 @@ def test_bfloat16_states_are_summed_in_float32() -> None:
     for t in range(1000):
         out, _ = layer.advance(ones[:, t : t + 1], None)
     assert out.dtype == torch.float32 and float(out[0, 0, 0]) == 1.0
-
-
-def test_unknown_pooling() -> None:
-    with pytest.raises(ConfigError, match="'max'; valid are mean, last"):
-        check_pooling("max")

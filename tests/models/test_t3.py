@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from support.oracle import Oracle
 from support.tiny import make_llama
 from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.models.base import body_of, fingerprint
+from tempertilt.models.base import fingerprint
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import file_sha256
 
@@ -173,9 +172,7 @@ def test_a_base_can_carry_several_adapters_and_is_left_clean(llama: LlamaForCaus
             law = log_law(model(input_ids=ids).logits[0])
             expected = Oracle(llama, model.head, TEMPERATURE, SCALE).law(ids[0].tolist())
             torch.testing.assert_close(law, expected, atol=1e-4, rtol=1e-4)
-    del first, second, model
-    gc.collect()
-    assert not body_of(llama)._forward_hooks
+    assert not any(module._forward_hooks for module in llama.modules())
 
 
 # --- caches ---------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError
 from tempertilt.models.base import load_base
-from tempertilt.models.t3 import T3ForCausalLM, load_unlearned
+from tempertilt.models.frozen import switched_off
+from tempertilt.models.t3 import load_unlearned
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Session:
 
         torch.manual_seed(self.seed)
         inputs = torch.tensor([list(ids)], device=self.model.device)
-        off = self.model.disable() if base and isinstance(self.model, T3ForCausalLM) else nullcontext()
-        with off, torch.inference_mode():
+        with switched_off(self.model) if base else nullcontext(), torch.inference_mode():
             out = self.model.generate(
                 inputs,
                 attention_mask=torch.ones_like(inputs),

@@ -10,15 +10,16 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import Example, ExampleConfig, encode_question, shared_prefix
-from tempertilt.errors import ConfigError, DataError
+from tempertilt.errors import DataError
 from tempertilt.models.generation import generate_ids, stop_ids
 from tempertilt.storage import cache_dir, make_dir, write_text
 
@@ -30,17 +31,12 @@ SHARED_RUN = 8  # tokens in a row that a sample and a forget record have in comm
 
 
 @dataclass(frozen=True)
-class BackgroundConfig:
+class BackgroundConfig(Options):
     """How much background text, and of what length."""
 
-    background: int = field(default=0, metadata={"help": "records of background text that the base model writes; 0 = none"})
-    background_tokens: int = field(default=40, metadata={"help": "length of a background question and of its answer, tokens"})
-    background_seed: int = field(default=0, metadata={"help": "seed of the background text"})
-
-    def __post_init__(self) -> None:
-        for name, low in (("background", 0), ("background_tokens", 1), ("background_seed", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= {low}")
+    background: int = option(0, "records of background text that the base model writes; 0 = none", ge=0)
+    background_tokens: int = option(40, "length of a background question and of its answer, tokens", ge=1, advanced=True)
+    background_seed: int = option(0, "seed of the background text", ge=0, advanced=True)
 
 
 def background_examples(

@@ -5,36 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.batches import pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.errors import ConfigError
+from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.t3 import T3ForCausalLM
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Options):
     """How much of the change is measured and shown."""
 
-    report_records: int = field(
-        default=50, metadata={"help": "records of each set whose likelihood and recall are measured; 0 = none"}
-    )
-    show: int = field(default=3, metadata={"help": "records of each set whose greedy answers are shown; 0 = none"})
-    max_new_tokens: int = field(default=128, metadata={"help": "length of a shown answer, tokens"})
-
-    def __post_init__(self) -> None:
-        if self.report_records < 0 or self.show < 0 or self.max_new_tokens < 1:
-            raise ConfigError(
-                f"report_records is {self.report_records}, show {self.show}, max_new_tokens {self.max_new_tokens}; "
-                "must be >= 0, >= 0 and >= 1"
-            )
+    report_records: int = option(50, "records of each set whose likelihood and recall are measured; 0 = none", ge=0)
+    show: int = option(3, "records of each set whose greedy answers are shown; 0 = none", ge=0)
+    max_new_tokens: int = option(128, "length of a shown answer, tokens", ge=1)
 
 
 class Likelihood(NamedTuple):
@@ -134,10 +126,9 @@ def greedy_token_ids(
 
     Prompts are batched by length. `on_batch` is told how many prompts each finished batch had.
     """
-    off = model.disable() if base and isinstance(model, T3ForCausalLM) else nullcontext()
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: dict[int, list[int]] = {}
-    with off:
+    with switched_off(model) if base else nullcontext():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             rows = generate_ids(model, tokenizer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.errors import DataError, TemperTiltError
 from tempertilt.fitting.store import FORMAT
 from tempertilt.fitting.store import FeatureStore as FeatureStore
 from tempertilt.fitting.workers import STORED, Local, Shard, Work, Workers
-from tempertilt.guidance.tilt import check_pooling
+from tempertilt.guidance.tilt import POOLINGS
 
 
 @dataclass(frozen=True)
-class FeatureConfig:
+class FeatureConfig(Options):
     """How features are extracted and kept."""
 
-    pooling: str = field(default="mean", metadata={"help": "mean (causal running mean, the paper) or last"})
-    feature_dtype: str = field(default="float32", metadata={"help": "type of the stored features: float32 or float16"})
-    batch_tokens: int = field(default=2048, metadata={"help": "padded tokens in one batch of the base model"})
-    shard_mib: float = field(default=64, metadata={"help": "size at which a shard of features is written, MiB"})
-
-    def __post_init__(self) -> None:
-        check_pooling(self.pooling)
-        if self.feature_dtype not in STORED:
-            raise ConfigError(f"feature_dtype is {self.feature_dtype!r}; valid are {', '.join(STORED)}")
-        if self.batch_tokens < 1 or not self.shard_mib > 0:
-            raise ConfigError(f"batch_tokens is {self.batch_tokens}, shard_mib {self.shard_mib}; valid are >= 1 and > 0")
+    pooling: str = option("mean", "mean (causal running mean, the paper) or last", choices=POOLINGS)
+    feature_dtype: str = option("float32", "type of the stored features", choices=tuple(STORED), advanced=True)
+    batch_tokens: int = option(2048, "padded tokens in one batch of the base model", ge=1, advanced=True)
+    shard_mib: float = option(64.0, "size at which a shard of features is written, MiB", gt=0, advanced=True)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.guidance.gate import LEAST_GAP, EvidenceGate, Whitening, evidence_of
 
@@ -26,29 +27,22 @@ SAME = 0.9  # of two exemplars this similar, one is enough
 
 
 @dataclass(frozen=True)
-class GateConfig:
+class GateConfig(Options):
     """How the evidence gate is built."""
 
-    gate: bool = field(default=False, metadata={"help": "temper and tilt only where the text is about what is to be forgotten"})
-    gate_depth: float = field(default=0.3, metadata={"help": "share of the layers below the states that the gate reads"})
-    whitening_rank: int = field(default=128, metadata={"help": "directions whitened one by one; the rest share one variance"})
-    exemplars_per_part: int = field(default=2, metadata={"help": "exemplars that each prompt and each answer may add"})
-    max_exemplars: int = field(default=800, metadata={"help": "exemplars in all"})
-    gate_threshold: float = field(
-        default=0.9, metadata={"help": "evidence above which the gate opens: 0 is kept text's, 1 an exemplar's"}
-    )
-    gate_width: float = field(default=0.02, metadata={"help": "evidence above the threshold at which the gate is fully open"})
+    gate: bool = option(False, "temper and tilt only where the text is about what is to be forgotten")
+    gate_depth: float = option(0.3, "share of the layers below the states that the gate reads", gt=0, lt=1, advanced=True)
+    whitening_rank: int = option(128, "directions whitened one by one; the rest share one variance", ge=1, advanced=True)
+    exemplars_per_part: int = option(2, "exemplars that each prompt and each answer may add", ge=1, advanced=True)
+    max_exemplars: int = option(800, "exemplars in all", ge=1, advanced=True)
+    gate_threshold: float = option(0.9, "evidence above which the gate opens: 0 is retained text's, 1 an exemplar's", gt=0, lt=1)
+    gate_width: float = option(0.02, "evidence above the threshold at which the gate is fully open", gt=0, le=1, advanced=True)
 
     def __post_init__(self) -> None:
-        if not 0 < self.gate_depth < 1:
-            raise ConfigError(f"gate_depth is {self.gate_depth}; valid is a number in (0, 1)")
-        for name in ("whitening_rank", "exemplars_per_part", "max_exemplars"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        if not 0 < self.gate_threshold < 1 or not 0 < self.gate_width <= 1 - self.gate_threshold:
+        super().__post_init__()
+        if self.gate_threshold + self.gate_width > 1:
             raise ConfigError(
-                f"gate_threshold is {self.gate_threshold}, gate_width {self.gate_width}; valid are numbers in (0, 1) whose sum "
-                "is at most 1"
+                f"gate_threshold is {self.gate_threshold}, gate_width {self.gate_width}; their sum must be at most 1"
             )
 
     def layer(self, num_layers: int) -> int:

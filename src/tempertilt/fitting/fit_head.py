@@ -34,13 +34,13 @@ CHUNK_TOKENS = 16384  # rows evaluated at a time where all are
 class FitConfig(Options):
     """How the head is built and trained. An epoch is one pass over the forget records, as in the paper."""
 
-    rank: int = option(20, "rank r of the head", ge=1, advanced=True)
-    activation: str = option("identity", "identity, relu, tanh, gelu or silu", choices=tuple(ACTIVATIONS), advanced=True)
+    rank: int = option(20, "rank r of the head", ge=1, hint="the paper uses 20 and 50")
+    activation: str = option("identity", "activation of the head", choices=tuple(ACTIVATIONS), advanced=True)
     num_hidden_layers: int = option(1, "hidden layers of the head", ge=1, advanced=True)
     optimizer: str = option("adamw", "adamw (the paper) or lbfgs (full batch)", choices=OPTIMIZERS, advanced=True)
-    learning_rate: float = option(1e-2, "AdamW's learning rate", gt=0, advanced=True)
+    learning_rate: float = option(1e-2, "AdamW's learning rate", gt=0)
     weight_decay: float = option(1e-2, "AdamW's decoupled weight decay; lbfgs: penalty w/2 |x|^2 / tokens", ge=0, advanced=True)
-    epochs: int = option(100, "epochs of AdamW, or iterations of lbfgs", ge=1, advanced=True)
+    epochs: int = option(100, "epochs of AdamW, or iterations of lbfgs", ge=1)
     fit_batch_size: int = option(32, "records in a batch of AdamW, half retain and half forget", ge=2, advanced=True)
     class_balance: bool = option(True, "weight retain and forget equally, else each token", advanced=True)
     held_out_fraction: float = option(

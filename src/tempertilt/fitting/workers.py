@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,8 +16,8 @@ from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
 from tempertilt.fitting.store import write_shard
 from tempertilt.guidance.pooling import pool
-from tempertilt.guidance.tilt import check_pooling
 from tempertilt.models.base import BaseModel, body_of, decoder_layers, last_hidden_state
+from tempertilt.models.frozen import watch
 
 if TYPE_CHECKING:
     from tempertilt.fitting.features import FeatureConfig
@@ -116,10 +116,13 @@ def batch_features(
     """
     batch = pad_batch(examples, model.device)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    with _watch(model, state_layer) as seen:
+    with ExitStack() as stack:
+        layer = None if state_layer is None else stack.enter_context(watch(decoder_layers(model)[state_layer - 1]))
         state = last_hidden_state(body_of(model)(**inputs))
-    lower = seen[0][batch.attention_mask.to(seen[0].device).bool()].to("cpu", torch.float16) if seen else None
-    pooled = pool(state, batch.attention_mask.to(state.device), check_pooling(config.pooling))
+    lower = None
+    if layer is not None and layer.states is not None:
+        lower = layer.states[batch.attention_mask.to(layer.states.device).bool()].to("cpu", torch.float16)
+    pooled = pool(state, batch.attention_mask.to(state.device), config.pooling)
     features = pooled[batch.predicting.to(state.device)].to("cpu", STORED[config.feature_dtype])
     if not bool(features.isfinite().all()):
         raise ModelError(
@@ -147,17 +150,3 @@ def run_shard(model: Any, shard: Shard, work: Work, done: Callable[[int], object
         None if work.state_layer is None else torch.cat(states),
         [] if work.state_layer is None else list(map(len, examples)),
     )
-
-
-@contextmanager
-def _watch(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
-    """Inside, the list gets the `(B, T, d)` states after `layer` decoder layers; it stays empty for None."""
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-    hook = decoder_layers(model)[layer - 1].register_forward_hook(lambda _m, _i, out: seen.append(last_hidden_state(out)))
-    try:
-        yield seen
-    finally:
-        hook.remove()

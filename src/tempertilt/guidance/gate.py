@@ -87,7 +87,12 @@ class EvidenceGate(nn.Module):
         directions = Whitening(self.mean, self.basis, self.shrink).directions(states)
         return evidence_of(directions, self.exemplars, self.margins)
 
-    def openness(self, evidence: Tensor) -> Tensor:
+    @property
+    def settings(self) -> dict[str, float]:
+        """Layer, threshold and width."""
+        return {"layer": self.layer, "threshold": self.threshold, "width": self.width}
+
+    def value(self, evidence: Tensor) -> Tensor:
         """`g` in [0, 1] of evidence of any shape; exactly 0 up to the threshold."""
         return ((evidence - self.threshold) / self.width).clamp(0.0, 1.0)
 

@@ -13,8 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-from tempertilt.guidance.tilt import Pooling
-
 
 def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Running mean over the positions up to and including each one, padding left out.
@@ -30,7 +28,7 @@ def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:
     return sums / counts.clamp(min=1).unsqueeze(-1)
 
 
-def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
+def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Pool whole sequences: `(B, T, r)` states and `(B, T)` mask to `(B, T, r)` float32."""
     return causal_mean(states, mask) if pooling == "mean" else states.float()
 

@@ -1,4 +1,4 @@
-"""A frozen causal LM whose next-token law is changed while it decodes: what all inference-time methods share.
+"""A frozen causal LM that a method steers while it decodes: what all inference-time methods share.
 
 The state of a method (caches of further models, the tokens so far) is one more layer of the transformers cache, so it is
 reordered with beams, cropped after rejected drafts, repeated and branched together with the keys and values.
@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache
-from transformers.modeling_utils import slice_logits_to_keep
 
 from tempertilt.errors import TemperTiltError
-from tempertilt.models.t3 import FROM_BASE, T3ForCausalLM
+from tempertilt.models.frozen import BasePass, FrozenLM
 
 
 class SideState(DummyLayer):  # type: ignore[misc]
@@ -99,18 +95,15 @@ class Pass:
     """One forward pass of the base model, as a method sees it.
 
     Attributes:
-        inputs: what the base was given, but for cache and logits_to_keep: the same goes to further models.
-        tokens, mask: `(B, T)` all tokens so far, and which are real; the last `n` are new.
-        new: `n`.
-        keep: logits_to_keep.
+        base: the pass.
+        tokens, mask: `(B, T)` all tokens so far, and which are real; the last `new` are new.
         side: the state, None where nothing is cached.
     """
 
-    inputs: dict[str, Any]
+    base: BasePass
     tokens: Tensor
     mask: Tensor
     new: int
-    keep: int | Tensor
     side: SideState | None
 
     def logits(self, model: Any, name: str, **other_inputs: Any) -> Tensor:
@@ -118,140 +111,73 @@ class Pass:
 
         `other_inputs` take the place of the base's: a model may read other embeddings.
         """
-        inputs = self.inputs | other_inputs
+        inputs = self.base.inputs | other_inputs
         if "inputs_embeds" in other_inputs:
             inputs.pop("input_ids")
-        if not isinstance(self.keep, int) or self.keep:
-            inputs["logits_to_keep"] = self.keep
+        if not isinstance(self.base.keep, int) or self.base.keep:
+            inputs["logits_to_keep"] = self.base.keep
         inputs |= {"use_cache": False} if self.side is None else {"use_cache": True, "cache": self.side.cache(name, model.config)}
         return model(**inputs).logits.float()  # type: ignore[no-any-return]
 
     def kept(self, values: Tensor) -> Tensor:
         """Of `(B, n, ...)` values at the new positions those whose logits are kept, shaped as the logits are."""
-        flat = values.ndim == 2
-        out: Tensor = slice_logits_to_keep(values.unsqueeze(-1) if flat else values, self.keep)
-        return out.squeeze(-1) if flat else out
+        return self.base.kept(values)
 
 
-class SteeredLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class SteeredLM(FrozenLM):
     """A frozen causal LM and a method that changes its logits; full `generate`, its state kept in the cache.
 
-    Attributes:
-        base: the frozen causal LM; inside `disable()` its logits come out as they are.
-        settings: what else than weights decides the output, JSON-ready; it is part of the model's digest.
+    Args:
+        base: the frozen causal LM.
+        settings: what else than weights decides the output, JSON-ready.
     """
 
-    base_model_prefix = "base"
-
     def __init__(self, base: Any, settings: dict[str, Any]) -> None:
-        super().__init__(base.config)
-        self.base = base
-        self.settings = settings
-        self.generation_config = base.generation_config
-        for name in FROM_BASE:
-            setattr(self, name, getattr(base, name))
-        self._disabled = False
+        super().__init__(base)
+        self._settings = settings
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else than weights decides the output."""
+        return self._settings
 
     @abstractmethod
     def steer(self, logits: Tensor, step: Pass) -> Tensor:
         """The method's logits from the base's, float32, `(B, kept, V)` or `(N, V)`."""
 
-    @contextmanager
-    def disable(self) -> Iterator[None]:
-        """Inside, the model is its base model. Caches filled inside can't be continued outside, or the other way round."""
-        before, self._disabled = self._disabled, True
-        try:
-            yield
-        finally:
-            self._disabled = before
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Any = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        pooling_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """The base model's output with the method's logits, and with `labels` the loss under them.
-
-        Args:
-            input_ids, attention_mask, position_ids, cache, use_cache, logits_to_keep, kwargs: as for the base.
-            labels: `(B, T)`, -100 = not scored.
-            pooling_mask: `(B, n)` of the new tokens, 1 = real.
-
-        Raises:
-            TemperTiltError: there are embeddings in the place of tokens, the mask is not 2-dimensional, or the cache was filled
-                without the method.
-        """
-        shared = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids} | kwargs
-        shared = {name: value for name, value in shared.items() if value is not None}
-        given = {name: value for name, value in (("cache", cache), ("use_cache", use_cache)) if value is not None}
-        if not isinstance(logits_to_keep, int) or logits_to_keep:
-            given["logits_to_keep"] = logits_to_keep
-        if self._disabled:
-            output = self.base(**shared, **given, **({} if labels is None else {"labels": labels}))
-            return output if return_dict is not False else output.to_tuple()
-        if input_ids is None:
-            raise TemperTiltError(f"{type(self).__name__} reads tokens: pass input_ids, not inputs_embeds")
-        mask = self._new_mask(input_ids, attention_mask, pooling_mask)
+    def check_cache(self, cache: Any) -> None:
+        """Raise `TemperTiltError` for a cache that holds positions which the method has not seen."""
         side = _side_state(cache)
-        output = self.base(**shared, **given)
-        side = self._joined(side, getattr(output, "cache", None))
-        tokens, masks = (input_ids, mask) if side is None else side.extend(input_ids, mask)
-        step = Pass(shared, tokens, masks, input_ids.shape[1], logits_to_keep, side)
-        output.logits = self.steer(output.logits.float(), step)
-        if labels is not None:
-            vocabulary = self.config.get_text_config().vocab_size
-            output.loss = self.base.loss_function(logits=output.logits, labels=labels, vocab_size=vocabulary)
-        return output if return_dict is not False else output.to_tuple()
+        held = int(cache.get_seq_length()) if len(cache.layers) else 0
+        known = 0 if side is None else side.length
+        if held != known:
+            raise TemperTiltError(
+                f"this cache holds {held} positions, of which the method has seen {known}: it was filled by the base model "
+                "alone, or while the method was disabled. Start with a new cache."
+            )
 
-    @staticmethod
-    def _new_mask(input_ids: Tensor, attention_mask: Any, pooling_mask: Tensor | None) -> Tensor:
-        mask = attention_mask if pooling_mask is None else pooling_mask
-        if mask is None:
-            return torch.ones_like(input_ids)
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise TemperTiltError("the attention mask is not (batch, positions); static caches are not there for this method")
-        return mask[:, -input_ids.shape[1] :]
-
-    @staticmethod
-    def _joined(side: SideState | None, cache: Any) -> SideState | None:
-        """The state in a cache that the base has just filled, added on first use."""
-        if not isinstance(cache, Cache):
-            return None
-        if side is None:
-            side = SideState()
-            cache.layers.append(side)
-        return side
-
-    # --- what `generate` asks of a model: all of it is the base's ---------------------------------------------------------
-
-    prepare_inputs_for_generation = T3ForCausalLM.prepare_inputs_for_generation
-    _update_model_kwargs_for_generation = T3ForCausalLM._update_model_kwargs_for_generation
-    _supports_default_dynamic_cache = T3ForCausalLM._supports_default_dynamic_cache
-    _supports_logits_to_keep = T3ForCausalLM._supports_logits_to_keep
-    _check_and_adjust_attn_implementation = T3ForCausalLM._check_and_adjust_attn_implementation
-    _check_and_adjust_experts_implementation = T3ForCausalLM._check_and_adjust_experts_implementation
-    get_input_embeddings = T3ForCausalLM.get_input_embeddings
-    get_output_embeddings = T3ForCausalLM.get_output_embeddings
+    def new_logits(self, logits: Tensor, step: BasePass) -> Tensor:
+        """What the method makes of the base's logits, after its state has the new tokens."""
+        tokens = step.inputs.get("input_ids")
+        if tokens is None:
+            raise TemperTiltError(f"{type(self).__name__} reads tokens: pass input_ids, not inputs_embeds")
+        side = _joined(step.cache)
+        mask = torch.ones_like(tokens) if step.mask is None else step.mask
+        every, masks = (tokens, mask) if side is None else side.extend(tokens, mask)
+        return self.steer(logits.float(), Pass(step, every, masks, tokens.shape[1], side))
 
 
 def _side_state(cache: Any) -> SideState | None:
-    """The state in a cache before a pass; `TemperTiltError` if the cache holds positions that the method has not seen."""
+    """The state in a cache."""
+    return next((layer for layer in cache.layers if isinstance(layer, SideState)), None)
+
+
+def _joined(cache: Any) -> SideState | None:
+    """The state in a cache that the base has just filled, added on first use; None without a cache."""
     if not isinstance(cache, Cache):
         return None
-    side = next((layer for layer in cache.layers if isinstance(layer, SideState)), None)
-    held = int(cache.get_seq_length()) if len(cache.layers) else 0
-    seen = 0 if side is None else side.length
-    if held != seen:
-        raise TemperTiltError(
-            f"this cache holds {held} positions, of which the method has seen {seen}: it was filled by the base model alone, or "
-            "while the method was disabled. Start with a new cache."
-        )
+    side = _side_state(cache)
+    if side is None:
+        side = SideState()
+        cache.layers.append(side)
     return side

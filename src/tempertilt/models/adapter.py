@@ -22,7 +22,7 @@ from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import EvidenceGate
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_pooling, check_temperature
+from tempertilt.guidance.tilt import POOLINGS, TiltConfig
 from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text, write_whole
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
@@ -51,12 +51,16 @@ class AdapterConfig:
     tempertilt_version: str = VERSION
 
     def __post_init__(self) -> None:
-        check_pooling(self.pooling)
-        check_temperature(self.temperature)
-        check_guidance_scale(self.guidance_scale)
-        check_forget_prior(self.forget_prior)
+        if self.pooling not in POOLINGS:
+            raise AdapterError(f"pooling is {self.pooling!r}; must be one of {', '.join(POOLINGS)}")
+        self.tilt  # noqa: B018  its values are checked
         if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
             raise AdapterError(f"gate is {self.gate!r}; must be null, or layer, threshold and width")
+
+    @property
+    def tilt(self) -> TiltConfig:
+        """Temperature, scale and prior."""
+        return TiltConfig(self.temperature, self.guidance_scale, self.forget_prior)
 
     @property
     def system_prompt(self) -> str | None:

@@ -55,6 +55,10 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
             if self.memory.shape[0] != new.shape[0]:
                 raise TemperTiltError(f"the cache holds {self.memory.shape[0]} sequences, the input has {new.shape[0]}")
             new = continue_memory(new, self.memory[:, self.length - 1 : self.length])
+        if torch.is_grad_enabled() and new.requires_grad:  # what an earlier pass saved for its gradients must not change
+            self.memory = torch.cat([self.memory[:, : self.length], new], 1)
+            self.length += n
+            return new
         if self.length + n > self.memory.shape[1]:
             grown = allocate_memory(new, 2 * (self.length + n))
             grown[:, : self.length] = self.memory[:, : self.length]

@@ -12,7 +12,7 @@ from importlib import resources
 import torch
 
 from tempertilt.guidance.gate import EvidenceGate
-from tempertilt.guidance.tilt import TiltConfig, log_retain_weight
+from tempertilt.guidance.tilt import TiltConfig, tilt_weights
 from tempertilt.playground.records import ReportRecord
 from tempertilt.playground.runs import Answer, View
 from tempertilt.playground.trace import Law, PromptToken, Step
@@ -112,7 +112,7 @@ def step_data(step: Step, tilt: TiltConfig) -> dict[str, object]:
     weight = None
     if step.chosen.log_odds is not None:
         log_odds = torch.tensor(step.chosen.log_odds, dtype=torch.float64)
-        weight = tilt.guidance_scale * step.openness * float(log_retain_weight(log_odds, tilt.forget_prior))
+        weight = tilt.guidance_scale * step.openness * float(tilt_weights(log_odds, tilt.forget_prior))
     rows = [
         {
             "text": visible(candidate.text),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.tilt import TiltConfig, guided_logits
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.t3 import NextTerms, T3ForCausalLM
 
@@ -100,14 +100,6 @@ class Laws(NamedTuple):
     tilted: Tensor
 
 
-def laws(logits: Tensor, log_odds: Tensor, token_ids: Tensor, openness: Tensor | None, tilt: TiltConfig) -> Laws:
-    """The three laws of base logits `(k, V)`, log-odds `(k, K)` of `token_ids (K,)`, and openness `(k,)`."""
-    options: dict[str, Any] = {"temperature": tilt.temperature, "forget_prior": tilt.forget_prior, "openness": openness}
-    tempered = guided_logits(logits, log_odds, token_ids, guidance_scale=0.0, **options)
-    tilted = guided_logits(logits, log_odds, token_ids, guidance_scale=tilt.guidance_scale, **options)
-    return Laws(logits.float().softmax(-1), tempered.softmax(-1), tilted.softmax(-1))
-
-
 def choose(law: Tensor, seed: int | None, position: int) -> int:
     """The likeliest token of a law `(V,)`, or with a seed one that is drawn from it.
 
@@ -145,7 +137,7 @@ class Tracer:
     def prompt(self, ids: Sequence[int]) -> list[PromptToken]:
         """The tokens that the model reads, with the gate's evidence; `ConfigError` if they are none, or too many."""
         terms = self._next(self._checked(ids), None, 1)
-        evidence, openness = (None if of is None else of.tolist() for of in (terms.evidence, terms.openness))
+        evidence, openness = (None if of is None else of.tolist() for of in (terms.evidence, terms.gate))
         return [
             PromptToken(
                 self.spell(ids[:i], token),
@@ -201,13 +193,13 @@ class Tracer:
     ) -> Iterator[Step]:
         """A step for each of the kept rows; row i is after `ids` and i tokens of the guess."""
         kept, before = len(terms.logits), list(ids)
-        token_ids = self.model.head.token_ids.to(terms.logits.device)
-        openness = None if terms.openness is None else terms.openness[-kept:].to(terms.logits.device)
+        openness = None if terms.gate is None else terms.gate[-kept:].to(terms.logits.device)
         for first in range(0, kept, ROWS):
             rows = slice(first, first + ROWS)
             log_odds = terms.log_odds[rows].to(terms.logits.device)
             open_here = None if openness is None else openness[rows]
-            found = laws(terms.logits[rows], log_odds, token_ids, open_here, tilt)
+            three = self.model.guidance.distributions(terms.logits[rows], log_odds, open_here, tilt)
+            found = Laws(three.base.exp(), three.tempered.exp(), three.guided.exp())
             for i in range(len(found.base)):
                 context = before + guess[: first + i]
                 own = Laws(found.base[i], found.tempered[i], found.tilted[i])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +16,11 @@ from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.methods.steered import SteeredLM
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
+from tempertilt.models.frozen import FrozenLM, switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
-from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites.journal import Journal
 
 PROTOCOL = 1
@@ -103,10 +101,7 @@ def model_digest(model: Any) -> str:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     config: Any = getattr(model, "config", None)
     settings = {"config": config.to_diff_dict() if hasattr(config, "to_diff_dict") else str(config)}
-    if isinstance(model, T3ForCausalLM):
-        kept = ("pooling", "activation", "temperature", "guidance_scale", "forget_prior", "gate")
-        settings["tilt"] = {name: getattr(model.adapter_config, name) for name in kept}
-    if isinstance(model, SteeredLM):
+    if isinstance(model, FrozenLM):
         settings["method"] = model.settings
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
@@ -239,10 +234,7 @@ class _Work:
         if split not in self.plan.drawn:
             return [[None] * len(of) for of in generated]
         questions = [Question(prompt, tuple(map(tuple, of))) for prompt, of in zip(prompts, generated)]
-        off: AbstractContextManager[None] = (
-            self.model.disable() if isinstance(self.model, (T3ForCausalLM, SteeredLM)) else nullcontext()
-        )
-        with off:
+        with switched_off(self.model):
             scores = self.base_scorer.score(questions)
         return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in of] for of in scores]
 

@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 from support.tiny import make_llama
 from tempertilt.errors import AdapterError, ConfigError, ModelError, TemperTiltError
 from tempertilt.guidance.gate import EvidenceGate, Whitening
+from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
-from tempertilt.guidance.tilt import guided_logits
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
 from tempertilt.integrations.vllm.memory import BETA, Layout, split
-from tempertilt.integrations.vllm.models import LowerStates, Tilt, _Unlearned, check_engine, residual_is_apart
+from tempertilt.integrations.vllm.models import Columns, LowerStates, _Unlearned, check_engine, load_guidance
 from tempertilt.integrations.vllm.serve import check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
-from tempertilt.models.adapter import AdapterConfig
+from tempertilt.models.adapter import Adapter, AdapterConfig
 from tempertilt.models.t3 import T3ForCausalLM
 
 
@@ -231,7 +232,7 @@ def test_overrides_name_the_adapter_by_its_absolute_path(served: Path, monkeypat
 # --- the model classes, without an engine ----------------------------------------------------------------------------
 
 
-def random_adapter(pooling: str, gated: bool) -> Tilt:
+def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
     torch.manual_seed(0)
     head = GuidanceHead(16, 3, [2, 5, 6, 9])
     with torch.no_grad():
@@ -240,43 +241,27 @@ def random_adapter(pooling: str, gated: bool) -> Tilt:
     exemplars = torch.nn.functional.normalize(torch.randn(4, 16), dim=-1)
     gate = EvidenceGate(whitening, exemplars, torch.zeros(4), layer=1, threshold=0.1, width=0.3)
     config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
-    return Tilt(head, config, gate if gated else None, {"temperature": 2.0})
+    return load_guidance(options, Adapter(config, head, gate if gated else None))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
 def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, dtype: torch.dtype) -> None:
     """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
-    tilt = random_adapter(pooling, gated).to(dtype, torch.device("cpu"))
+    columns = Columns(3 if pooling == "mean" else 0, gated, dtype)
     states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
-    openness = tilt.openness(torch.randn(7, 16)) if gated else None
-    joined = tilt.attach(states, pooled, openness) if tilt.columns else states
-    assert joined.dtype == dtype and joined.shape == (7, 16 + tilt.columns)
+    gate = torch.rand(7) if gated else None
+    joined = columns.attach(states, pooled, gate) if columns.count else states
+    assert joined.dtype == dtype and joined.shape == (7, 16 + columns.count)
     rows = torch.tensor([6, 0, 3])
-    seen, seen_pooled, seen_openness = tilt.detach(joined[rows])
-    assert torch.equal(seen, states[rows])
-    for value, expected in ((seen_pooled, pooled), (seen_openness, openness)):
+    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate)):
         assert (value is None) == (expected is None)
-        assert value is None or torch.equal(value, expected[rows])
-    logits = torch.randn(3, 12)
-    context = pooled[rows] if pooled is not None else tilt.head.project(states[rows])
-    settings = {"temperature": 2.0, "guidance_scale": 0.5, "forget_prior": 0.3}
-    g = openness[rows] if openness is not None else None
-    expected = guided_logits(logits, tilt.head(context), tilt.head.token_ids, openness=g, **settings)
-    assert torch.equal(tilt.guide(logits.clone(), seen, seen_pooled, seen_openness), expected)
+        assert value is None or expected is None or torch.equal(value, expected[rows])
 
 
-def test_zero_is_a_setting() -> None:
-    adapter = AdapterConfig("base", "", "llama", 16, 12, temperature=1.5)
-    tilt = Tilt(GuidanceHead(16, 3, [2]), adapter, None, {"guidance_scale": 0.0})
-    assert tilt.settings == {"temperature": 1.5, "guidance_scale": 0.0, "forget_prior": 0.5} and not tilt.off
-
-
-def test_shut_gate_returns_the_logits_themselves() -> None:
-    tilt = random_adapter("last", True).to(torch.float32, torch.device("cpu"))
-    logits = torch.randn(2, 12)
-    assert tilt.guide(logits, torch.randn(2, 16), None, torch.zeros(2)) is logits
-    assert tilt.guide(logits, torch.randn(2, 16), None, torch.tensor([0.0, 0.5])) is not logits
+def test_the_engine_s_settings_take_the_place_of_the_adapter_s() -> None:
+    guidance = random_guidance("last", False, temperature=2.0, guidance_scale=0.0)
+    assert guidance.tilt == TiltConfig(2.0, 0.0, 0.3)
 
 
 def test_shortcuts_past_the_tilt_are_gone() -> None:
@@ -297,33 +282,49 @@ def test_shortcuts_past_the_tilt_are_gone() -> None:
 
 
 class Fused(torch.nn.Module):
-    """Leaves the sum to the norm of the next layer."""
+    """Leaves the sum to the norm of the next layer; adds to the residual in place, as fused kernels do."""
 
-    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return states * 2, residual
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual += hidden_states
+        return hidden_states * 2, residual
 
 
 class Summed(torch.nn.Module):
-    """Returns the sum, and a residual that nothing reads."""
+    """Returns the sum, and the states that it was given, which nothing reads."""
 
-    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        states = residual + states * 2
-        return states, residual
+    def forward(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden_states * 4, hidden_states
+
+
+class Plain(torch.nn.Module):
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * 3
 
 
 def test_states_between_layers() -> None:
     a, b = torch.randn(5, 16), torch.randn(5, 16)
-    for layer in (Fused(), Summed()):
-        lower = LowerStates(torch.zeros(8, 16), residual_is_apart(layer))
-        layer.register_forward_hook(lower._copy)
-        layer(a, b)
-        output, states = lower.take(torch.zeros(5, 20))
-        assert output.shape == (5, 20) and states is not None
-        torch.testing.assert_close(states, a * 2 + b)
-    lower._copy(layer, (), a[None])  # one sequence with a batch dimension before it
+    positions = torch.arange(5)
+    for layer, arguments, expected in ((Fused(), (a, b.clone()), 3 * a + b), (Summed(), (a, b), 4 * a), (Plain(), (a,), 3 * a)):
+        for named in (False, True):
+            lower = LowerStates(torch.zeros(8, 16))
+            handle = layer.register_forward_hook(lower._copy, with_kwargs=True)
+            copies = [value.clone() for value in arguments]
+            if named:
+                layer(positions, **dict(zip(("hidden_states", "residual"), copies)))
+            else:
+                layer(positions, *copies)
+            handle.remove()
+            output, states = lower.take(torch.zeros(5, 20))
+            assert output.shape == (5, 20) and states is not None
+            torch.testing.assert_close(states, expected)
+    lower._copy(Plain(), (positions, a), {}, a[None])  # one sequence with a batch dimension before it
     assert torch.equal(lower.take(a)[1], a)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="Summed gives states of shape"):
-        lower._copy(layer, (), torch.zeros(5, 7))
+    with pytest.raises(ModelError, match="Plain gives states of shape"):
+        lower._copy(Plain(), (positions, a), {}, torch.zeros(5, 7))
     given = LowerStates().take((a, [b]))  # as models give them that serve EAGLE-3 drafts
     assert given[0] is a and given[1] is b
 
@@ -347,7 +348,7 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
     "quantised": ({"cache_config": SimpleNamespace(cache_dtype="fp8_e4m3")}, "kv_cache_dtype is 'fp8_e4m3'"),
     "size": (
         {"hf_text_config": SimpleNamespace(hidden_size=8, vocab_size=12, num_hidden_layers=3)},
-        "hidden size 16 and 12 tokens",
+        "the head is for hidden size 16",
     ),
     "layers": ({"hf_text_config": SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=1)}, "after 1 layers"),
 }
@@ -357,13 +358,14 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
 def test_unsafe_engines_are_refused(name: str) -> None:
     gate = {"layer": 1, "threshold": 0.5, "width": 0.1}
     adapter = AdapterConfig("base", "", "llama", 16, 12, gate=gate)
-    check_engine(engine_config(), adapter, remembers=True)
-    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, remembers=True)
+    guidance, plain = random_guidance("mean", True), random_guidance("last", False)
+    check_engine(engine_config(), adapter, guidance)
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, guidance)
     changes, message = UNSAFE[name]
     with pytest.raises(TemperTiltError, match=message):
-        check_engine(engine_config(**changes), adapter, remembers=True)
+        check_engine(engine_config(**changes), adapter, guidance)
     if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
-        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), remembers=False)
+        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), plain)
 
 
 def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

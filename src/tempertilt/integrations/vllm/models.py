@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,19 +19,17 @@ from torch import Tensor, nn
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.gate import EvidenceGate
-from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.tilt import guided_logits
+from tempertilt.guidance.guidance import Guidance
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Layout
-from tempertilt.integrations.vllm.serve import CHECKS, KEY, PREFIX, check_overrides
+from tempertilt.integrations.vllm.serve import KEY, PREFIX, SETTINGS, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
-from tempertilt.models.adapter import AdapterConfig, load_adapter
+from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 DRAFTS = ("ngram", "ngram_gpu")  # speculation that reads nothing but tokens
-SHORTCUTS = ("compute_logits_local", "get_top_tokens")  # ways from hidden states to tokens past `compute_logits`
 
 
 def __getattr__(name: str) -> type[nn.Module]:
@@ -54,24 +52,23 @@ def unlearned_class(architecture: str) -> type[nn.Module]:
 class _Hidden:
     """A method that the class does not have, though its parents do: `hasattr` says no."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
     def __get__(self, instance: object, owner: type) -> Any:
-        raise AttributeError(f"{owner.__name__} has no {self.name}: it would pass the tilt by")
+        raise AttributeError(f"{owner.__name__} goes from hidden states to tokens by compute_logits alone")
 
 
 class _Unlearned(nn.Module):
     """Put before one of vLLM's model classes. Built by the engine, which gives the adapter in the model's configuration."""
 
-    for _name in SHORTCUTS:
-        locals()[_name] = _Hidden(_name)
+    # ways from hidden states to tokens past `compute_logits`
+    compute_logits_local = _Hidden()
+    get_top_tokens = _Hidden()
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         model_config = vllm_config.model_config
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
         adapter = load_adapter(options["adapter"])
-        check_engine(vllm_config, adapter.config, remembers=adapter.config.pooling == "mean" or adapter.gate is not None)
+        guidance = load_guidance(options, adapter)
+        check_engine(vllm_config, adapter.config, guidance)
         with _base_name(model_config.hf_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         from vllm.distributed import get_pp_group
@@ -79,13 +76,14 @@ class _Unlearned(nn.Module):
         self._watch = WeightsWatch(adapter.config.base_fingerprint) if options["check_base"] else None
         self._hf_config = model_config.hf_config
         # not a submodule: the engine must not look for its weights in the checkpoint
-        self._tilt = Tilt(adapter.head, adapter.config, adapter.gate, options).to(model_config.dtype, self._device())
-        self._lower = LowerStates.of(self, adapter.gate, vllm_config) if adapter.gate else None
+        self._guidance = [guidance.to(self._device())]
+        self._columns = Columns(guidance.rank, guidance.gate is not None, model_config.dtype)
+        self._lower = LowerStates.of(self, guidance.gate, vllm_config) if guidance.gate else None
         self._memory = None
-        if get_pp_group().is_last_rank and (rank := self._tilt.rank, adapter.gate is not None) != (0, False):
+        if get_pp_group().is_last_rank and guidance.needs_memory:
             layout = Layout(
-                rank,
-                adapter.gate is not None,
+                guidance.rank,
+                guidance.gate is not None,
                 model_config.get_num_attention_heads(vllm_config.parallel_config),
                 model_config.get_num_kv_heads(vllm_config.parallel_config),
                 model_config.get_head_size(),
@@ -106,16 +104,20 @@ class _Unlearned(nn.Module):
             output, lower = self._lower.take(output)
         if self._memory is None or not isinstance(output, Tensor):  # what goes to the next rank of a pipeline
             return output
-        tilt = self._tilt
-        states = tilt.head.project(output) if tilt.rank else None
-        value = tilt.openness(lower) if lower is not None else None
-        return tilt.attach(output, *self._memory(states, value))
+        [guidance] = self._guidance
+        projected, evidence = guidance.observe(output, lower)
+        value = guidance.gate_values(evidence)  # of each token alone; the value grows with the evidence, so maxima agree
+        return self._columns.attach(output, *self._memory(projected if guidance.rank else None, value))
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
-        states, pooled, openness = self._tilt.detach(hidden_states)
+        states, pooled, gate = self._columns.detach(hidden_states)
         logits = super().compute_logits(states, *args, **kwargs)  # type: ignore[misc]
-        return None if logits is None else self._tilt.guide(logits, states, pooled, openness)
+        if logits is None:
+            return None
+        if gate is not None and gate.device.type == "cpu" and not bool(gate.any()):
+            return logits  # type: ignore[no-any-return]  # the base's own where every gate is closed; free to see on CPUs
+        return self._guidance[0].guide(logits, states, pooled, gate)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """The base's own; `AdapterError` if they are not those that the adapter was fitted on."""
@@ -138,54 +140,40 @@ def _base_name(config: Any) -> Iterator[None]:
         config.architectures = ours
 
 
-class Tilt:
-    """Head, gate and settings of an adapter, and the columns by which its numbers travel with the hidden states.
+class Columns:
+    """The columns by which what the guidance needs of a sequence travels with the hidden states of its tokens.
 
-    The columns hold float32 bit by bit, whatever the type of the hidden states: in 16-bit types each number takes two.
+    They hold float32 bit by bit, whatever the type of the hidden states: in 16-bit types each number takes two.
+
+    Args:
+        rank: numbers of the pooled projections, 0 for none.
+        gate: whether there is a gate value.
+        dtype: of the hidden states.
     """
 
-    def __init__(self, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None, options: dict[str, Any]) -> None:
-        self.head, self.gate = head, gate
-        self.rank = head.rank if config.pooling == "mean" else 0
-        given = {name: options.get(name) for name in CHECKS}
-        self.settings = {name: getattr(config, name) if value is None else value for name, value in given.items()}
-        self.off = self.settings["temperature"] == 1.0 and self.settings["guidance_scale"] == 0.0
-        self.columns = 0
+    def __init__(self, rank: int, gate: bool, dtype: torch.dtype) -> None:
+        self.rank, self.gate = rank, gate
+        self.count = (rank + gate) * 4 // dtype.itemsize
 
-    def to(self, dtype: torch.dtype, device: torch.device) -> Tilt:
-        """Made ready for hidden states of a type on a device; returns itself."""
-        self.head.requires_grad_(False).to(device)
-        if self.gate is not None:
-            self.gate.to(device)
-        self.columns = (self.rank + (self.gate is not None)) * 4 // dtype.itemsize
-        self.on_cpu = device.type == "cpu"
-        return self
-
-    def openness(self, states: Tensor) -> Tensor:
-        """How far the gate opens for each token alone, `(n,)` in [0, 1]; it grows with the evidence, so maxima agree."""
-        assert self.gate is not None
-        return self.gate.openness(self.gate.evidence(states))
-
-    def attach(self, states: Tensor, pooled: Tensor | None, openness: Tensor | None) -> Tensor:
-        """Hidden states `(n, d)`, pooled projections `(n, r)` and openness `(n,)` as one `(n, d + columns)`."""
-        parts = [part for part in (pooled, None if openness is None else openness.unsqueeze(-1)) if part is not None]
+    def attach(self, states: Tensor, pooled: Tensor | None, gate: Tensor | None) -> Tensor:
+        """Hidden states `(n, d)`, pooled projections `(n, r)` and gate values `(n,)` as one `(n, d + count)`."""
+        parts = [part for part in (pooled, None if gate is None else gate.unsqueeze(-1)) if part is not None]
         return torch.cat([states, torch.cat(parts, -1).float().view(states.dtype)], -1)
 
     def detach(self, joined: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What `attach` joined."""
-        if not self.columns:
+        if not self.count:
             return joined, None, None
-        states = joined[:, : -self.columns].contiguous()
-        numbers = joined[:, -self.columns :].contiguous().view(torch.float32)
-        return states, numbers[:, : self.rank] if self.rank else None, numbers[:, -1] if self.gate is not None else None
+        states = joined[:, : -self.count].contiguous()
+        numbers = joined[:, -self.count :].contiguous().view(torch.float32)
+        return states, numbers[:, : self.rank] if self.rank else None, numbers[:, -1] if self.gate else None
 
-    def guide(self, logits: Tensor, states: Tensor, pooled: Tensor | None, openness: Tensor | None) -> Tensor:
-        """Guided logits `(n, V)` float32; the base's own where the gate is shut for all (looked at on CPUs, where it is free)."""
-        if self.off or (openness is not None and self.on_cpu and not bool(openness.any())):
-            return logits
-        pooled = self.head.project(states) if pooled is None else pooled
-        token_ids = None if len(self.head.token_ids) == logits.shape[-1] else self.head.token_ids
-        return guided_logits(logits, self.head(pooled), token_ids, openness=openness, **self.settings)
+
+def load_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
+    """The guidance of an adapter with the settings that the engine was given instead of its own."""
+    given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
+    tilt = replace(adapter.config.tilt, **given)
+    return Guidance(adapter.head, adapter.gate, tilt, adapter.config.pooling).requires_grad_(False)
 
 
 class LowerStates:
@@ -195,8 +183,8 @@ class LowerStates:
     buffer that stays at its place, which compiled and captured passes can write.
     """
 
-    def __init__(self, buffer: Tensor | None = None, add_residual: bool = False) -> None:
-        self.buffer, self.add_residual = buffer, add_residual
+    def __init__(self, buffer: Tensor | None = None) -> None:
+        self.buffer = buffer
 
     @classmethod
     def of(cls, model: nn.Module, gate: EvidenceGate, vllm_config: VllmConfig) -> LowerStates:
@@ -219,15 +207,13 @@ class LowerStates:
         shape = (vllm_config.scheduler_config.max_num_batched_tokens, gate.hidden_size)
         device = next(model.parameters()).device
         buffer = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=device)
-        lower = cls(buffer, residual_is_apart(layer))
-        layer.register_forward_hook(lower._copy)
+        lower = cls(buffer)
+        layer.register_forward_hook(lower._copy, with_kwargs=True)
         return lower
 
-    def _copy(self, layer: nn.Module, _inputs: Any, output: Any) -> None:
+    def _copy(self, layer: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         assert self.buffer is not None
-        state = output
-        if isinstance(output, tuple):
-            state = output[0] + output[1] if self.add_residual else output[0]
+        state = sum_of(layer, inputs, named, output)
         if state.shape[-1] != self.buffer.shape[-1]:
             raise ModelError(f"{type(layer).__name__} gives states of shape {tuple(state.shape)}: a gate can't read them")
         state = state.reshape(-1, state.shape[-1])
@@ -243,28 +229,29 @@ class LowerStates:
         return output, None
 
 
-def residual_is_apart(layer: nn.Module) -> bool:
-    """Whether a decoder layer of vLLM that returns two tensors leaves it to the next one to add the second to the first.
+def sum_of(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
+    """The states after a decoder layer of vLLM, whose output is the states, or states and a residual.
 
-    Most do, and add within the norm of the next layer; some return their sum and a residual that nothing reads any more. They
-    differ in whether they add the residual themselves.
+    Most layers that return a residual leave it to the norm of the next layer to add it. Some return the whole sum, and as
+    residual the states that they were given, which nothing reads any more.
     """
-    return (
-        re.search(r"residual \+|\+ residual|residual\.add|torch\.add\(residual", inspect.getsource(type(layer).forward)) is None
-    )
+    if not isinstance(output, tuple):
+        return output  # type: ignore[no-any-return]
+    states, residual = output[:2]
+    given = inspect.signature(type(layer).forward).bind(layer, *inputs, **named).arguments.get("hidden_states")
+    return states if residual is None or residual is given else states + residual  # type: ignore[no-any-return]
 
 
-def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, *, remembers: bool) -> None:
+def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, guidance: Guidance) -> None:
     """Raise an error that names what of the engine's settings would pass the tilt by, or is not known to keep it exact."""
     model, name = vllm_config.model_config, vllm_config.model_config.architecture.removeprefix(PREFIX)
     text = model.hf_text_config
-    if adapter.hidden_size != text.hidden_size or adapter.vocab_size != text.vocab_size:
+    if adapter.vocab_size != text.vocab_size:
         raise AdapterError(
-            f"the adapter is for hidden size {adapter.hidden_size} and {adapter.vocab_size} tokens; the model has "
-            f"{text.hidden_size} and {text.vocab_size}: give the base model that it was fitted on"
+            f"the adapter is for {adapter.vocab_size} tokens; the model has {text.vocab_size}: give the base model that it was "
+            "fitted on"
         )
-    if adapter.gate is not None and adapter.gate["layer"] >= text.num_hidden_layers:
-        raise AdapterError(f"the gate reads states after {adapter.gate['layer']} layers; the model has {text.num_hidden_layers}")
+    guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
     if model.runner_type != "generate":
         raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; valid is 'generate'")
     if vllm_config.lora_config is not None:
@@ -274,7 +261,7 @@ def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, *, remembers: 
     speculation = vllm_config.speculative_config
     if speculation is not None and speculation.method not in DRAFTS:
         raise ConfigError(f"speculation by {speculation.method!r} is not known to keep the tilt; valid are {', '.join(DRAFTS)}")
-    if not remembers:
+    if not guidance.needs_memory:
         return
     if model.use_mla or model.is_hybrid or model.is_attention_free:
         raise ModelError(

@@ -13,11 +13,12 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
-from tempertilt.guidance.tilt import check_forget_prior, check_guidance_scale, check_temperature
+from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import AdapterConfig, read_config
 from tempertilt.storage import cache_dir, file_sha256, make_dir
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 KEY = "tempertilt"  # of our options in the model's configuration
 PREFIX = "T3"  # of the architecture's name
-CHECKS = {"temperature": check_temperature, "guidance_scale": check_guidance_scale, "forget_prior": check_forget_prior}
+SETTINGS = tuple(field.name for field in fields(TiltConfig))
 MANIFEST = "tempertilt.json"
 LOOPBACK = "127.0.0.1"
 # no usage statistics leave the machine
@@ -153,7 +154,7 @@ def check_overrides(options: Any) -> dict[str, Any]:
     Raises:
         ConfigError: they are missing, unknown or out of range.
     """
-    valid = {"adapter", "check_base", *CHECKS}
+    valid = {"adapter", "check_base", *SETTINGS}
     if not isinstance(options, dict) or not isinstance(options.get("adapter"), str):
         raise ConfigError(
             f"the model's configuration has no {KEY!r} with an adapter (it is {options!r}): give vLLM the hf_overrides that "
@@ -161,9 +162,7 @@ def check_overrides(options: Any) -> dict[str, Any]:
         )
     if unknown := sorted(set(options) - valid):
         raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
-    for name, check in CHECKS.items():
-        if options.get(name) is not None:
-            check(options[name])
+    TiltConfig(**{name: options[name] for name in SETTINGS if options.get(name) is not None})
     return {"check_base": True, **options}
 
 
