@@ -87,6 +87,8 @@ class DDModel(SteeredLM):
 class DivergenceDecoding(Method):
     """Logits steered by two small models, one of the forget and one of the retain answers."""
 
+    steps = ("train",)
+
     def unlearn(self, task: Task) -> Unlearned:
         """Train both small models."""
         base, config = task.base.model, self.config

@@ -82,6 +82,8 @@ class OffsetModel(SteeredLM):
 class Offset(Method):
     """Logits plus the change that unlearning makes to a small assistant's."""
 
+    steps = ("train",)
+
     def unlearn(self, task: Task) -> Unlearned:
         """Train the assistant under the law with its offset."""
         clock, base = Clock(), task.base.model

@@ -73,6 +73,7 @@ class T3(Method):
     """Temper, then tilt, with this package's defaults."""
 
     method = "t3"
+    steps = ("background", "features", "gate", "head", "calibration")
 
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""

@@ -102,9 +102,11 @@ class Method(ABC):
 
     Attributes:
         is_random: whether another seed gives another model.
+        steps: what makes the model, by the names in `tempertilt.config.keys.PROTOCOLS`.
     """
 
     is_random = True
+    steps: tuple[str, ...] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config

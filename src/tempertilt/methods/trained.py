@@ -46,6 +46,7 @@ class TrainedMethod(Method):
     """
 
     uses_retain = True
+    steps = ("train",)
 
     reference: tuple[str, ...] = ()
     hidden_layer: int | None = None

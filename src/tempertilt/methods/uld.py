@@ -82,6 +82,8 @@ class ULDModel(SteeredLM):
 class ULD(Method):
     """Logits less those of a small assistant that knows the forget answers only."""
 
+    steps = ("train",)
+
     def unlearn(self, task: Task) -> Unlearned:
         """Train the assistant."""
         config = self.config

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -18,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from tempertilt.config.keys import key_of
 from tempertilt.config.options import Options, option
 from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example
+from tempertilt.environment import Clock
 from tempertilt.errors import DataError
 from tempertilt.models.base import decoder_layers
 from tempertilt.storage import make_dir, remove_unfinished, write_text
@@ -130,14 +130,12 @@ def finetune(
     """
     if not examples:
         raise DataError("there are no examples to train on")
-    started = time.perf_counter()
-    objective = Likelihood()
+    clock, objective = Clock(), Likelihood()
     batches = SimilarLengths([len(example) for example in examples], config.train_batch_size, config.seed)
-    with nullcontext(work_dir) if work_dir else TemporaryDirectory() as directory:
+    with clock("finetune"), nullcontext(work_dir) if work_dir else TemporaryDirectory() as directory:
         run = TrainRun(Path(directory), config.seed, run_name="finetune", progress=progress)
         trained = train(model, {"records": examples}, objective, config.training, run, batches, config.rate)
-    seconds = time.perf_counter() - started
-    layers = len(decoder_layers(model))
+    seconds, layers = clock.seconds["finetune"], len(decoder_layers(model))
     return FinetuneResult(
         model=trained.model,
         losses=objective.losses(len(batches)),
@@ -164,13 +162,9 @@ def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, An
 
 
 def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:
-    """A hash of everything that decides the adapter: model, tokens, options; 32 hex digits."""
-    content = {
-        "fingerprint": fingerprint,
-        "examples": [example_key(example) for example in examples],
-        "config": asdict(config),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    """The key of an adapter: model, tokens, options."""
+    keys = [example_key(example) for example in examples]
+    return key_of("examples", "finetune", fingerprint=fingerprint, examples=keys, config=asdict(config))
 
 
 def is_finished(directory: Path, key: str) -> bool:
