@@ -19,6 +19,7 @@ PROTOCOLS = {
     "measure": 1,
     "finetune": 1,
     "train": 1,
+    "trial": 1,
 }
 """Number of each step; raised whenever the step computes something else."""
 

@@ -56,7 +56,7 @@ def read_log(path: str | Path) -> Results:
             return {split: samples for part in parts for split, samples in read_log(part).items()}
         path = found or path / SAMPLES
     if not path.is_file():
-        raise DataError(f"no results at {str(path)!r}; valid is {VALID}")
+        raise DataError(f"no results at {str(path)!r}; must be {VALID}")
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
@@ -65,13 +65,13 @@ def read_log(path: str | Path) -> Results:
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{str(path)!r} cannot be read as results: {error}; valid is {VALID}") from error
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; must be {VALID}") from error
     try:
         results = _foreign(log, path.name)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; valid is {VALID}") from error
+        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; must be {VALID}") from error
     if not any(results.values()):
-        raise DataError(f"{str(path)!r} is not a log that is known; valid is {VALID}")
+        raise DataError(f"{str(path)!r} is not a log that is known; must be {VALID}")
     return results
 
 
@@ -204,9 +204,9 @@ def read_samples(text: str, path: Path) -> Results:
             row = json.loads(line)
             results.setdefault(row.pop("split"), []).append(sample_from(row))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; valid is {VALID}") from error
+            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; must be {VALID}") from error
     if unknown := sorted(results.keys() - set(SPLITS)):
-        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; valid are {', '.join(SPLITS)}")
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be one of {', '.join(SPLITS)}")
     if not results:
-        raise DataError(f"{path}: no samples; valid is {VALID}")
+        raise DataError(f"{path}: no samples; must be {VALID}")
     return results

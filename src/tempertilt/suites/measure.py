@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from tempertilt.config.keys import key_of
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import Record
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
@@ -21,9 +23,6 @@ from tempertilt.models.frozen import FrozenLM, switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.journal import Journal
-
-PROTOCOL = 1
-"""Raised whenever what is measured changes, so that older results are not taken for newer ones."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class MeasureConfig(Options):
     """How samples are measured."""
 
-    max_new_tokens: int = field(default=200, metadata={"help": "length of a generated answer, tokens"})
-    generation_batch: int = field(default=64, metadata={"help": "prompts generated from at a time"})
-    batch_tokens: int = field(default=0, metadata={"help": "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU"})
-    draws: int = field(
-        default=0, metadata={"help": "answers sampled at temperature 1 for each forget and retain question; 0 = none"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the sampled answers"})
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("generation_batch", 1), ("batch_tokens", 0), ("draws", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value < low:
-                raise ConfigError(f"{name} is {value}; valid is a whole number >= {low}")
+    max_new_tokens: int = option(200, "length of a generated answer, tokens", ge=1, advanced=True)
+    generation_batch: int = option(64, "prompts generated from at a time", ge=1, advanced=True)
+    batch_tokens: int = option(0, "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU", ge=0, advanced=True)
+    draws: int = option(0, "answers sampled at temperature 1 for each forget and retain question; 0 = none", ge=0)
+    seed: int = option(0, "seed of the sampled answers", ge=0, advanced=True)
 
 
 @dataclass(frozen=True)
@@ -83,15 +74,10 @@ def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bo
 
 
 def run_key(weights: str, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
-    """A hash of everything that decides the samples: `model_digest`, text, tokens, options; 32 hex digits."""
-    content = {
-        "protocol": PROTOCOL,
-        "model": weights,
-        "items": {name: [asdict(item) | {"source": ""} for item in items] for name, items in splits.items()},
-        "tokens": {name: [[q.prompt, q.answers] for q in of] for name, of in questions.items()},
-        "config": config,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    """The key of a run: what decides its samples, which are `model_digest`, text, tokens and options."""
+    items = {name: [asdict(item) | {"source": ""} for item in split] for name, split in splits.items()}
+    tokens = {name: [[question.prompt, question.answers] for question in split] for name, split in questions.items()}
+    return key_of("examples", "measure", model=weights, items=items, tokens=tokens, config=config)
 
 
 def model_digest(model: Any) -> str:
@@ -127,13 +113,13 @@ def measure(
 ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
     """The samples of every split, and the seconds of each step. What the journal holds is not measured again."""
     work = _Work(model, tokenizer, splits, questions, plan, config)
-    units = list(work.units())
+    units, clock = list(work.units()), Clock()
     with tqdm(total=sum(weight for _, weight, _ in units), desc="measure", unit="answer", disable=not progress) as bar:
         for name, weight, run in units:
             if name not in journal.units:
-                started = time.perf_counter()
-                rows = run()
-                journal.add(name, {"rows": rows, "seconds": time.perf_counter() - started})
+                with clock(name):
+                    rows = run()
+                journal.add(name, {"rows": rows, "seconds": clock.seconds[name]})
             bar.set_description(name.rsplit(" ", 1)[0], refresh=False)
             bar.update(weight)
     found: dict[str, list[dict[str, Any]]] = {name: [{} for _ in items] for name, items in splits.items()}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from tempertilt import metrics
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import load_rows
 from tempertilt.environment import environment
-from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.errors import DataError, TemperTiltError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
 from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text
@@ -36,19 +37,11 @@ RESULTS, CONFIG, ENVIRONMENT, TIMING, JOURNAL = "results.json", "config.yaml", "
 
 
 @dataclass(frozen=True)
-class TofuConfig:
+class TofuConfig(Options):
     """Which part of TOFU."""
 
-    split: str = field(
-        default="forget10", metadata={"help": "forget01, forget05 or forget10 (a directory may have one of its own)"}
-    )
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each split"})
-
-    def __post_init__(self) -> None:
-        if self.split not in FORGET_SPLITS:
-            raise ConfigError(f"split is {self.split!r}; valid are {', '.join(FORGET_SPLITS)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; valid is a whole number >= 1")
+    split: str = option("forget10", "forget01, forget05 or forget10 (a directory may have one of its own)", choices=FORGET_SPLITS)
+    limit: int | None = option(None, "only the first N questions of each split", ge=1)
 
 
 def split_names(split: str) -> dict[str, tuple[str, ...]]:
@@ -75,7 +68,7 @@ def load_tofu(source: str | Path | None, config: TofuConfig) -> dict[str, list[I
     directory = None if source is None else Path(source).expanduser()
     if directory is None or not directory.is_dir():
         if directory is not None and (isinstance(source, Path) or directory.exists() or str(source).count("/") != 1):
-            raise DataError(f"no directory {str(source)!r}; valid are a directory of TOFU's .jsonl files or a dataset on the hub")
+            raise DataError(f"no directory {str(source)!r}; must be a directory of TOFU's .jsonl files or a dataset on the hub")
         names = {split: f"{source or HUB_ID}:{found[0]}:train" for split, found in split_names(config.split).items()}
         return {split: load_split(name, limit=config.limit) for split, name in names.items()}
     out = {}
@@ -102,7 +95,7 @@ def _item(where: str, row: Mapping[str, object]) -> Item:
     texts = [question, answer, *([] if paraphrase is None else [paraphrase]), *(wrong if isinstance(wrong, list) else [None])]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(
-            f"{where}: not a row of TOFU; valid are a question and an answer, and optionally a paraphrased_answer and a list "
+            f"{where}: not a row of TOFU; must have a question and an answer, and optionally a paraphrased_answer and a list "
             "of perturbed_answer, none of them empty"
         )
     assert isinstance(wrong, list)
