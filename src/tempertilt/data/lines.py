@@ -1,9 +1,12 @@
-"""Text that comes from files and pipes: UTF-8, in lines that end with a line feed and nothing else."""
+"""Text that comes from files and pipes: UTF-8, in lines that end with a line feed and nothing else; and JSON that leaves."""
 
 from __future__ import annotations
 
 import codecs
+import json
+import math
 from pathlib import Path
+from typing import Any
 
 from tempertilt.errors import DataError
 
@@ -60,3 +63,20 @@ def half_pair(text: str) -> str:
     """
     at = next((at for at, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
     return "" if at is None else f"half of a surrogate pair, {text[at]!r}, at character {at}"
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """JSON as any other program reads it: numbers that are not finite, which JSON has no names for, as null.
+
+    Args:
+        options: as of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from tempertilt.config.keys import key_of
 from tempertilt.config.options import Options, option
-from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, turn_end_id
 from tempertilt.data.records import Record
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError
@@ -21,6 +21,7 @@ from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
 from tempertilt.models.frozen import FrozenLM, switched_off
 from tempertilt.models.generation import generate_ids
+from tempertilt.models.limits import check_ids, check_length
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.journal import Journal
 
@@ -71,6 +72,14 @@ def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bo
     if len(prompts) != 1:
         raise DataError(f"{item.source}: the chat template puts other tokens before different answers to one question")
     return Question(prompts.pop(), tuple(tuple(answer_ids(e).tolist()) for e in examples), int(standardise))
+
+
+def check_questions(model: Any, tokenizer: Any, items: Sequence[Item], questions: Sequence[Question]) -> None:
+    """`DataError`, naming where the question was read, if the model can't take the tokens of one with its answers."""
+    for item, question in zip(items, questions):
+        for ids in ((*question.prompt, *answer) for answer in question.answers):
+            check_ids(model, tokenizer, ids, item.source)
+            check_length(model, len(ids), item.source)
 
 
 def run_key(weights: str, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
@@ -134,8 +143,13 @@ def measure(
 
 def _sample(index: int, item: Item, values: dict[str, Any]) -> Sample:
     draws = tuple(Draw(**draw) for draw in values.pop("draws", ()))
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = {name: _whole(value) if isinstance(value, list) else value for name, value in values.items()}
     return Sample(index=index, question=item.question, answer=item.answer, draws=draws, **fields)
+
+
+def _whole(values: list[Any]) -> tuple[Any, ...]:
+    """The values, or none where one of them was not a finite number, which the journal holds as null."""
+    return () if None in values else tuple(values)
 
 
 Rows = list[tuple[int, dict[str, Any]]]
@@ -153,7 +167,7 @@ class _Work:
         plan: Plan,
         config: MeasureConfig,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.end = model, tokenizer, turn_end_id(tokenizer)
         self.splits, self.questions, self.plan, self.config = splits, questions, plan, config
         batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
         prefix = common_prefix([question for of in questions.values() for question in of])
@@ -187,7 +201,7 @@ class _Work:
         item, answer = self.splits[split][i], scores[0]
         first_wrong = 1 if item.paraphrase is None else 2
         row: dict[str, Any] = {"nll": answer.nll, "perturbed_nll": [score.nll for score in scores[first_wrong:]]}
-        row["ends"] = self.questions[split][i].answers[0][-1] == self.tokenizer.eos_token_id
+        row["ends"] = self.questions[split][i].answers[0][-1] == self.end
         if item.paraphrase is not None:
             row["paraphrase_nll"] = scores[1].nll
         if split in self.plan.token_level:

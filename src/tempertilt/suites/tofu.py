@@ -14,6 +14,7 @@ import yaml
 from tempertilt import metrics
 from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.lines import half_pair, json_text
 from tempertilt.data.records import load_rows
 from tempertilt.environment import environment
 from tempertilt.errors import DataError, TemperTiltError
@@ -22,7 +23,16 @@ from tempertilt.metrics.samples import Results, Samples
 from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.logs import SAMPLES, SPLITS, read_log, write_samples
-from tempertilt.suites.measure import Item, MeasureConfig, Plan, measure, model_digest, questions_of, run_key
+from tempertilt.suites.measure import (
+    Item,
+    MeasureConfig,
+    Plan,
+    check_questions,
+    measure,
+    model_digest,
+    questions_of,
+    run_key,
+)
 
 __all__ = ["METRICS", "TofuConfig", "TofuRun", "evaluate", "load_split", "load_tofu", "questions_of", "read_log", "run_tofu"]
 
@@ -99,6 +109,8 @@ def _item(where: str, row: Mapping[str, object]) -> Item:
             "of perturbed_answer, none of them empty"
         )
     assert isinstance(wrong, list)
+    if fault := next((fault for text in texts if (fault := half_pair(str(text)))), ""):
+        raise DataError(f"{where}: a text has {fault}; must be Unicode text")
     return Item(str(question), str(answer), None if paraphrase is None else str(paraphrase), tuple(wrong), where)
 
 
@@ -299,6 +311,8 @@ def run_tofu(
     questions = {
         split: questions_of(items, tokenizer, examples, standardise=split in standardised) for split, items in data.items()
     }
+    for split, items in data.items():
+        check_questions(model, tokenizer, items, questions[split])
     options = {**asdict(config), **asdict(measuring), **asdict(examples)}
     if plan != PLAN:
         options["plan"] = asdict(plan)
@@ -327,7 +341,7 @@ def run_tofu(
         "not_computed": reasons,
     }
     write_text(output_dir / CONFIG, yaml.safe_dump({"suite": "tofu", **(describe or {}), **options}, sort_keys=True))
-    write_text(output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
+    write_text(output_dir / RESULTS, json_text(content, indent=1) + "\n")
     journal.remove()
     return TofuRun(output_dir, reused, samples, found, reasons, seconds)
 
