@@ -273,15 +273,15 @@ def test_documents_are_never_cut(tmp_path: Path, tiny_dir: Path) -> None:
     [
         ({"NPQ": {}}, {}, r"no method 'NPQ' \(did you mean NPO"),
         ({"NPO": {"grid": {"betta": [1]}}}, {}, r"NPO has no option 'betta' \(did you mean beta"),
-        ({"NPO": {"grid": {"beta": 1}}}, {}, "valid is a list"),
+        ({"NPO": {"grid": {"beta": 1}}}, {}, "must be a list"),
         ({"NPO": {"grid": {"beta": [0.0]}}}, {}, "beta is 0.0"),
-        ({"NPO": {"beta": 1}}, {}, "valid are method, seeds, options, grid, settings"),
+        ({"NPO": {"beta": 1}}, {}, "must be one of method, seeds, options, grid, settings"),
         ({"NPO": {"grid": {"beta": [1]}, "settings": [{"beta": 1}]}}, {}, "both given"),
         ({}, {}, "methods is empty"),
         ({"NPO": {}}, {"seeds": [0, 100]}, r"seeds and selection_seeds share \[100\]"),
         ({"NPO": {}}, {"nothing": 1}, "unknown option 'nothing'"),
-        ({"NPO": {}}, {"budget": {"hours": 1}}, "budget has no option 'hours'; valid are train_seconds, train_steps"),
-        ({"NPO": {}}, {"evaluation": {"generate": ["holdout"]}}, "valid are forget, retain"),
+        ({"NPO": {}}, {"budget": {"hours": 1}}, "budget has no option 'hours'; must be one of train_seconds, train_steps"),
+        ({"NPO": {}}, {"evaluation": {"generate": ["holdout"]}}, "must be a list of any of forget, retain"),
         ({"NPO": {}}, {"evaluation": {"questions": {"forgot": 1}}}, "the split 'forgot'"),
         ({"NPO": {}}, {"model": None}, "model is not named"),
         ({"NPO": {}}, {"plugins": ["nowhere.py"]}, "no plugin"),
@@ -466,7 +466,7 @@ def test_evaluation_options_are_checked() -> None:
     for options in (
         {"max_new_tokens": 0}, {"overhead_prompts": -1}, {"questions": {"forget": -1}}, {"validation_questions": {"forget": 1.5}},
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match="valid"):
+        with pytest.raises(ConfigError, match="must be"):
             EvaluationConfig(**options)  # type: ignore[arg-type]
 
 

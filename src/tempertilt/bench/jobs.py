@@ -51,7 +51,7 @@ def run_jobs(jobs: Sequence[Job], engine: str, workers: int, done: Callable[[Tri
         ConfigError: no such engine. MissingExtraError: Ray is not installed.
     """
     if engine not in ENGINES:
-        raise ConfigError(f"engine is {engine!r}; valid are {', '.join(ENGINES)}")
+        raise ConfigError(f"engine is {engine!r}; must be one of {', '.join(ENGINES)}")
     if jobs:
         (_run_local if engine == "local" else _run_ray)(jobs, workers, done)
 

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     """Run what has not finished, write the tables, and print one."""
     require(args, "config", "output_dir")
     if args.workers < 1:
-        raise ConfigError(f"--workers is {args.workers}; valid is a whole number >= 1")
+        raise ConfigError(f"--workers is {args.workers}; must be a whole number >= 1")
     config, output = read_config(args.config, args.only), Path(args.output_dir)
     launcher = tuple(shlex.split(args.launcher))
     options = RunOptions(args.engine, args.workers, launcher, args.report_to, args.retry_failed, args.report_only)

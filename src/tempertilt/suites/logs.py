@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tempertilt.data.lines import json_text, read_text, split_lines
 from tempertilt.errors import DataError
 from tempertilt.metrics.samples import Draw, Results, Sample
+from tempertilt.suites.checks import check_sample
+
+log = logging.getLogger("tempertilt")
 
 SAMPLES = "samples.jsonl"
 
@@ -50,29 +55,42 @@ def read_log(path: str | Path) -> Results:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        found = next((path / name for name in WHOLE_RUNS if (path / name).is_file()), None)
+        whole = next((path / name for name in WHOLE_RUNS if (path / name).is_file()), None)
         parts = [path / name for name in TOFU_FILES if (path / name).is_file()]
-        if found is None and parts:
+        if whole is None and parts:
             return {split: samples for part in parts for split, samples in read_log(part).items()}
-        path = found or path / SAMPLES
+        path = whole or path / SAMPLES
     if not path.is_file():
-        raise DataError(f"no results at {str(path)!r}; valid is {VALID}")
+        raise DataError(f"no results at {str(path)!r}; must be {VALID}")
+    text = read_text(path)
+    if path.suffix == ".jsonl":
+        return read_samples(text, path)
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return read_samples(text, path)
-        log = json.loads(text)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{str(path)!r} cannot be read as results: {error}; valid is {VALID}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; must be {VALID}") from error
     try:
-        results = _foreign(log, path.name)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; valid is {VALID}") from error
+        results = {split: [_checked(split, sample) for sample in rows] for split, rows in _foreign(content, path.name).items()}
+    except UNREADABLE as error:
+        raise DataError(f"{str(path)!r} is a damaged log: {_said(error)}; must be {VALID}") from error
     if not any(results.values()):
-        raise DataError(f"{str(path)!r} is not a log that is known; valid is {VALID}")
+        raise DataError(f"{str(path)!r} is not a log that is known; must be {VALID}")
     return results
+
+
+UNREADABLE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+"""What Python says of values that are not what a log holds."""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+
+
+def _checked(split: str, sample: Sample) -> Sample:
+    try:
+        return check_sample(sample)
+    except ValueError as error:
+        raise ValueError(f"{split} {sample.index}: {error}") from error
 
 
 def _foreign(log: Any, name: str) -> dict[str, Sequence[Sample]]:
@@ -126,9 +144,7 @@ def _open_unlearning(log: dict[str, Any]) -> dict[str, Sequence[Sample]]:
         table.read(f"{short}_q_a_pert_prob", split, lambda row: {"perturbed_nll": _wrong(row["avg_loss"])})
         table.read(f"{short}_q_a_rouge", split, _generation)
     if "forget_q_a_pert_prob" not in table.log:  # the ratio is all there is
-        table.read(
-            "forget_truth_ratio", "forget", lambda row: {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
-        )
+        table.read("forget_truth_ratio", "forget", _ratio)
     for name in ("exact_memorization", "extraction_strength"):
         table.read(name, "forget", lambda row, name=name: {"scores": {name: row["score"]}})  # type: ignore[misc]
     for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
@@ -151,7 +167,10 @@ def _generation(row: dict[str, Any]) -> dict[str, Any]:
 
 def _ratio(row: dict[str, Any]) -> dict[str, Any]:
     """Likelihoods that give the stated truth ratio."""
-    return {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
+    score = row["score"]
+    if not score > 0:
+        raise ValueError(f"a truth ratio is {score!r}; must be a number > 0")
+    return {"perturbed_nll": (-math.log(score),), "paraphrase_nll": 0.0}
 
 
 class _Table:
@@ -167,9 +186,9 @@ class _Table:
             row = self.rows.setdefault(split, {}).setdefault(int(index), {"scores": {}})
             if value is None or None in value.values():
                 continue  # a missing sample
-            found = fields_of(value)
-            row["scores"] |= found.pop("scores", {})
-            row.update(found)
+            values = fields_of(value)
+            row["scores"] |= values.pop("scores", {})
+            row.update(values)
 
     def samples(self) -> dict[str, Sequence[Sample]]:
         return {split: [Sample(index=i, **rows[i]) for i in sorted(rows)] for split, rows in self.rows.items()}
@@ -179,9 +198,17 @@ class _Table:
 
 
 def write_samples(results: Results) -> str:
-    """JSON lines, one for each sample, split first; what is not measured is left out."""
-    rows = [{"split": split, **_sparse(sample)} for split, samples in results.items() for sample in samples]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """JSON lines, one for each sample, split first; what is not measured, or not a finite number, is left out."""
+    lines, strange = [], 0
+    for split, samples in results.items():
+        for sample in samples:
+            values = _sparse(sample)
+            strange += any(not _is_finite(value) for value in values.values())
+            row = {"split": split} | {name: value for name, value in values.items() if _is_finite(value)}
+            lines.append(json_text(row, ensure_ascii=False) + "\n")
+    if strange:
+        log.warning("%d samples hold numbers that are not finite: these count as missing", strange)
+    return "".join(lines)
 
 
 def _sparse(sample: Sample) -> dict[str, Any]:
@@ -189,24 +216,29 @@ def _sparse(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in asdict(sample).items() if name == "index" or value != defaults[name]}
 
 
+def _is_finite(value: Any) -> bool:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
+
+
 def sample_from(row: Mapping[str, Any]) -> Sample:
-    """A sample from what `write_samples` wrote of it; KeyError or TypeError if it is not one."""
+    """A sample from what `write_samples` wrote of it; one of `UNREADABLE` if it is not one."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     values["draws"] = tuple(Draw(**draw) for draw in row.get("draws", ()))
-    return Sample(**values)
+    return check_sample(Sample(**values))
 
 
 def read_samples(text: str, path: Path) -> Results:
     """The samples of each split in JSON lines; `DataError` with file and line where one is not a sample."""
     results: dict[str, list[Sample]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         try:
             row = json.loads(line)
             results.setdefault(row.pop("split"), []).append(sample_from(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; valid is {VALID}") from error
-    if unknown := sorted(results.keys() - set(SPLITS)):
-        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; valid are {', '.join(SPLITS)}")
+        except (*UNREADABLE, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not a sample: {_said(error)}; must be {VALID}") from error
+    if unknown := sorted(map(str, results.keys() - set(SPLITS))):
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be one of {', '.join(SPLITS)}")
     if not results:
-        raise DataError(f"{path}: no samples; valid is {VALID}")
+        raise DataError(f"{path}: no samples; must be {VALID}")
     return results
