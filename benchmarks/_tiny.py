@@ -24,8 +24,13 @@ TEMPLATE = (
 )
 
 
-def write_model(directory: Path) -> list[str]:
-    """Write model, byte tokenizer and adapters; return the values of `--adapter`."""
+def write_model(directory: Path, hidden: int = HIDDEN, layers: int = 3) -> list[str]:
+    """Write model, byte tokenizer and adapters; return the values of `--adapter`.
+
+    Args:
+        directory: to write into.
+        hidden, layers: size of the model.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {token: i for i, token in enumerate(["<|pad|>", "<|start|>", "<|end|>", *alphabet])}
     inner = Tokenizer(models.BPE(words, []))
@@ -37,9 +42,9 @@ def write_model(directory: Path) -> list[str]:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=64,
-        num_hidden_layers=3,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=POSITIONS,
@@ -53,7 +58,7 @@ def write_model(directory: Path) -> list[str]:
     base.save_pretrained(directory / "model")
     flags = []
     for name in NAMES:
-        head = GuidanceHead(HIDDEN, 4, range(0, VOCABULARY, 2))
+        head = GuidanceHead(hidden, 4, range(0, VOCABULARY, 2))
         with torch.no_grad():
             head.A.normal_(std=1.5)
             head.B.normal_(std=1.5)
@@ -78,13 +83,22 @@ def _greedy(model: Any, tokenizer: Any, prompt: str, tokens: int) -> str:
 
 
 @contextmanager
-def served(adapters: Sequence[str], key: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`t3 serve` on the transformers engine and a free port: the process, and the address that it prints."""
+def served(
+    adapters: Sequence[str], key: str, *flags: str, source: str | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`t3 serve` on the transformers backend and a free port: the process, and the address that it prints.
+
+    Args:
+        adapters, key, flags: of the server.
+        source: a folder with another version of the package; None is the installed one.
+    """
     command = [sys.executable, "-c", "import sys; from tempertilt.cli import main; sys.exit(main())", "serve"]
-    command += ["--backend", "transformers", "--device", "cpu", "--port", "0", *flags]
+    backend = "--engine" if source else "--backend"  # as it was called before
+    command += [backend, "transformers", "--device", "cpu", "--port", "0", *flags]
     for adapter in adapters:
         command += ["--adapter", adapter]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"T3_API_KEY": key})
+    environment = os.environ | {"T3_API_KEY": key} | ({"PYTHONPATH": source} if source else {})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

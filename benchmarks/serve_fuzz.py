@@ -68,7 +68,7 @@ NEVER: list[Any] = [
     Raw('"\\ud800"'),
     "\x00" * 3 + "' OR 1=1 --" * 40,
 ]
-NUMBERS = {
+FIELDS: dict[str, list[Any]] = {
     "temperature": [-0.1, 2.5, "1", True],
     "top_p": [0, -1, 1.5, "x"],
     "top_k": [-1, 1.5, "5"],
@@ -92,6 +92,8 @@ OF_PATH: dict[str, dict[str, list[Any]]] = {
         "prompt": [[], [[]], [-1], [10**9], [1.5], ["a", 1], ["a"] * 17, {"a": 1}, 5, True, None, "x" * 5000, [5] * 5000],
         "logprobs": [-1, 21, True, "5"],
         "echo": [1, "true"],
+        "best_of": [0, 2, True, "1"],
+        "suffix": ["x", 0, []],
     },
     "/v1/chat/completions": {
         "messages": [
@@ -106,25 +108,50 @@ OF_PATH: dict[str, dict[str, list[Any]]] = {
             [{"role": "assistant", "content": "x"}],
             [{"role": "user", "content": "x" * 5000}],
             [{"role": "user", "content": None}],
+            [{"role": "user", "content": "x", "tool_calls": [{}]}],
+            [{"role": "user", "content": "x", "refusal": "no"}],
+            [{"role": "user", "content": "x", "name": 5}],
+            [{"role": "user", "content": "x", "weight": 1}],
+            [{"role": "user", "content": [{"type": "text", "text": "x", "more": 1}]}],
+            [{"role": "function", "content": "x", "name": "f"}, {"role": "user", "content": "x"}],
             [{"role": "user", "content": "x"}] * 1025,
         ],
         "logprobs": [1, "true"],
         "top_logprobs": [-1, 21, 3, "x"],
         "max_completion_tokens": [0, -1, 10**7],
+        "tools": [[{}], {}, "x", [{"type": "function", "function": {"name": "f"}}]],
+        "tool_choice": ["required", {}, 1, {"type": "function", "function": {"name": "f"}}],
+        "parallel_tool_calls": [1, "x"],
+        "functions": [[{}], {}],
+        "function_call": [{"name": "f"}, "f"],
+        "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {}}, {}, [], "text"],
+        "modalities": [["audio"], ["text", "audio"], "text"],
+        "audio": [{"voice": "x"}, []],
+        "prediction": [{"type": "content", "content": "x"}],
+        "web_search_options": [{}],
+        "reasoning_effort": ["high", 1],
+        "verbosity": ["low", 1],
+        "store": [True, 0, "false"],
+        "metadata": [{"a": "b"}, []],
+        "service_tier": ["priority", 1],
+        "safety_identifier": [5, "x" * 600],
+        "prompt_cache_key": [5, {}],
+        "prompt_cache_retention": ["24h"],
     },
 }
-UNKNOWN = [
-    "generation_config",
-    "prompt_logprobs",
-    "best_of",
-    "suffix",
-    "chat_template",
-    "tools",
-    "adapter",
-    "\ud800",
-    "x" * 5000,
-    "",
-]
+# what asks for nothing, and is accepted
+NOTHING: dict[str, list[dict[str, Any]]] = {
+    "/v1/completions": [{"best_of": 1}, {"suffix": None}, {"echo": False}, {"logprobs": None}, {"stop": []}, {"logit_bias": {}}],
+    "/v1/chat/completions": [
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"tools": None, "tool_choice": "none", "functions": [], "function_call": "none"},
+        {"response_format": {"type": "text"}, "modalities": ["text"], "audio": None, "prediction": None},
+        {"store": False, "metadata": {}, "service_tier": "auto", "verbosity": "medium", "reasoning_effort": None},
+        {"logprobs": False, "top_logprobs": 0, "n": None, "seed": None, "stop": None, "stream_options": None},
+        {"safety_identifier": "me", "prompt_cache_key": "k", "user": "me"},
+    ],
+}
+UNKNOWN = ["generation_config", "prompt_logprobs", "chat_template", "adapter", "repetition_penalty", "\ud800", "x" * 5000, ""]
 
 
 def to_json(value: Any) -> str:
@@ -141,7 +168,7 @@ def to_json(value: Any) -> str:
 def bodies(count: int, seed: int) -> Iterator[Case]:
     """Random and hostile requests, a few valid ones among them."""
     draw = random.Random(seed)
-    makers = [_wrong_value, _wrong_value, _wrong_value, _anything, _anything, _unknown, _missing, _bytes, _valid]
+    makers = [_wrong_value, _wrong_value, _wrong_value, _anything, _anything, _unknown, _missing, _bytes, _content_type, _valid]
     for _ in range(count):
         path = draw.choice(list(PATHS))
         yield draw.choice(makers)(draw, path)
@@ -149,7 +176,7 @@ def bodies(count: int, seed: int) -> Iterator[Case]:
 
 def _wrong_value(draw: random.Random, path: str) -> Case:
     """One field out of range or of another type, at a random place, beside valid ones."""
-    table = NUMBERS | OF_PATH[path]
+    table = FIELDS | OF_PATH[path]
     name = draw.choice(list(table))
     body = dict(PATHS[path]) | {name: draw.choice(table[name])}
     return Case(path, to_json(_shuffled(draw, body)).encode(), True, f"wrong {name}")
@@ -157,15 +184,19 @@ def _wrong_value(draw: random.Random, path: str) -> Case:
 
 def _anything(draw: random.Random, path: str) -> Case:
     """A value that no field takes, in a random field."""
-    name = draw.choice([*NUMBERS, *OF_PATH[path]])
+    name = draw.choice([*FIELDS, *OF_PATH[path]])
     value = draw.choice(NEVER)
     body = dict(PATHS[path]) | {name: value}
-    textual = name in ("prompt", "user") and isinstance(value, str) and not isinstance(value, Raw)
+    textual = (
+        name in ("prompt", "user", "safety_identifier", "prompt_cache_key")
+        and isinstance(value, str)
+        and not isinstance(value, Raw)
+    )
     return Case(path, to_json(_shuffled(draw, body)).encode(), not textual, "hostile value")
 
 
 def _unknown(draw: random.Random, path: str) -> Case:
-    body = dict(PATHS[path]) | {draw.choice(UNKNOWN): draw.choice([1, "x", {}, [], Raw("NaN")])}
+    body = dict(PATHS[path]) | {draw.choice(UNKNOWN): draw.choice([1, "x", {}, [], None, Raw("NaN")])}
     return Case(path, to_json(body).encode(), True, "unknown field")
 
 
@@ -178,7 +209,7 @@ def _missing(draw: random.Random, path: str) -> Case:
 def _bytes(draw: random.Random, path: str) -> Case:
     """What is no JSON, or no JSON object, or far too much of it."""
     whole = to_json(PATHS[path]).encode()
-    kind = draw.randrange(9)
+    kind = draw.randrange(11)
     made = [
         lambda: draw.randbytes(draw.randint(0, 2000)),
         lambda: whole[: draw.randrange(len(whole) - 1)],
@@ -189,16 +220,30 @@ def _bytes(draw: random.Random, path: str) -> Case:
         lambda: b'{"model": "first", "prompt": "' + b"x" * (1 << 20) + b'"}',
         lambda: whole.replace(b"Who?", b"\xff\xfe"),
         lambda: whole[:-1] + b', "temperature": ' + b"9" * draw.choice([400, 6000]) + b"}",
+        lambda: whole[:-1] + b', "model": "first"}',
+        lambda: b"",
     ][kind]()
-    wrong_type = draw.random() < 0.1
-    return Case(path, made, True, f"bytes {kind}", "text/plain" if wrong_type else "application/json")
+    return Case(path, made, True, f"bytes {kind}")
+
+
+def _content_type(draw: random.Random, path: str) -> Case:
+    """Valid but for the header, which a browser sends to another site without asking."""
+    kind = draw.choice(["text/plain", "application/x-www-form-urlencoded", "", "multipart/form-data; boundary=x", "\xe9"])
+    return Case(path, to_json(PATHS[path]).encode(), True, "content type", kind)
 
 
 def _valid(draw: random.Random, path: str) -> Case:
-    """Valid, with a prompt of any characters."""
+    """Valid, with a prompt of any characters, a control token among them, and fields that ask for nothing."""
     text = "".join(chr(draw.choice([draw.randrange(32, 127), draw.randrange(0x80, 0xD800), 0x1F600])) for _ in range(20))
     body = dict(PATHS[path]) | draw.choice([{}, {"stream": True}, {"n": 2, "temperature": 1.0}, {"seed": -5}, {"stop": text}])
-    body |= {"prompt": text} if "prompt" in body else {"messages": [{"role": "user", "content": text}]}
+    text += draw.choice(["", "<|end|>", "<|start|>system\n"])
+    body |= draw.choice([{}, *NOTHING[path]])
+    if "prompt" in body:
+        body["prompt"] = text
+    else:
+        said = {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "tool_calls": None, "audio": None}
+        first = [{"role": draw.choice(["system", "developer"]), "content": text}, {"role": "user", "content": "x"}, said]
+        body["messages"] = [*draw.choice([[], first]), {"role": "user", "content": text, "name": "ann"}]
     return Case(path, to_json(_shuffled(draw, body)).encode(), False, "valid")
 
 
@@ -300,7 +345,7 @@ CHECKS = (
     "negative_data_rejection,unsupported_method,ignored_auth"
 )
 
-REJECTED = ["400", "401", "403", "404", "405", "413"]
+REJECTED = ["400", "401", "403", "404", "405", "413", "415"]
 
 
 def main() -> int:

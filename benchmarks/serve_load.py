@@ -1,9 +1,9 @@
-"""Load on `t3 serve`: many clients at once, each checked against the greedy answer computed alone; hang-ups; memory; shutdown.
+"""Load on `t3 serve`: many clients at once, each checked against the greedy answer computed alone; disconnects; memory; shutdown.
 
 python benchmarks/serve_load.py [--clients 64] [--seconds 180]
 
 A tiny random model with two adapters on loopback. Ends with status 1 if a client met an error or an answer not its own, if
-memory grew, if the place of a client that hung up stayed taken, or if the shutdown cut a stream.
+memory grew, if the place of a client that disconnected stayed taken, or if the shutdown cut a stream.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Seen:
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
     tokens: int = 0
-    hang_ups: int = 0
+    disconnects: int = 0
     mistakes: list[str] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     cut: int = 0
@@ -60,7 +60,7 @@ def cases(directory: Path, count: int, seed: int = 0) -> list[Case]:
     return [(*case, answer) for case, answer in zip(asked, greedy_texts(directory, asked))]
 
 
-async def ask(client: Any, case: Case, seen: Seen, hang_up: bool = False) -> None:
+async def ask(client: Any, case: Case, seen: Seen, disconnect: bool = False) -> None:
     """One streamed answer, or the beginning of one."""
     model, prompt, tokens, wanted = case
     started, text = time.perf_counter(), ""
@@ -69,9 +69,9 @@ async def ask(client: Any, case: Case, seen: Seen, hang_up: bool = False) -> Non
     async for chunk in stream:
         first = first or time.perf_counter() - started
         text += chunk.choices[0].text
-        if hang_up:
+        if disconnect:
             await stream.close()
-            seen.hang_ups += 1
+            seen.disconnects += 1
             return
     if text != wanted:
         seen.mistakes.append(f"{model} {prompt!r}: {text!r}, not {wanted!r}")
@@ -81,13 +81,13 @@ async def ask(client: Any, case: Case, seen: Seen, hang_up: bool = False) -> Non
 
 
 async def one_client(number: int, url: str, key: str, table: list[Case], until: float, least: int, seen: Seen) -> None:
-    """Asks, one after the other, until time is up, `least` times at least; hangs up now and then."""
+    """Asks, one after the other, until time is up, `least` times at least; disconnects now and then."""
     draw, asked = random.Random(number), 0
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120) as client:
         while asked < least or time.monotonic() < until:
             asked += 1
             try:
-                await ask(client, draw.choice(table), seen, hang_up=draw.random() < 0.1)
+                await ask(client, draw.choice(table), seen, disconnect=draw.random() < 0.1)
             except openai.OpenAIError as error:
                 seen.mistakes.append(f"{type(error).__name__}: {error}")
 
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=180)
     args = parser.parse_args()
-    header(f"load on t3 serve: {args.clients} clients, {args.seconds:g} s, tiny model, transformers engine")
+    header(f"load on t3 serve: {args.clients} clients, {args.seconds:g} s, tiny model, transformers backend")
     with tempfile.TemporaryDirectory() as work:
         adapters = write_model(Path(work))
         table = cases(Path(work), 200)
@@ -183,7 +183,7 @@ def main() -> int:
     row("time to last token", seen.whole, " s")
     row("resident memory of the server", [bytes_ / 2**20 for bytes_ in seen.memory], " MiB", 1)
     grown = growth(seen.memory)
-    print(f"answers {len(seen.whole)}, at most {seen.tokens / args.seconds:.0f} tokens/s, hang-ups {seen.hang_ups}")
+    print(f"answers {len(seen.whole)}, at most {seen.tokens / args.seconds:.0f} tokens/s, disconnects {seen.disconnects}")
     print(f"memory, last third over second: {grown:+.2%}")
     print(f"shutdown under load: {seen.finished} of {args.clients} streams finished with their own text, exit status {status}")
     for mistake in seen.mistakes[:20]:

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from support.rows import make_row
+from support.bench_rows import make_row
 from tempertilt.bench.page import to_html
 from tempertilt.bench.scores import Row
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from support.rows import make_row
+from support.bench_rows import make_row
 from tempertilt.bench.resampling import LIKELIHOOD_PARTS, Value, resampled
 from tempertilt.bench.scores import Figure, Row, costs, differences, figure, score
 from tempertilt.errors import DataError

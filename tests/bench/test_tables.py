@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from support.rows import make_row
+from support.bench_rows import make_row
 from tempertilt.bench import tables
 from tempertilt.bench.scores import Row
 

@@ -1,4 +1,4 @@
-"""Trials: their keys, their questions, what stands in their folders."""
+"""Trials: their keys, their questions, the files in their folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from support.benches import EVALUATION, FAST, document_of, open_bench, write_bench
-from tempertilt.bench.config import read_config
-from tempertilt.bench.trial import load_data, source_of, validation_documents
+from tempertilt.bench.config import Setting, read_config
+from tempertilt.bench.trial import Trials, load_data, source_of, validation_documents
+from tempertilt.config.keys import PROTOCOLS
 from tempertilt.errors import DataError
 
 
@@ -75,6 +76,40 @@ def test_results_of_another_key_are_not_read(tmp_path: Path, tiny_dir: Path) -> 
         assert (trial.result() is not None) == known
     (trial.directory / "failure.json").write_text(f'{{"key": "{trial.key}", "error": "why"}}')
     assert trial.failure() == "why" and not trial.has_samples
+
+
+METHODS = {"NPO": "train", "ULD": "train", "t3": "head", "InputFilter": None, "target": None}
+
+
+@pytest.fixture()
+def trials(tmp_path: Path, tiny_dir: Path) -> Trials:
+    config = read_config(write_bench(tmp_path, tiny_dir, {"NPO": {}}))
+    return Trials(config, load_data(config), tmp_path)
+
+
+def keys_of(trials: Trials) -> dict[str, str]:
+    return {name: trials.trial(name, Setting(name, {}), 0, "report").key for name in METHODS}
+
+
+@pytest.mark.parametrize("step", ["train", "head", "measure", "trial", "finetune"])
+def test_a_changed_step_runs_the_trials_of_its_methods_again(trials: Trials, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys_of(trials)
+    monkeypatch.setitem(PROTOCOLS, step, PROTOCOLS[step] + 1)
+    changed = {name for name, key in keys_of(trials).items() if key != before[name]}
+    if step in ("measure", "trial"):
+        assert changed == set(METHODS)
+    else:
+        assert changed == {name for name, own in METHODS.items() if own == step}
+
+
+def test_options_and_seeds_count_where_they_matter(trials: Trials) -> None:
+    def key(name: str, seed: int, **options: float) -> str:
+        return trials.trial("row", Setting(name, options), seed, "report").key
+
+    assert key("NPO", 0) == key("NPO", 0, beta=0.1) != key("NPO", 0, beta=0.2)
+    assert key("NPO", 0) != key("NPO", 1)
+    assert key("InputFilter", 0) == key("InputFilter", 1), "another seed gives the same filter"
+    assert trials.trial("NPO", Setting("NPO", {}), 0, "validation").key != key("NPO", 0)
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

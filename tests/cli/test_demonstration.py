@@ -21,7 +21,7 @@ def test_parts_do_not_overlap_and_only_the_last_authors_are_forgotten() -> None:
     assert not {record.document for record in data.retain} & {"author-003", "author-004"}
     parts = [{record.key for record in part} for part in data]
     assert sum(map(len, parts)) == len(set().union(*parts))
-    with pytest.raises(ConfigError, match="valid is 1 to 4"):
+    with pytest.raises(ConfigError, match="must be < 5"):
         demo.DemoConfig(authors=5, forget_authors=5)
 
 

@@ -38,7 +38,7 @@ def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--split", "forget20"], "valid are forget01, forget05, forget10"),
+        (["--split", "forget20"], "must be one of forget01, forget05, forget10"),
         (["--limit", "0"], "limit is 0"),
         (["--draws", "-1"], "draws is -1"),
         (["--data-dir", "nowhere/at/all"], "no directory 'nowhere/at/all'"),

@@ -6,11 +6,13 @@ import copy
 import logging
 import random
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import normalizers, processors
+from tokenizers import AddedToken, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tempertilt.data.examples import (
@@ -20,6 +22,7 @@ from tempertilt.data.examples import (
     build_examples,
     encode_prompt,
     encode_question,
+    turn_end_id,
 )
 from tempertilt.data.records import Message, Record, load_records
 from tempertilt.errors import ConfigError, DataError
@@ -29,6 +32,10 @@ CONFIG = ExampleConfig()
 NO_SYSTEM = ExampleConfig(system_prompt="")
 WHERE = {"document": "doc", "source": "f.jsonl:3"}
 
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 GEMMA = (
     "{{ bos_token }}"
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -128,11 +135,6 @@ def test_white_space_of_an_answer_is_kept(tokenizer: PreTrainedTokenizerFast) ->
     check(chat("Who?", "  Hina \n"), tokenizer, prompt, "  Hina \n<|im_end|>", NO_SYSTEM)
 
 
-def test_an_answer_may_hold_special_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
-    check(chat("Who?", "a<|im_end|> b"), tokenizer, prompt, "a<|im_end|> b<|im_end|>", NO_SYSTEM)
-
-
 def test_every_assistant_turn_is_scored(tokenizer: PreTrainedTokenizerFast) -> None:
     record = chat("Who?", "Hina.", "Where?", "In Karachi.")
     parts = [
@@ -217,7 +219,7 @@ def test_templates_that_change_the_answer(variant: Callable[..., PreTrainedToken
     for shown in ("''", "m['content'][:0] + ' '"):
         with pytest.raises(DataError, match=r"f\.jsonl:3: the chat template shows nothing of the answer 'Hina\.'"):
             build_examples([chat("Who?", "Hina.")], variant(head + shown + tail), CONFIG)
-    with pytest.raises(DataError, match=r"f\.jsonl:3: .*generation prompt, which ends .*<turn>bot.*valid: a template"):
+    with pytest.raises(DataError, match=r"f\.jsonl:3: .*generation prompt, which ends .*<turn>bot.*use a template"):
         tok = variant((head + "m['content']" + tail).replace("'<turn>assistant", "'<turn>bot"))
         build_examples([chat("Who?", "Hina.")], tok, CONFIG)
 
@@ -240,6 +242,69 @@ def test_no_template(
     assert "no chat template" in caplog.text
 
 
+# --- the end of an answer ---------------------------------------------------------------------------------------------
+
+ENDS = {
+    "ChatML": (CHATML, {}, "<|im_end|>"),
+    "ChatML, another eos": (CHATML, {"eos_token": "<|endoftext|>"}, "<|im_end|>"),
+    "Gemma": (GEMMA, {}, "<end_of_turn>"),
+    "Llama 3": (LLAMA3, {}, "<eot>"),
+    "Phi 3": (PHI3, {}, "<end_of_turn>"),
+    "Alpaca": (ALPACA, {}, "<|im_end|>"),
+    "Alpaca, no eos": (ALPACA, {"eos_token": None}, None),
+    "eos behind the answer": ("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", {}, "<|im_end|>"),
+    "no template": (None, {}, "<|im_end|>"),
+    "a template that refuses": ("{{ raise_exception('no') }}", {"eos_token": "<eot>"}, "<eot>"),
+}
+
+
+@pytest.mark.parametrize("name", list(ENDS))
+def test_the_token_that_ends_an_answer(variant: Callable[..., PreTrainedTokenizerFast], name: str) -> None:
+    template, special, end = ENDS[name]
+    tok = variant(template, **special)
+    assert turn_end_id(tok) == turn_end_id(tok, NO_SYSTEM) == (None if end is None else tok.convert_tokens_to_ids(end))
+    if end is not None and "refuses" not in name:
+        assert one(chat("Who?", "Hina."), tok, NO_SYSTEM).input_ids[-1] == turn_end_id(tok)
+
+
+def test_an_end_that_is_not_marked_as_special(tokenizer: PreTrainedTokenizerFast) -> None:
+    tok = copy.deepcopy(tokenizer)
+    tok.add_tokens([AddedToken("<end>", normalized=False)])
+    tok.chat_template = CHATML.replace("<|im_end|>", "<end>")
+    prompt = "<|im_start|>user\nWho?<end>\n<|im_start|>assistant\n"
+    check(chat("Who?", "Hina."), tok, prompt, "Hina.<end>", NO_SYSTEM)
+    assert turn_end_id(tok) == tok.convert_tokens_to_ids("<end>") != tok.eos_token_id
+
+
+# --- the day ----------------------------------------------------------------------------------------------------------
+
+DATED = "{% set day = '%d %b %Y' %}{{ '<turn>Today is ' + strftime_now(day) + strftime_now(' %H:%M') + '<eot>' }}" + PHI3
+
+
+class Later(datetime):
+    """A clock that shows another day."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return datetime(2031, 12, 24, 18, 30)
+
+
+def test_records_give_the_same_tokens_on_every_day(
+    variant: Callable[..., PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok, record = variant(DATED), chat("Who?", "Hina.", "Where?", "In Karachi.")
+    today = one(record, tok, NO_SYSTEM)
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Later)
+    later = one(record, tok, NO_SYSTEM)
+    assert later.input_ids.tolist() == today.input_ids.tolist() and later.scored.tolist() == today.scored.tolist()
+    assert tok.decode(later.input_ids).startswith("<turn>Today is 01 Jan 2026 00:00<eot><turn>user")
+    fixed = ExampleConfig(system_prompt="", template_date="2024-02-29")
+    assert "Today is 29 Feb 2024" in tok.decode(encode_prompt(record, tok, fixed))
+    live = ExampleConfig.for_chats(None, "", "Be brief.")
+    assert live == ExampleConfig(system_prompt="", template_date="today")
+    assert "Today is 24 Dec 2031 18:30" in tok.decode(encode_question("Who?", tok, live))
+
+
 # --- completions and texts -------------------------------------------------------------------------------------------
 
 
@@ -249,11 +314,9 @@ def completion(prompt: str, answer: str) -> Record:
 
 def test_completion(tokenizer: PreTrainedTokenizerFast, variant: Callable[..., PreTrainedTokenizerFast]) -> None:
     check(completion("The author is", " Hina."), tokenizer, "The author is", " Hina.<|im_end|>")
-    check(completion("The author is", " Hina.<|im_end|>"), tokenizer, "The author is", " Hina.<|im_end|>")
     for single in ("<|endoftext|> $A", "<|endoftext|> $A <|im_end|>"):
         tok = variant(None, single=single)
         check(completion("The author", " is"), tok, "<|endoftext|>The author", " is<|im_end|>")
-        check(completion("<|endoftext|>The author", " is"), tok, "<|endoftext|>The author", " is<|im_end|>")
 
 
 def test_the_prompt_ids_are_kept_where_tokens_would_merge(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -297,36 +360,39 @@ def test_text(tokenizer: PreTrainedTokenizerFast, variant: Callable[..., PreTrai
 def test_records_without_a_scored_token(
     tokenizer: PreTrainedTokenizerFast, variant: Callable[..., PreTrainedTokenizerFast]
 ) -> None:
-    with pytest.raises(DataError, match=r"f\.jsonl:3: no token can be scored in 'x'; valid: "):
+    with pytest.raises(DataError, match=r"f\.jsonl:3: no token can be scored in 'x'; must be"):
         build_examples([Record.from_text("x", **WHERE)], tokenizer, CONFIG)
     with pytest.raises(DataError, match=r"f\.jsonl:3: no token can be scored in 'x'"):
         build_examples([completion("", "x")], variant(None, eos_token=None), CONFIG)
     deaf = variant(None)
     deaf.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
-    with pytest.raises(DataError, match=r"f\.jsonl:3: the answer '\\u200b' has no tokens; valid: one or more"):
+    with pytest.raises(DataError, match=r"f\.jsonl:3: the answer '\\u200b' has no tokens; must be one or more"):
         build_examples([completion("x", "\u200b")], deaf, CONFIG)
 
 
 @pytest.mark.parametrize("question", ["", " \n", [], [Message("user", "a"), Message("assistant", "b")]])
 def test_encode_question_refuses(tokenizer: PreTrainedTokenizerFast, question: str | list[Message]) -> None:
-    with pytest.raises(DataError, match=r"the question is .*valid: a string with text"):
+    with pytest.raises(DataError, match=r"the question is .*must be a text that is not empty"):
         encode_question(question, tokenizer, CONFIG)
 
 
 def test_encode_question_refuses_unknown_roles(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DataError, match="the roles are bot, user; valid: system, user, assistant"):
+    with pytest.raises(DataError, match="the roles are bot, user; must be system, user, assistant"):
         encode_question([Message("bot", "a"), Message("user", "b")], tokenizer, CONFIG)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"system_prompt": None}, "system_prompt is None; valid: a string"),
-        ({"max_length": 1, "overlap": 0}, "max_length is 1; valid: a whole number, 2 or more"),
-        ({"max_length": 8.0}, "max_length is 8.0; valid: a whole number"),
-        ({"max_length": 128}, "overlap is 256 with max_length=128; valid: 0 to 127"),
-        ({"overlap": -1}, "overlap is -1 with max_length=1024; valid: 0 to 1023"),
+        ({"system_prompt": None}, "system_prompt is None; must be a text"),
+        ({"max_length": 1, "overlap": 0}, "max_length is 1; must be a whole number >= 2"),
+        ({"max_length": 8.0}, "max_length is 8.0; must be a whole number"),
+        ({"max_length": 128}, "overlap is 256; must be < max_length, which is 128"),
+        ({"overlap": -1}, "overlap is -1; must be a whole number >= 0"),
         ({"overlap": True}, "overlap is True"),
+        ({"template_date": "tomorrow"}, "template_date is 'tomorrow'; must be a day as 2026-01-31, or today"),
+        ({"template_date": "2026-02-30"}, "template_date is '2026-02-30'"),
+        ({"template_date": "20260131"}, "template_date is '20260131'"),
     ],
 )
 def test_config_is_validated(options: dict[str, object], message: str) -> None:

@@ -224,7 +224,7 @@ def test_the_assistant_is_the_first_layers_and_shares_its_weights(task: Task) ->
     shared = {p.data_ptr() for p in base.parameters()}
     assert all(p.data_ptr() in shared for p in part.parameters()) and len(base.model.layers) == 4
     for layers in (0, 5):
-        with pytest.raises(ConfigError, match="valid are 1 to 4"):
+        with pytest.raises(ConfigError, match="must be 1 to 4"):
             build_assistant(base, layers)
 
 
@@ -366,5 +366,5 @@ Bad = tuple[str, dict[str, Any]]
     ],
 )  # fmt: skip
 def test_bad_options(name: str, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="valid"):
+    with pytest.raises(ConfigError, match="must be"):
         find_method(name).build(options)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DynamicCache, StaticCache
 
+from support.architectures import build
+from support.tiny import make_llama
 from tempertilt.errors import TemperTiltError
 from tempertilt.guidance.pooling import causal_mean, scan
-from tempertilt.models.cache import PoolingLayer
+from tempertilt.models.cache import PoolingLayer, can_merge, has_states, keep_rows, merge_caches
 
 
 def loop_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -114,6 +117,60 @@ def test_another_batch_size_is_refused(states: torch.Tensor) -> None:
     layer.advance(states, None)
     with pytest.raises(TemperTiltError, match="holds 3 sequences, the input has 2"):
         layer.advance(states[:2, :1], None)
+
+
+def test_merged_sequences_go_on_as_each_would_alone(states: torch.Tensor) -> None:
+    """Sequences of 30, 9 and 21 positions in one layer, one of which then leaves with its padding."""
+    evidence, lengths = states[..., 0], (30, 9, 21)
+    layers = []
+    for row, length in enumerate(lengths):
+        layers.append(PoolingLayer())
+        layers[-1].advance(states[row : row + 1, :length], None, evidence[row : row + 1, :length])
+    merged = layers[0]
+    merged.merge_rows(layers[1:])
+    assert merged.length == 30
+
+    def go_on(rows: list[int], step: int) -> None:
+        new = torch.stack([states[row, lengths[row] + step] for row in rows]).unsqueeze(1)
+        means, highest = merged.advance(new, torch.ones(len(rows), 1), new[..., 0])
+        for i, row in enumerate(rows):
+            seen = states[row, : lengths[row] + step + 1]
+            torch.testing.assert_close(means[i, 0], seen.mean(0), atol=1e-5, rtol=1e-5)
+            assert float(highest[i, 0]) == float(seen[:, 0].max())
+
+    go_on([0, 1, 2], 0)
+    merged.keep_last(22)
+    merged.reorder_cache(torch.tensor([1, 2]))
+    assert merged.length == 22
+    for step in range(1, 90):
+        go_on([1, 2], step)
+
+
+def key_values(*lengths: int) -> tuple[list[DynamicCache], list[torch.Tensor]]:
+    """A cache for each length with one attention layer, and the keys that it holds."""
+    keys = [torch.randn(1, 2, length, 4, generator=torch.Generator().manual_seed(length)) for length in lengths]
+    caches = [DynamicCache() for _ in lengths]
+    for cache, part in zip(caches, keys):
+        cache.update(part, -part, 0)
+    return caches, keys
+
+
+def test_merged_keys_are_padded_on_the_left_and_dropped_again() -> None:
+    caches, keys = key_values(7, 3)
+    merged = merge_caches(caches)
+    assert merged.get_seq_length() == 7
+    assert torch.equal(merged.layers[0].keys[0], keys[0][0]) and torch.equal(merged.layers[0].keys[1, :, 4:], keys[1][0])
+    assert not merged.layers[0].values[1, :, :4].any()
+    keep_rows(merged, torch.tensor([1]), 3)
+    assert torch.equal(merged.layers[0].keys, keys[1]) and torch.equal(merged.layers[0].values, -keys[1])
+
+
+def test_caches_that_can_be_merged() -> None:
+    assert can_merge(key_values(3)[0][0])
+    config = make_llama().config
+    assert not can_merge(StaticCache(config=config, max_cache_len=8))
+    jamba = DynamicCache(config=build("jamba").config)
+    assert can_merge(jamba) and has_states(jamba) and not has_states(DynamicCache(config=config))
 
 
 def test_bfloat16_states_are_summed_in_float32() -> None:

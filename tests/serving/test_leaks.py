@@ -1,4 +1,4 @@
-"""No request parameter shows anything of the base model's law: each is tried against a model that has forgotten a secret.
+"""No request parameter shows anything of the base's distribution: each is tried against a model that has forgotten a secret.
 
 docs/serving.md has a table with one row for each parameter; every test here is named in it.
 """
@@ -92,28 +92,28 @@ def test_the_secret_is_the_base_models_answer_and_not_the_served_ones(
 
 
 def test_sampling(server: Running, guided: Alone, base: Alone, secret: list[int]) -> None:
-    """temperature, top_p, top_k, min_p, n, seed: draws from the guided law, never a token of the secret."""
+    """temperature, top_p, top_k, min_p, n, seed: draws from the guided distribution, never a token of the secret."""
     for options in ({}, {"temperature": 2.0}, {"temperature": 0.3}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.2}):
         options = {"temperature": 1.0, **options}
-        found = complete(server, n=4, seed=11, logprobs=0, **options)
-        for i, choice in enumerate(found.choices):
+        answer = complete(server, n=4, seed=11, logprobs=0, **options)
+        for i, choice in enumerate(answer.choices):
             ids, sampler = guided.ids(PROMPT), Sampler(Sampling(LENGTH, seed=11 + i, **options))
             for _ in choice.logprobs.tokens:
-                ids.append(sampler.choose(guided.logprobs(ids)[-1]).token)
+                ids.append(sampler.choose(guided.logprobs(ids)[-1]).id)
             drawn = ids[len(guided.ids(PROMPT)) :]
             assert choice.text == base.tokenizer.decode(drawn, skip_special_tokens=True)
             assert drawn[0] not in secret[:1]
 
 
 def test_logprobs_and_echo(server: Running, guided: Alone, base: Alone, secret: list[int]) -> None:
-    """logprobs, top_logprobs, echo: numbers of the guided law, also for the secret given as a prompt; none of the base's."""
+    """logprobs, top_logprobs, echo: numbers of the guided distribution, also for the secret as a prompt; none of the base's."""
     ids = base.ids(PROMPT) + secret
     shown = complete(server, prompt=ids, echo=True, logprobs=20, max_tokens=1).choices[0].logprobs
     for t in range(len(ids) - len(secret), len(ids)):
-        law, raw = guided.logprobs(ids[:t])[-1], base.logprobs(ids[:t])[-1]
-        assert shown.token_logprobs[t] == pytest.approx(float(law[ids[t]]), abs=1e-3)
+        distribution, raw = guided.logprobs(ids[:t])[-1], base.logprobs(ids[:t])[-1]
+        assert shown.token_logprobs[t] == pytest.approx(float(distribution[ids[t]]), abs=1e-3)
         assert shown.token_logprobs[t] < float(raw[ids[t]]) - 5
-        likeliest = {base.tokenizer.decode([token]) for token in law.topk(20).indices}
+        likeliest = {base.tokenizer.decode([token]) for token in distribution.topk(20).indices}
         assert set(shown.top_logprobs[t]) <= likeliest | {base.tokenizer.decode([ids[t]])}
     chat = server.client().chat.completions.create(
         model="mine", messages=[{"role": "user", "content": PROMPT}], temperature=0, max_tokens=3, logprobs=True, top_logprobs=20
@@ -125,25 +125,25 @@ def test_logprobs_and_echo(server: Running, guided: Alone, base: Alone, secret: 
     )
     ids = list(base.tokenizer(prompt, add_special_tokens=False).input_ids)
     for entry in chat.choices[0].logprobs.content:
-        law = guided.logprobs(ids)[-1].sort(descending=True)
-        assert [other.logprob for other in entry.top_logprobs] == pytest.approx(law.values[:20].tolist(), abs=1e-3)
-        ids.append(int(law.indices[0]))
+        distribution = guided.logprobs(ids)[-1].sort(descending=True)
+        assert [other.logprob for other in entry.top_logprobs] == pytest.approx(distribution.values[:20].tolist(), abs=1e-3)
+        ids.append(int(distribution.indices[0]))
 
 
 def test_logit_bias_and_penalties(server: Running, guided: Alone, base: Alone, secret: list[int]) -> None:
-    """logit_bias: the bias at which a token overtakes another measures the guided law's gap; numbers shown stay the law's."""
+    """logit_bias: the bias at which a token overtakes another measures the guided gap; numbers shown stay unbiased."""
     ids = base.ids(PROMPT)
-    law, raw = guided.logprobs(ids)[-1], base.logprobs(ids)[-1]
-    best, token = int(law.argmax()), secret[0]
+    distribution, raw = guided.logprobs(ids)[-1], base.logprobs(ids)[-1]
+    best, token = int(distribution.argmax()), secret[0]
     low, high = 0.0, 100.0
     for _ in range(14):
         middle = (low + high) / 2
         text = complete(server, max_tokens=1, logit_bias={str(token): middle}).choices[0].text
         low, high = (low, middle) if text == base.tokenizer.decode([token]) else (middle, high)
-    assert high == pytest.approx(float(law[best] - law[token]), abs=0.02)
+    assert high == pytest.approx(float(distribution[best] - distribution[token]), abs=0.02)
     assert abs(high - float(raw[best] - raw[token])) > 5
     biased = complete(server, max_tokens=1, logit_bias={str(token): 100}, logprobs=1, presence_penalty=-2, frequency_penalty=-2)
-    assert biased.choices[0].logprobs.token_logprobs[0] == pytest.approx(float(law[token]), abs=1e-3)
+    assert biased.choices[0].logprobs.token_logprobs[0] == pytest.approx(float(distribution[token]), abs=1e-3)
 
 
 def test_streams(server: Running, guided: Alone) -> None:
@@ -162,8 +162,12 @@ REFUSED = {
     "logits_processors": ["x"],
     "chat_template": "{{ x }}",
     "chat_template_kwargs": {},
-    "tools": [],
+    "tools": [{"type": "function"}],
     "response_format": {"type": "json_object"},
+    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "function_call": {"name": "f"},
+    "prediction": {"type": "content", "content": "x"},
     "adapter": "x",
     "return_hidden_states": True,
     "use_beam_search": True,
@@ -177,10 +181,35 @@ REFUSED = {
 
 
 def test_everything_else_is_refused(server: Running) -> None:
-    """Fields that the server does not carry out, among them those of other servers that reach round the law."""
+    """Fields that the server does not carry out, among them those of other servers that reach round the tilt."""
+    client, messages = server.client(), [{"role": "user", "content": PROMPT}]
     for name, value in REFUSED.items():
         with pytest.raises(openai.BadRequestError, match=name):
-            server.client().completions.create(model="mine", prompt=PROMPT, max_tokens=1, extra_body={name: value})
+            client.completions.create(model="mine", prompt=PROMPT, max_tokens=1, extra_body={name: value})
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.chat.completions.create(model="mine", messages=messages, max_tokens=1, extra_body={name: value})
+
+
+def test_fields_that_ask_for_nothing(server: Running) -> None:
+    """They are accepted, and the answer is the one without them."""
+    chat = {"model": "mine", "messages": [{"role": "user", "content": PROMPT}], "temperature": 0, "max_tokens": LENGTH}
+    nothing = {
+        "parallel_tool_calls": True,
+        "modalities": ["text"],
+        "audio": None,
+        "web_search_options": None,
+        "reasoning_effort": "none",
+        "verbosity": "medium",
+        "store": False,
+        "metadata": {},
+        "service_tier": "auto",
+        "prompt_cache_retention": "in_memory",
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+    }
+    create = server.client().chat.completions.create
+    assert create(**chat, extra_body=nothing).choices == create(**chat).choices
 
 
 def test_only_served_names_are_models(server: Running, place: dict[str, str], tiny_dir: Path) -> None:
@@ -213,7 +242,7 @@ def test_a_request_may_be_allowed_a_stronger_tilt(place: dict[str, str], unlearn
     """tilt_temperature, guidance_scale, with --tilt-parameters stronger: none weaker, and none with numbers or biases."""
     with serving(place, tilt_parameters="stronger") as running:
         for weaker in ({"guidance_scale": 0.99}, {"tilt_temperature": 1.49}, {"guidance_scale": 3, "tilt_temperature": 1}):
-            with pytest.raises(openai.PermissionDeniedError, match="nothing below the adapter's"):
+            with pytest.raises(openai.PermissionDeniedError, match="at least the adapter's"):
                 complete(running, **weaker)
         for numbers in (
             {"logprobs": 0},
@@ -238,7 +267,7 @@ def test_a_request_may_be_allowed_a_stronger_tilt(place: dict[str, str], unlearn
 
 
 def test_why_numbers_under_two_tilts_are_refused(place: dict[str, str], base: Alone, secret: list[int]) -> None:
-    """--tilt-parameters any: two tempers and their numbers give the base's law back."""
+    """--tilt-parameters any: two tempers and their numbers give the base's distribution back."""
     with serving(place, tilt_parameters="any") as running:
         assert complete(running, tilt_temperature=1, guidance_scale=0).choices[0].text == base.text(PROMPT, LENGTH)
         ids = base.ids(PROMPT) + secret

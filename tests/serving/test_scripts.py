@@ -31,14 +31,14 @@ def places(work: Path) -> dict[str, str]:
     return {name: str(work / name) for name in _tiny.NAMES}
 
 
-def test_load_hang_ups_and_shutdown(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_disconnects_and_shutdown(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_load, "LAST", 80)
     table = serve_load.cases(work, 12)
     with serving(places(work), max_batch_size=6) as running:
         stop = lambda: setattr(running.server, "should_exit", True)  # noqa: E731
         seen = asyncio.run(serve_load.load(running.url, running.key, table, clients=12, seconds=0, stop=stop, least=3))
     assert not seen.mistakes and not seen.cut and seen.finished == 12
-    assert seen.hang_ups and len(seen.whole) + seen.hang_ups == 36 and seen.memory
+    assert seen.disconnects and len(seen.whole) + seen.disconnects == 36 and seen.memory
 
 
 def test_the_load_test_can_fail(work: Path) -> None:

@@ -1,24 +1,53 @@
-"""The journal of a run: what was written whole is there again."""
+"""The journal: what a killed run has left is taken as far as it is whole."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tempertilt.errors import TemperTiltError
 from tempertilt.suites.journal import Journal
 
+ODD = "a\u2028b\x85c\r\nd\x00"
 
-def test_a_journal_of_another_run_is_not_used(tmp_path: Path) -> None:
-    first = Journal(tmp_path / "j", "a")
-    first.add("one", {"x": 1})
-    first.add("two", [2])
-    assert Journal(tmp_path / "j", "a").units == {"one": {"x": 1}, "two": [2]}
-    other = Journal(tmp_path / "j", "b")
-    assert other.units == {}
-    other.add("three", 3)
-    assert Journal(tmp_path / "j", "b").units == {"three": 3} and Journal(tmp_path / "j", "a").units == {}
+
+def written(path: Path) -> Journal:
+    journal = Journal(path, "key")
+    journal.add(f"one {ODD}", {"text": ODD})
+    journal.add("two", [1.5])
+    return journal
+
+
+def test_units_are_read_as_they_were_written(tmp_path: Path) -> None:
+    units = written(tmp_path / "j").units
+    assert Journal(tmp_path / "j", "key").units == units == {f"one {ODD}": {"text": ODD}, "two": [1.5]}
+    assert Journal(tmp_path / "j", "another").units == {}
+
+
+@pytest.mark.parametrize(
+    "rest", [b'{"unit": "three"', b'{"unit": "three"}\n', b"[1]\n", b"3\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"\r\n", b"\n"]
+)
+def test_what_is_not_whole_is_cut_off(tmp_path: Path, rest: bytes) -> None:
+    whole = written(tmp_path / "j")
+    size = (tmp_path / "j").stat().st_size
+    with (tmp_path / "j").open("ab") as file:
+        file.write(rest)
+    again = Journal(tmp_path / "j", "key")
+    assert again.units == whole.units and (tmp_path / "j").stat().st_size == size
+    again.add("three", 3)
+    assert Journal(tmp_path / "j", "key").units["three"] == 3
+
+
+def test_lines_are_json_for_any_reader(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", "key")
+    journal.add("one", {"nll": float("nan"), "list": [float("inf"), 1.0]})
+    lines: list[Any] = [
+        json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "j").read_text(encoding="utf-8").splitlines()
+    ]
+    assert lines[1]["value"] == {"nll": None, "list": [None, 1.0]}
 
 
 @pytest.mark.parametrize("cut", range(1, 20))

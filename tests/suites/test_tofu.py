@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import math
@@ -250,3 +251,58 @@ def test_real_tofu_loads(shared: Path) -> None:
             "forget": n, "retain": 400, "real_authors": 100, "world_facts": 117, "holdout": n
         }  # fmt: skip
     assert len(load_tofu(shared / "tofu30", TofuConfig())["forget"]) == 200
+
+
+# --- what enters and leaves ------------------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, change: Any) -> None:
+    rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+    path.write_text("".join(json.dumps(change(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_run_reads_its_own_output(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    """Characters that end lines elsewhere are part of questions and answers."""
+    for path in data_dir.glob("*.jsonl"):
+        rewrite(path, lambda row: row | {"answer": row["answer"] + "\u2028two\x85three\u2029"})
+    first = run(make_llama(), tokenizer, data_dir, tmp_path / "out")
+    again = run(make_llama(), tokenizer, data_dir, tmp_path / "out")
+    assert again.reused and again.results == first.results
+    assert all(sample.answer.endswith("\u2028two\x85three\u2029") for sample in again.results["forget"])
+
+
+def test_half_a_surrogate_pair_names_its_row(data_dir: Path) -> None:
+    path = data_dir / "forget10_perturbed.jsonl"
+    path.write_text(path.read_text().replace("wrote 7 books", "wrote \\ud800 books"))
+    with pytest.raises(DataError, match=r"forget10_perturbed\.jsonl:2: a text has half of a surrogate pair"):
+        load_tofu(data_dir, TofuConfig())
+
+
+def test_results_are_json_for_any_reader(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    """One question of each kind has no interval that is a number."""
+    data = load_tofu(data_dir, TofuConfig(limit=1))
+    options: dict[str, Any] = {"measuring": MEASURING, "progress": False}
+    run_tofu(make_llama(7), tokenizer, data, tmp_path / "reference", **options)
+    result = run_tofu(make_llama(), tokenizer, data, tmp_path / "out", reference=tmp_path / "reference", **options)
+    intervals = [metric.interval for metric in result.metrics.values() if metric.interval]
+    assert any(math.isnan(end) for interval in intervals for end in interval), "else there is nothing to test"
+    for name in ("results.json", "timing.json", "env.json"):
+        json.loads((tmp_path / "out" / name).read_text(), parse_constant=lambda found: pytest.fail(f"{found} is no JSON"))
+
+
+def test_the_end_of_a_turn_is_no_part_of_what_is_memorised(
+    tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path
+) -> None:
+    tok = copy.deepcopy(tokenizer)
+    tok.eos_token = "<|endoftext|>"
+    result = run(make_llama(), tok, data_dir, tmp_path / "out")
+    assert all(sample.ends for sample in result.results["forget"])
+
+
+def test_questions_that_the_model_cannot_take(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"forget10_perturbed\.jsonl:1 has \d+ tokens, and the model has positions for 48"):
+        run(make_llama(max_position_embeddings=48), tokenizer, data_dir, tmp_path / "out")
+    tok = copy.deepcopy(tokenizer)
+    tok.add_tokens(["books"])
+    with pytest.raises(DataError, match=r"forget10_perturbed\.jsonl:1: the model has no embedding for token 320 \('books'\)"):
+        run(make_llama(), tok, data_dir, tmp_path / "out")

@@ -101,19 +101,21 @@ class Running:
 
 
 @contextmanager
-def serving(adapters: dict[str, str], **options: Any) -> Iterator[Running]:
-    """A server in a thread of this process, stopped and joined at the end."""
+def serving(adapters: dict[str, str], *, model: str | None = None, **options: Any) -> Iterator[Running]:
+    """A server in a thread of this process, stopped and joined at the end; `model` is a base instead of the adapters' own."""
     from tempertilt.serving.app import build_app
     from tempertilt.serving.config import ServeConfig
     from tempertilt.serving.models import load_models
-    from tempertilt.serving.server import make_server
+    from tempertilt.serving.server import Server
     from tempertilt.serving.sockets import address, listen
 
     config = ServeConfig(**{"port": 0, "api_key": KEY, **options})
     with listen(config.host, config.port) as sock:
-        models = load_models(adapters, None, None, serve_base=config.serve_base, max_model_len=config.max_model_len, device="cpu")
+        models = load_models(
+            adapters, model, None, serve_base=config.serve_base, max_model_len=config.max_model_len, device="cpu"
+        )
         app = build_app(models, config)
-        server = make_server(app, config)
+        server = Server(app, config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         wait_until(lambda: server.started)

@@ -134,9 +134,13 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_p
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(EXPERIMENTS)
     assert main(["theory", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == list(EXPERIMENTS)
-    for argv in (["--experiment", "spoke"], ["--experiment", "spike", "--seed", "-1"], ["--output-dir", str(tmp_path / "x")]):
+    for argv, message in (
+        (["--experiment", "spoke"], "no experiment 'spoke'; must be one of"),
+        (["--experiment", "spike", "--seed", "-1"], "seed is -1; must be"),
+        (["--output-dir", str(tmp_path / "x")], "--output-dir needs --experiment, one of"),
+    ):
         assert main(["theory", *argv]) == 2
-        assert "valid" in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     assert main(["theory", "--experiment", "token-toy", "--seed", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"]["seed"] == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
 from transformers import (
     Gemma2Config,
@@ -28,7 +30,8 @@ from support.tiny import make_llama
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.models.base import decoder_layers
-from tempertilt.training.finetune import FinetuneConfig, finetune, shuffled_batches
+from tempertilt.training.finetune import FinetuneConfig, SimilarLengths, finetune
+from tempertilt.training.loop import Runner
 from tempertilt.training.replay import Replay
 
 FAST = {"epochs": 3, "train_batch_size": 4, "lora_rank": 4, "lora_alpha": 8}
@@ -174,19 +177,86 @@ def test_replay_of_wrong_states_is_noticed(dtype: torch.dtype) -> None:
     assert not replay.is_exact(model, examples[:2])
 
 
+def plain_loop(model: Any, examples: list[Example], config: FinetuneConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """LoRA weights and losses of the steps, by torch and peft alone, one unpadded sequence at a time."""
+    torch.manual_seed(config.seed)
+    names = [f"model.layers.{i}.{part}" for i in (2, 3) for part in
+             ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+              "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]  # fmt: skip
+    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=names, task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, lora)
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    batches = SimilarLengths([len(example) for example in examples], config.train_batch_size, config.seed)
+    steps, losses = config.epochs * len(batches), []
+    for _ in range(config.epochs):
+        for batch in batches:
+            step, warmup = len(losses), max(1, round(config.warmup_ratio * steps))
+            share = (step + 1) / warmup if step < warmup else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = share * config.learning_rate
+            parts = []
+            for i in batch:
+                ids = torch.from_numpy(examples[i].input_ids).long()[None]
+                labels = torch.where(torch.from_numpy(examples[i].scored), ids[0], -100)
+                parts.append(F.cross_entropy(tuned(input_ids=ids).logits[0, :-1].float(), labels[1:], reduction="none"))
+            loss = torch.cat(parts).sum() / sum(examples[i].n_scored for i in batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    return lora_weights(tuned), losses
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "max_grad_norm": 0.05, "warmup_ratio": 0.0, "seed": 2}])
+def test_training_is_that_of_a_plain_loop(options: dict[str, Any]) -> None:
+    examples, config = make_examples(), FinetuneConfig(**FAST | options)
+    expected, losses = plain_loop(build("llama"), examples, config)
+    result = finetune(build("llama"), examples, config, progress=False)
+    assert result.step_losses == pytest.approx(losses, abs=1e-4)
+    for (name, weight), other in zip(lora_weights(result.model).items(), expected.values()):
+        torch.testing.assert_close(weight, other, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_only_the_dropout_of_lora_is_on_while_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"vocab_size": 100, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5)).train()
+    training: list[set[str]] = []
+    original = Runner.forward
+
+    def forward(self: Runner, **indices: torch.Tensor) -> Any:
+        training.append({"lora_dropout" in name for name, module in self.named_modules() if module.training})
+        return original(self, **indices)
+
+    monkeypatch.setattr(Runner, "forward", forward)
+    finetune(model, make_examples(), FinetuneConfig(lora_dropout=0.3, **FAST), progress=False)
+    assert training and all(kinds == {True} for kinds in training)
+
+
+def test_epochs_report_the_mean_over_all_scored_tokens() -> None:
+    examples = make_examples(5)  # batches of 4 and of 1
+    result = finetune(build("llama"), examples, FinetuneConfig(**FAST | {"epochs": 1, "learning_rate": 1e-12}), progress=False)
+    assert result.losses[0] == pytest.approx(direct_loss(build("llama"), examples), rel=1e-4)
+    assert len(result.step_losses) == 2
+
+
 def test_batches_hold_everything_once() -> None:
     lengths = list(np.random.default_rng(0).integers(1, 99, 101))
-    batches = shuffled_batches(lengths, 4, torch.Generator().manual_seed(0))
+    sampler = SimilarLengths(lengths, 4, 0)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
     assert sorted(i for batch in batches for i in batch) == list(range(101))
     assert max(map(len, batches)) == 4
-    other = shuffled_batches(lengths, 4, torch.Generator().manual_seed(1))
-    assert batches != other
+    assert batches == list(SimilarLengths(lengths, 4, 0)) != list(SimilarLengths(lengths, 4, 1))
+    assert batches != list(sampler), "each epoch draws anew"
 
 
 def test_bad_input() -> None:
     with pytest.raises(DataError, match="no examples"):
         finetune(build("llama"), [], FinetuneConfig(), progress=False)
-    with pytest.raises(TemperTiltError, match="lower learning_rate"):
+    with warnings.catch_warnings(), pytest.raises(TemperTiltError, match="lower learning_rate"):
+        warnings.filterwarnings("error", message=".*requires_grad.*")
         finetune(
             build("llama"),
             make_examples(),
@@ -200,5 +270,5 @@ def test_bad_input() -> None:
         {"lora_dropout": 1.0},
         {"weight_decay": -1.0},
     ):
-        with pytest.raises(ConfigError, match="valid"):
+        with pytest.raises(ConfigError, match="must be"):
             FinetuneConfig(**options)  # type: ignore[arg-type]

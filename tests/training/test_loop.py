@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from support.tasks import make_task
 from support.tiny import make_llama
 from tempertilt.cli import catalogue
+from tempertilt.config.options import Options
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.methods import registry
@@ -129,7 +130,7 @@ def test_a_loss_that_is_no_number_is_an_error(task: Task) -> None:
 
 
 def test_tracking_writes_where_the_trial_is(task: Task) -> None:
-    with pytest.raises(ConfigError, match="valid are none, tensorboard, wandb, trackio"):
+    with pytest.raises(ConfigError, match="must be one of none, tensorboard, wandb, trackio"):
         check_tracker("mlflow")
     assert check_tracker("none") == "none"
 
@@ -137,10 +138,10 @@ def test_tracking_writes_where_the_trial_is(task: Task) -> None:
 def test_bad_input(task: Task) -> None:
     with pytest.raises(DataError, match="no records"):
         find_method("GradDiff").build(FAST).unlearn(replace(task, retain=[]))
-    with pytest.raises(ConfigError, match="valid are 2 to 3"):
+    with pytest.raises(ConfigError, match="layer is 0; must be 2 to 3"):
         find_method("RMU").build(FAST | {"layer": 0}).unlearn(task)
     for options in ({"learning_rate": 0.0}, {"lora_rank": -1}, {"schedule": "step"}, {"train_layers": 0.0}, {"epochs": 0}):
-        with pytest.raises(ConfigError, match="valid"):
+        with pytest.raises(ConfigError, match="must be"):
             TrainConfig(**options)  # type: ignore[arg-type]
     for name, options in (
         ("NPO", {"beta": 0.0}),
@@ -150,7 +151,7 @@ def test_bad_input(task: Task) -> None:
         ("AltPO", {"tries": 0}),
         ("RMU", {"steering": 0.0}),
     ):
-        with pytest.raises(ConfigError, match="valid"):
+        with pytest.raises(ConfigError, match="must be"):
             find_method(name).build(options)
 
 
@@ -158,7 +159,7 @@ def test_bad_input(task: Task) -> None:
 
 
 @dataclass(frozen=True)
-class NoOptions:
+class NoOptions(Options):
     pass
 
 
@@ -188,11 +189,15 @@ def test_the_registry_refuses_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         register("mine", "", NoOptions)
 
     @dataclass
-    class Thawed:
+    class Thawed(Options):
         pass
 
-    for config in (Thawed, dict):
-        with pytest.raises(ConfigError, match=f"{config.__name__}, which is no frozen dataclass"):
+    @dataclass(frozen=True)
+    class Unchecked:
+        pass
+
+    for config in (Thawed, Unchecked, dict):
+        with pytest.raises(ConfigError, match=f"{config.__name__}; must be a frozen dataclass that derives from"):
             register("mine", url, config)
     with pytest.raises(ConfigError, match="subclass of"):
         register("mine", url, NoOptions)(object)  # type: ignore[type-var]

@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-import tempertilt
 from tempertilt.bench.config import BenchConfig, Setting, source_digest
+from tempertilt.config.keys import key_of
 from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, load_records
 from tempertilt.errors import DataError
 from tempertilt.suites.measure import Item
 from tempertilt.suites.tofu import TofuConfig, load_tofu
-
-PROTOCOL = 2
-"""Raised whenever what a trial does changes, so that older results are not taken for newer ones."""
 
 PARTS = ("validation", "report")
 SPEC, RESULT, FAILURE, EVALUATION = "trial.json", "result.json", "failure.json", "eval"
@@ -116,15 +113,12 @@ class Trials:
     def __init__(self, config: BenchConfig, data: Data, output_dir: Path) -> None:
         self.config, self.output_dir = config, output_dir
         self._shared = {
-            "protocol": PROTOCOL,
-            "version": tempertilt.__version__,
             "target": [source_digest(config.model), source_digest(config.peft_adapter)],
             "dtype": [config.device, config.dtype],
             "examples": asdict(config.examples),
         }
-        records = [[r.key, r.document] for of in (data.forget, data.retain) for r in of]
-        self._records = _hash(records)
-        self._questions = {part: _hash(_items(of)) for part, of in data.parts.items()}
+        self._records = key_of(records=[[record.key, record.document] for record in (*data.forget, *data.retain)])
+        self._questions = {part: key_of(questions=_items(splits)) for part, splits in data.parts.items()}
 
     @cached_property
     def _reference(self) -> list[Any]:
@@ -139,13 +133,13 @@ class Trials:
             "seed": seed if method.is_random else 0,
             "records": self._records,
             "questions": self._questions[part],
-            "evaluation": {name: of for name, of in asdict(self.config.evaluation).items() if "questions" not in name},
+            "evaluation": {name: value for name, value in asdict(self.config.evaluation).items() if "questions" not in name},
             "budget": asdict(self.config.budget),
             "code": source_of(method),
         }
         if setting.method in ("reference", "oracle"):
             content["reference"] = self._reference
-        key = _hash(content)
+        key = key_of("examples", "measure", "trial", *method.steps, **content)
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in setting.method)  # rows with one key share its folder
         return Trial(contender, setting, content["seed"], part, key, self.output_dir / "trials" / f"{safe}-{key[:12]}")
 
@@ -162,7 +156,3 @@ def source_of(method: Any) -> str:
 
 def _items(splits: Mapping[str, Sequence[Item]]) -> dict[str, list[Any]]:
     return {split: [[i.question, i.answer, i.paraphrase, i.perturbed] for i in items] for split, items in splits.items()}
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]

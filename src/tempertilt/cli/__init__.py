@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 import tempertilt
+from tempertilt.cli.flags import advanced, finish_flags
 from tempertilt.errors import TemperTiltError
 
 VERBS = {
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             _module(name).add_arguments(verb)
             _add_common(verb)
+            finish_flags(verb)
     args = parser.parse_args(argv)
     _quieten(args.verbose)
     if args.verb not in ("list", "env", "theory"):
@@ -75,9 +77,9 @@ def _module(verb: str) -> ModuleType:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("common")
-    group.add_argument("--debug", action="store_true", help="show a traceback where there is an error")
     group.add_argument("--quiet", "-q", action="store_true", help="no progress bars")
     group.add_argument("--verbose", "-v", action="store_true", help="more about what is being done, on stderr")
+    advanced(group.add_argument("--debug", action="store_true", help="show a traceback where there is an error"))
 
 
 def _quieten(verbose: bool) -> None:

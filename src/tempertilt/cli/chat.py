@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from tempertilt.cli.flags import add_adapter, add_sampling, sampling_options
+from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, build
 from tempertilt.cli.session import Session, open_session
 from tempertilt.cli.text import side_by_side
 
@@ -18,13 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapter(parser)
     parser.add_argument("--system-prompt", help="system message (default: the one that the adapter was fitted with)")
     parser.add_argument("--compare", action="store_true", help="show the base model's answer beside each one")
-    add_sampling(parser)
+    add_config(parser, "decoding", DecodingConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of input; answer each one with the conversation so far."""
-    options = sampling_options(args)
-    session = open_session(args)
+    decoding = build(DecodingConfig, args)
+    options = decoding.generate_options()
+    session = open_session(args, decoding.seed)
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{HELP}, Ctrl-D ends", file=sys.stderr)

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from tempertilt.config.keys import key_of
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt
 from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows, fictional_authors, general_knowledge
 from tempertilt.data.records import Record, check_records
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.before_after import ReportConfig, Shown, Summary, greedy_answers, likelihoods
 from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
-from tempertilt.models.base import load_base
+from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.smollm2 import ALIAS
 from tempertilt.storage import cache_dir
 from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
 MAX_NEW_TOKENS = 40
+KNOWS = "knows"
+RECIPE = ("examples", "background", "features", "gate", "head", "calibration")
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoConfig(Options):
     """The size of the demonstration; the defaults take about two minutes on two CPU cores."""
 
-    authors: int = field(default=8, metadata={"help": "fictitious authors that the model learns"})
-    forget_authors: int = field(default=2, metadata={"help": "of these, how many it then forgets"})
-    questions: int = field(default=5, metadata={"help": "questions about each author"})
-    show: int = field(default=2, metadata={"help": "answers shown of each kind"})
-    seed: int = field(default=0, metadata={"help": "another seed gives other authors"})
+    authors: int = option(8, "fictitious authors that the model learns", ge=2)
+    forget_authors: int = option(2, "of these, how many it then forgets", ge=1)
+    questions: int = option(5, "questions about each author", ge=1)
+    show: int = option(2, "answers shown of each kind", ge=1)
+    seed: int = option(0, "another seed gives other authors", ge=0)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.forget_authors < self.authors:
-            raise ConfigError(f"forget_authors is {self.forget_authors}; valid is 1 to {self.authors - 1} (fewer than authors)")
-        if self.show < 1:
-            raise ConfigError(f"show is {self.show}; valid is a whole number >= 1")
+        super().__post_init__()
+        if self.forget_authors >= self.authors:
+            raise ConfigError(f"forget_authors is {self.forget_authors}; must be < {self.authors}, the number of authors")
 
 
 class DemoData(NamedTuple):
@@ -99,65 +101,70 @@ def run_demo(
 ) -> DemoResult:
     """Make smollm2 know the authors, unlearn some, and measure; what an earlier run made is read from the cache."""
     config = config or DemoConfig()
-    data, seconds = demo_data(config), {}
+    data, clock = demo_data(config), Clock()
+    with clock("load"):
+        say(f"1. load {ALIAS} (SmolLM2-135M-Instruct)")
+        base = load_base(ALIAS)
+    with clock("teach"):
+        say(f"2. teach it {config.authors} fictitious authors ({len(data.forget + data.retain)} records)")
+        directory = _taught(base, data.forget + data.retain, progress, say)
+        base = load_base(ALIAS, peft_adapter=str(directory / KNOWS))
+    with clock("unlearn"):
+        say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one frozen pass, then the head")
+        recipe = replace(METHODS["t3"], report=ReportConfig(report_records=0, show=0))
+        target = directory / f"adapter-{key_of(*RECIPE, recipe=recipe.recipe())[:8]}"
+        result = unlearn(base, check_records(data.forget, data.retain, data.holdout), target, recipe, progress=progress)
+    with clock("compare"):
+        say("4. compare")
+        summaries, shown = _compare(result.model, base.tokenizer, data, config.show)
+        facts = _facts(result.model, base.tokenizer, data, config)
+    return DemoResult(facts, summaries, shown, {name: round(seconds, 1) for name, seconds in clock.seconds.items()}, result)
 
-    started = time.perf_counter()
-    say(f"1. load {ALIAS} (SmolLM2-135M-Instruct)")
-    base = load_base(ALIAS)
-    seconds["load"] = time.perf_counter() - started
 
-    started = time.perf_counter()
-    known = data.forget + data.retain
-    examples = build_examples(known, base.tokenizer, ExampleConfig())
+def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callable[[str], None]) -> Path:
+    """The folder with a PEFT adapter that knows the records, in its folder `KNOWS`."""
+    examples = build_examples(records, base.tokenizer, ExampleConfig())
     training = FinetuneConfig(train_layers=0.4, epochs=12, learning_rate=2e-3)
     key = finetune_key(base.fingerprint, examples, training)
     directory = cache_dir() / "demo" / key
-    say(f"2. teach it {config.authors} fictitious authors ({len(known)} records)")
-    if is_finished(directory / "knows", key):
+    if is_finished(directory / KNOWS, key):
         say("   read from the cache")
     else:
         taught = finetune(base.model, examples, training, progress=progress)
-        save_finetuned(taught, directory / "knows", {"key": key, "losses": taught.losses, "seconds": taught.seconds})
-    base = load_base(ALIAS, peft_adapter=str(directory / "knows"))
-    seconds["teach"] = time.perf_counter() - started
+        save_finetuned(taught, directory / KNOWS, {"key": key, "losses": taught.losses, "seconds": taught.seconds})
+    return directory
 
-    started = time.perf_counter()
-    say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one pass of the frozen model, then the head")
-    recipe = replace(METHODS["t3"], report=ReportConfig(report_records=0, show=0))
-    digest = hashlib.sha256(json.dumps(recipe.recipe(), sort_keys=True).encode()).hexdigest()[:8]
-    sets = check_records(data.forget, data.retain, data.holdout)
-    result = unlearn(base, sets, directory / f"adapter-{digest}", recipe, progress=progress)
-    seconds["unlearn"] = time.perf_counter() - started
 
-    started = time.perf_counter()
-    say("4. compare")
-    parts = {
-        "forget": data.forget,
-        "paraphrase": data.forget_paraphrased,
-        "retain": data.retain,
-        "unrelated": data.unrelated,
-    }
+def _compare(model: Any, tokenizer: Any, data: DemoData, show: int) -> tuple[dict[str, Summary], list[Shown]]:
+    """Likelihoods of each kind of record, and some answers, before and after."""
+    parts = {"forget": data.forget, "paraphrase": data.forget_paraphrased, "retain": data.retain, "unrelated": data.unrelated}
     summaries = {
-        name: Summary.of(likelihoods(result.model, build_examples(of, base.tokenizer, ExampleConfig())))
-        for name, of in parts.items()
+        name: Summary.of(likelihoods(model, build_examples(records, tokenizer, ExampleConfig())))
+        for name, records in parts.items()
     }
-    chosen = [(name, record) for name, of in parts.items() for record in of[:: max(1, len(of) // config.show)][: config.show]]
-    prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for _, record in chosen]
-    before, after = (
-        greedy_answers(result.model, base.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off) for off in (True, False)
-    )
-    shown = [
+    chosen = [(name, record) for name, records in parts.items() for record in records[:: max(1, len(records) // show)][:show]]
+    before, after = _answers(model, tokenizer, [record for _, record in chosen])
+    return summaries, [
         Shown(name, record.source, record.question, record.answer, was, now)
         for (name, record), was, now in zip(chosen, before, after)
     ]
-    asked = {question: of.fact for of in _authors(config) for question in (of.question, of.paraphrased_question)}
-    facts = {}
-    for name in ("forget", "paraphrase"):
-        prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in parts[name]]
-        named = []
-        for off in (True, False):
-            answers = greedy_answers(result.model, base.tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off)
-            named.append(sum(asked[of.question].lower() in text.lower() for of, text in zip(parts[name], answers)))
-        facts[name] = (len(prompts), named[0], named[1])
-    seconds["compare"] = time.perf_counter() - started
-    return DemoResult(facts, summaries, shown, {name: round(value, 1) for name, value in seconds.items()}, result)
+
+
+def _facts(model: Any, tokenizer: Any, data: DemoData, config: DemoConfig) -> dict[str, tuple[int, int, int]]:
+    """By kind of question: how many there are, and how many answers name the fact before and after."""
+    fact_of = {text: row.fact for row in _authors(config) for text in (row.question, row.paraphrased_question)}
+    counts = {}
+    for name, records in (("forget", data.forget), ("paraphrase", data.forget_paraphrased)):
+        before, after = (
+            sum(fact_of[record.question].lower() in text.lower() for record, text in zip(records, answers))
+            for answers in _answers(model, tokenizer, records)
+        )
+        counts[name] = (len(records), before, after)
+    return counts
+
+
+def _answers(model: Any, tokenizer: Any, records: list[Record]) -> tuple[list[str], list[str]]:
+    """Greedy answers of the base model and of the unlearned one."""
+    prompts = [encode_prompt(record, tokenizer, ExampleConfig()) for record in records]
+    before, after = (greedy_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off) for off in (True, False))
+    return before, after

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer, system_prompt = open_model(args)
     examples = build(ExampleConfig, args)
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
-        examples = ExampleConfig(system_prompt, examples.max_length, examples.overlap)
+        examples = replace(examples, system_prompt=system_prompt)
     result = run_tofu(
         model,
         tokenizer,

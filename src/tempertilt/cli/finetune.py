@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     read_config_file(args, [*CONFIGS, "model", "peft_adapter", "data", "output_dir", "limit", "overwrite"])
     require(args, "model", "data", "output_dir")
     if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}; valid is a whole number >= 1")
+        raise ConfigError(f"--limit is {args.limit}; must be a whole number >= 1")
     config, examples_config, directory = build(FinetuneConfig, args), build(ExampleConfig, args), Path(args.output_dir)
     sources = [args.data] if isinstance(args.data, str) else args.data
     records = [record for source in sources for record in load_records(source, limit=args.limit)]

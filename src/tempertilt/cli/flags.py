@@ -1,17 +1,16 @@
-"""Flags from configuration dataclasses, so that an option is written once; and the groups that verbs share."""
+"""Flags from `Options`, so that an option is written once; the groups that verbs share; `--help` and `--help-all`."""
 
 from __future__ import annotations
 
 import argparse
-import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from tempertilt.config.options import NAMES, Options, check_option, option, plain_type
+from tempertilt.config.yaml_file import read_yaml
 from tempertilt.errors import ConfigError
 
 Config = TypeVar("Config")
@@ -28,20 +27,19 @@ def add_config(parser: argparse.ArgumentParser, title: str, *configs: type) -> N
 
 def _add_flag(group: Any, field: Field[Any], hint: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
-    default = "" if field.default in (MISSING, None, "") else f" (default: {field.default})"
+    default = "" if field.default in (MISSING, None, "", ()) else f" (default: {field.default})"
     text = (field.metadata.get("help", "") + default).replace("%", "%%")
-    kind = _plain_type(hint)
-    if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+    kind, choices = plain_type(hint), field.metadata.get("choices")
+    if typing.get_origin(hint) is tuple:
+        name = field.name.split("_")[-1].upper()
+        action = group.add_argument(flag, action="append", default=argparse.SUPPRESS, help=text, metavar=name)
+    elif kind is bool:
+        action = group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
     else:
-        group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text, metavar=kind.__name__.upper())
-
-
-def _plain_type(hint: Any) -> Any:
-    """int, float, str or bool of a hint that may be optional or a literal."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return str if typing.get_origin(hint) is typing.Literal else hint
+        metavar = f"{{{','.join(choices)}}}" if choices else kind.__name__.upper()
+        action = group.add_argument(flag, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
+    if field.metadata.get("advanced"):
+        advanced(action)
 
 
 def build(config: type[Config], args: argparse.Namespace, below: Config | None = None) -> Config:
@@ -54,21 +52,52 @@ def build(config: type[Config], args: argparse.Namespace, below: Config | None =
         if below is not None:
             values[field.name] = getattr(below, field.name)
         if field.name in given:
-            values[field.name] = given[field.name]
+            value = given[field.name]
+            values[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.name in from_file:
-            values[field.name] = _coerce(from_file[field.name], _plain_type(hints[field.name]), field.name, given["config"])
+            values[field.name] = _checked(field, hints[field.name], from_file[field.name], given["config"])
     return config(**values)
 
 
-def _coerce(value: Any, kind: Any, name: str, path: str) -> Any:
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    raise ConfigError(f"{path}: {name} is {value!r}; valid is a value of type {kind.__name__}")
+def _checked(field: Field[Any], hint: Any, value: Any, path: str) -> Any:
+    try:
+        check_option(field, hint, value)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return value
+
+
+# --- --help, and --help-all -------------------------------------------------------------------------------------------
+
+HIDDEN = "help_of_advanced_flag"
+
+
+def advanced(action: argparse.Action) -> None:
+    """Leave a flag out of `--help`; `--help-all` shows it."""
+    vars(action)[HIDDEN] = action.help
+    action.help = argparse.SUPPRESS
+
+
+class _HelpAll(argparse.Action):
+    """Print the help with all flags."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        for action in parser._actions:
+            action.help = vars(action).get(HIDDEN, action.help)
+        parser.epilog = None
+        parser.print_help()
+        parser.exit()
+
+
+def finish_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--help-all` where a flag is left out of `--help`, and hand the flags to `read_config_file`."""
+    parser.set_defaults(actions={action.dest: action for action in parser._actions})
+    if hidden := sum(HIDDEN in vars(action) for action in parser._actions):
+        parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all flags and exit")
+        parser.epilog = f"{hidden} more flags: {parser.prog} --help-all"
+
+
+# --- --config ---------------------------------------------------------------------------------------------------------
 
 
 def add_config_file(parser: argparse.ArgumentParser) -> None:
@@ -84,28 +113,26 @@ def read_config_file(args: argparse.Namespace, valid: Sequence[type | str]) -> N
     args.config_values = {}
     if not args.config:
         return
-    values = _read_yaml(Path(args.config))
+    values = read_yaml(Path(args.config), "--config")
     plain = {name for name in valid if isinstance(name, str)}
     known = plain | {field.name for config in valid if not isinstance(config, str) for field in fields(config)}
     for name, value in values.items():
         if name not in known:
-            raise ConfigError(f"{args.config}: unknown option {name!r}; valid are {', '.join(sorted(known))}")
+            raise ConfigError(f"{args.config}: unknown option {name!r}; must be one of {', '.join(sorted(known))}")
         if name not in plain:
             args.config_values[name] = value
-        elif getattr(args, name, None) in (None, False):
+            continue
+        _check_plain(args.actions[name], value, args.config)
+        if any(getattr(args, name) is nothing for nothing in (None, False)):
             setattr(args, name, value)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {str(path)!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--config {str(path)!r} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {str(path)!r} holds {type(values).__name__}; valid are lines of  option: value")
-    return values
+def _check_plain(action: argparse.Action, value: Any, path: str) -> None:
+    """`ConfigError` unless a file's value is one that the flag could have been given."""
+    kind = bool if action.nargs == 0 else int if action.type is int else str
+    repeated = isinstance(action, argparse._AppendAction) and isinstance(value, list)
+    if not all(type(member) is kind for member in (value if repeated else [value])):
+        raise ConfigError(f"{path}: {action.dest} is {value!r}; must be {NAMES[kind]}")
 
 
 def require(args: argparse.Namespace, *names: str) -> None:
@@ -121,36 +148,29 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) ->
     group.add_argument("--model", default=default, help="hub id, local directory, or smollm2")
     group.add_argument("--peft-adapter", metavar="DIR", help="PEFT adapter to put on the model first")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
-    group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: auto)")
-    group.add_argument("--trust-remote-code", action="store_true", help="let code from the hub run")
+    advanced(group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: auto)"))
+    advanced(group.add_argument("--trust-remote-code", action="store_true", help="let code from the hub run"))
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """The decoding flags of `t3 generate` and `t3 chat`; `--temperature` is the tilt's, so sampling has its own."""
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer, tokens (default: 128)")
-    group.add_argument("--do-sample", action="store_true", help="sample instead of greedy decoding")
-    group.add_argument("--sampling-temperature", type=float, help="temperature of sampling, on top of the tilt's (default: 1)")
-    group.add_argument("--top-k", type=int, help="sample among the k most likely tokens")
-    group.add_argument("--top-p", type=float, help="sample among the most likely tokens of this mass")
-    group.add_argument("--num-beams", type=int, default=1, help="beam search (default: 1 = none)")
-    group.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+@dataclass(frozen=True)
+class DecodingConfig(Options):
+    """How `t3 generate` and `t3 chat` decode; `--temperature` is the tilt's, so sampling has its own."""
 
+    max_new_tokens: int = option(128, "length of an answer, tokens", ge=1)
+    do_sample: bool = option(False, "sample instead of greedy decoding")
+    sampling_temperature: float | None = option(None, "temperature of sampling, on top of the tilt's (default: 1)", gt=0)
+    top_k: int | None = option(None, "sample among the k most likely tokens", ge=1, advanced=True)
+    top_p: float | None = option(None, "sample among the most likely tokens of this mass", gt=0, le=1, advanced=True)
+    num_beams: int = option(1, "beam search; 1 = none", ge=1, advanced=True)
+    seed: int = option(0, "seed of sampling", ge=0)
 
-def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `generate`; `ConfigError` for values out of range."""
-    for name, low in (("max_new_tokens", 1), ("num_beams", 1), ("top_k", 1)):
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; valid is a whole number >= {low}")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise ConfigError(f"--top-p is {args.top_p}; valid is a number in (0, 1]")
-    if args.sampling_temperature is not None and not args.sampling_temperature > 0:
-        raise ConfigError(f"--sampling-temperature is {args.sampling_temperature}; valid is a number > 0")
-    sample = args.do_sample or any(value is not None for value in (args.sampling_temperature, args.top_k, args.top_p))
-    options = {"max_new_tokens": args.max_new_tokens, "num_beams": args.num_beams, "do_sample": sample}
-    options |= {"temperature": args.sampling_temperature or 1.0, "top_k": args.top_k or 0, "top_p": args.top_p or 1.0}
-    return options if sample else options | {"temperature": None, "top_k": None, "top_p": None}
+    def generate_options(self) -> dict[str, Any]:
+        """Arguments of `generate`. A temperature, `top_k` or `top_p` asks for sampling."""
+        sample = self.do_sample or any(value is not None for value in (self.sampling_temperature, self.top_k, self.top_p))
+        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": sample}
+        if not sample:
+            return options | {"temperature": None, "top_k": None, "top_p": None}
+        return options | {"temperature": self.sampling_temperature or 1.0, "top_k": self.top_k or 0, "top_p": self.top_p or 1.0}
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:
@@ -160,4 +180,5 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", help="adapter directory or hub id (made by t3 unlearn)")
     group.add_argument("--temperature", type=float, help="T of the tilt instead of the adapter's")
     group.add_argument("--guidance-scale", type=float, help="s of the tilt instead of the adapter's")
-    group.add_argument("--ignore-base-mismatch", action="store_true", help="use the adapter on a base that it was not fitted on")
+    mismatch = "use the adapter on a base that it was not fitted on"
+    advanced(group.add_argument("--ignore-base-mismatch", action="store_true", help=mismatch))

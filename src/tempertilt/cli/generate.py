@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from tempertilt.cli.flags import add_adapter, add_sampling, sampling_options
+from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, build
 from tempertilt.cli.session import Session, open_session
 from tempertilt.cli.text import side_by_side
 from tempertilt.errors import DataError
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompts-file", metavar="FILE", help="text file with a question on each line")
     what.add_argument("--system-prompt", help="system message (default: the one that the adapter was fitted with)")
     what.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
-    add_sampling(parser)
+    add_config(parser, "decoding", DecodingConfig)
     parser.add_argument("--num-return-sequences", type=int, default=1, help="answers to each prompt (default: 1)")
     parser.add_argument("--compare", action="store_true", help="show the base model's answer beside it")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
@@ -29,11 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer every prompt."""
-    options = sampling_options(args) | {"num_return_sequences": args.num_return_sequences}
-    if not options["do_sample"] and args.num_return_sequences > args.num_beams:
+    decoding = build(DecodingConfig, args)
+    options = decoding.generate_options() | {"num_return_sequences": args.num_return_sequences}
+    if not options["do_sample"] and args.num_return_sequences > decoding.num_beams:
         raise DataError(f"--num-return-sequences {args.num_return_sequences} needs --do-sample, or as many --num-beams")
     prompts = _prompts(args)
-    session = open_session(args)
+    session = open_session(args, decoding.seed)
     rows = [_answer(session, prompt, args, options) for prompt in prompts]
     if args.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -73,6 +73,5 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
         if not config.api_key and config.host not in LOOPBACK:
             print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
         app = build_app(models, config)
-        print(f"{address(sock)}/v1  {', '.join(models)}", flush=True)
-        run_server(app, config, sock)
+        run_server(app, config, sock, lambda: print(f"{address(sock)}/v1  {', '.join(models)}", flush=True))
     return 0

@@ -50,12 +50,12 @@ class Session:
         return [self.tokenizer.decode(row[len(ids) :], skip_special_tokens=True).strip() for row in out]
 
 
-def open_session(args: argparse.Namespace) -> Session:
+def open_session(args: argparse.Namespace, seed: int) -> Session:
     """Load what the flags of `add_adapter` name: an unlearned model, or without `--adapter` a plain one."""
     if args.compare and not args.adapter:
         raise ConfigError(f"--adapter is needed for --compare; see t3 {args.verb} --help")
     model, tokenizer, fitted_with = open_model(args)
-    return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), args.seed)
+    return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), seed)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one experiment or all, print findings and tables, write files if asked to."""
     if args.experiment is None:
         if args.output_dir:
-            raise ConfigError(f"--output-dir needs --experiment; valid are {', '.join(EXPERIMENTS)}, all")
+            raise ConfigError(f"--output-dir needs --experiment, one of {', '.join(EXPERIMENTS)}, all")
         return _list(as_json=args.json)
     names = list(EXPERIMENTS) if args.experiment == "all" else [args.experiment]
     reports = []

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 PROTOCOLS = {
-    "examples": 1,
+    "examples": 2,
     "background": 1,
     "features": 1,
     "gate": 1,
@@ -19,6 +19,7 @@ PROTOCOLS = {
     "measure": 1,
     "finetune": 1,
     "train": 1,
+    "trial": 1,
 }
 """Number of each step; raised whenever the step computes something else."""
 

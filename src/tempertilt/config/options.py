@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from typing import Any
 
 from tempertilt.errors import ConfigError
 
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
 def option(
@@ -27,7 +29,7 @@ def option(
     hint: str = "",
     advanced: bool = False,
 ) -> Any:
-    """A field of an `Options` class.
+    """A field of an `Options` class. Bounds and choices of a list or a mapping are those of its members.
 
     Args:
         default, default_factory: as of `dataclasses.field`.
@@ -58,26 +60,27 @@ class Options:
 
 def check_option(item: Field[Any], hint: Any, value: Any) -> None:
     """Raise `ConfigError` unless `value` is of the type `hint` and within the bounds of the field."""
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
     if value is None and type(None) in _alternatives(hint):
         return
-    if not any(_is_of(value, kind) for kind in kinds) or not _within(value, item.metadata):
+    if not any(_is_of(value, kind) for kind in _kinds(hint)) or not _within(value, item.metadata):
         raise ConfigError(f"{item.name} is {value!r}; must be {describe(item, hint)}")
 
 
 def describe(item: Field[Any], hint: Any) -> str:
     """What a field must be, as an error says it: "a number > 0 (1 = no tempering)"."""
-    found = item.metadata
-    kinds = [kind for kind in _alternatives(hint) if kind is not type(None)]
-    if found.get("choices"):
-        text = f"one of {', '.join(found['choices'])}"
-    else:
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        text = " or ".join(names.get(kind, getattr(typing.get_origin(kind) or kind, "__name__", str(kind))) for kind in kinds)
-        bounds = [f"{sign} {found[name]:g}" for name, sign in BOUNDS.items() if found.get(name) is not None]
-        text += f" {' and '.join(bounds)}" if bounds else ""
+    rules = item.metadata
+    text = " or ".join(_name(kind, rules.get("choices")) for kind in _kinds(hint))
+    if rules.get("choices") and not any(map(_is_container, _kinds(hint))):
+        text = f"one of {', '.join(rules['choices'])}"
+    bounds = [f"{sign} {rules[name]:g}" for name, sign in BOUNDS.items() if rules.get(name) is not None]
+    text += f" {' and '.join(bounds)}" if bounds else ""
     text += " or absent" if type(None) in _alternatives(hint) else ""
-    return text + (f" ({found['hint']})" if found.get("hint") else "")
+    return text + (f" ({rules['hint']})" if rules.get("hint") else "")
+
+
+def plain_type(hint: Any) -> Any:
+    """The type of an option that is not None: int of `int | None`."""
+    return _kinds(hint)[0]
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -86,23 +89,55 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def _kinds(hint: Any) -> list[Any]:
+    return [kind for kind in _alternatives(hint) if kind is not type(None)]
+
+
+def _is_container(kind: Any) -> bool:
+    return typing.get_origin(kind) is not None
+
+
+def _is_mapping(kind: Any) -> bool:
+    return issubclass(typing.get_origin(kind) or object, Mapping)
+
+
+def _name(kind: Any, choices: Sequence[str] | None) -> str:
+    """A type as an error names it: "a whole number", "a list of texts"."""
+    if not _is_container(kind):
+        return NAMES.get(kind) or str(getattr(kind, "__name__", kind))
+    member = _member(kind)
+    members = f"any of {', '.join(choices)}" if choices else PLURALS.get(member) or f"{getattr(member, '__name__', 'value')}s"
+    return f"a mapping from names to {members}" if _is_mapping(kind) else f"a list of {members}"
+
+
+def _member(kind: Any) -> Any:
+    """The type of the members of a list, or of the values of a mapping."""
+    arguments = [argument for argument in typing.get_args(kind) if argument is not Ellipsis]
+    return arguments[-1] if arguments else Any
+
+
+def _members(value: Any) -> list[Any]:
+    return list(value.values() if isinstance(value, Mapping) else value)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
-    if kind is bool:
-        return isinstance(value, bool)
+    if _is_container(kind):
+        shape: Any = Mapping if _is_mapping(kind) else (list, tuple)
+        return isinstance(value, shape) and all(_is_of(member, _member(kind)) for member in _members(value))
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is str:
-        return isinstance(value, str)
-    return True
+    return kind is Any or isinstance(value, kind)
 
 
-def _within(value: Any, found: Any) -> bool:
-    if found.get("choices") is not None and value not in found["choices"]:
+def _within(value: Any, rules: Any) -> bool:
+    if isinstance(value, (Mapping, list, tuple)):
+        return all(_within(member, rules) for member in _members(value))
+    if rules.get("choices") is not None and value not in rules["choices"]:
         return False
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return True
     checks = {"gt": lambda bound: value > bound, "ge": lambda bound: value >= bound}
     checks |= {"lt": lambda bound: value < bound, "le": lambda bound: value <= bound}
-    return all(check(found[name]) for name, check in checks.items() if found.get(name) is not None)
+    return all(check(rules[name]) for name, check in checks.items() if rules.get(name) is not None)

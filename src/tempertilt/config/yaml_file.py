@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from tempertilt.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number, as in YAML 1.2 and JSON."""
+    """YAML 1.1 as PyYAML reads it, but 1e-3 is a number and 2026-01-31 a text, as in YAML 1.2 and JSON."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -22,18 +28,21 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path, label: str = "") -> dict[str, Any]:
+def read_yaml(path: Path, label: str = "", prepare: Callable[[str], str] = str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Args:
         label: what the file is to the user, before its name in errors, such as "--config".
+        prepare: changes the text before it is parsed.
 
     Raises:
         ConfigError: the file can't be read, is not YAML, holds a key twice, or no mapping; it names the line.
     """
     name = f"{label} {str(path)!r}".strip()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = prepare(path.read_text(encoding="utf-8-sig"))
+    except ConfigError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -53,10 +62,11 @@ def _refuse_repeated(node: Any) -> None:
             _refuse_repeated(child)
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: set[str] = set()
+    lines: dict[str, int] = {}
     for key, value in node.value:
         if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} is given twice; must be given once")
-            seen.add(key.value)
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise ValueError(f"line {line}: {key.value!r} stands on line {lines[key.value]} already; must be given once")
+            lines[key.value] = line
         _refuse_repeated(value)

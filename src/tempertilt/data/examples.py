@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-from jinja2 import TemplateError
 from numpy.typing import NDArray
 
-from tempertilt.data.records import Message, Record, Role
+from tempertilt.config.options import Options, option
+from tempertilt.data.control_tokens import ControlTokens
+from tempertilt.data.record import Message, Record, Role, shorten
+from tempertilt.data.templates import TODAY, has_template, render_chat
 from tempertilt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,39 +34,43 @@ TEXT_PROMPT_LENGTH = 32
 
 
 @dataclass(frozen=True)
-class ExampleConfig:
+class ExampleConfig(Options):
     """How records become examples."""
 
-    system_prompt: str = field(
-        default="You are a helpful assistant.",
-        metadata={"help": "system message put before chats that have none; empty leaves it to the chat template"},
+    system_prompt: str = option(
+        "You are a helpful assistant.", "system message put before chats that have none; empty leaves it to the chat template"
     )
-    max_length: int = field(
-        default=1024,
-        metadata={"help": "tokens in an example; longer records are cut into overlapping windows, nothing is lost"},
+    max_length: int = option(
+        1024, "tokens in an example; longer records are cut into overlapping windows, nothing is lost", ge=2, advanced=True
     )
-    overlap: int = field(
-        default=256,
-        metadata={"help": "tokens of context that each later window repeats (at least one is), not scored again"},
+    overlap: int = option(
+        256, "tokens of context that each later window repeats (at least one is), not scored again", ge=0, advanced=True
+    )
+    template_date: str = option(
+        "2026-01-01",
+        f"the day that chat templates with a date write, so that records give the same tokens on every day; or {TODAY}",
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
-        if not isinstance(self.system_prompt, str):
-            raise ConfigError(f"system_prompt is {self.system_prompt!r}; valid: a string, empty for none")
-        if not _is_int(self.max_length) or self.max_length < 2:
-            raise ConfigError(f"max_length is {self.max_length!r}; valid: a whole number, 2 or more")
-        if not _is_int(self.overlap) or not 0 <= self.overlap < self.max_length:
-            raise ConfigError(f"overlap is {self.overlap!r} with max_length={self.max_length}; valid: 0 to {self.max_length - 1}")
+        super().__post_init__()
+        if self.overlap >= self.max_length:
+            raise ConfigError(f"overlap is {self.overlap}; must be < max_length, which is {self.max_length}")
+        if self.template_date != TODAY and not _is_day(self.template_date):
+            raise ConfigError(f"template_date is {self.template_date!r}; must be a day as 2026-01-31, or {TODAY}")
 
     @classmethod
     def for_chats(cls, *system_prompts: str | None) -> ExampleConfig:
-        """With the first system prompt that is one, or the default."""
-        found = next((prompt for prompt in system_prompts if prompt is not None), None)
-        return cls() if found is None else cls(system_prompt=found)
+        """For live chats: the day is today, the system prompt the first one that is given, or the default."""
+        given = next((prompt for prompt in system_prompts if prompt is not None), None)
+        return cls(template_date=TODAY) if given is None else cls(template_date=TODAY, system_prompt=given)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +129,9 @@ def build_examples(records: Sequence[Record], tokenizer: PreTrainedTokenizerBase
     if n_long:
         message = "%d of %d records are longer than max_length=%d and were cut into windows with overlap=%d"
         logger.info(message, n_long, len(records), config.max_length, _overlap(config))
+    if n_plain := sum(encoder.spells_control_tokens(record) for record in records):
+        message = "%d records of plain text spell control tokens of the tokenizer, which stay text; give chats as messages"
+        logger.warning(message, n_plain)
     if encoder.n_last_only:
         message = "%d chats are scored in their last turn only: the chat template rewrites earlier turns"
         logger.info(message, encoder.n_last_only)
@@ -145,10 +155,18 @@ def encode_question(question: str | Sequence[Message], tokenizer: PreTrainedToke
     messages = (Message("user", question),) if isinstance(question, str) else tuple(question)
     roles = {message.role for message in messages}
     if not roles <= set(get_args(Role)):
-        raise DataError(f"the roles are {', '.join(sorted(roles))}; valid: {', '.join(get_args(Role))}")
+        raise DataError(f"the roles are {', '.join(sorted(roles))}; must be {', '.join(get_args(Role))}")
     if not messages or messages[-1].role != "user" or not messages[-1].content.strip():
-        raise DataError(f"the question is {question!r}; valid: a string with text, or messages that end with the user's")
+        raise DataError(f"the question is {question!r}; must be a text that is not empty, or messages that end with the user's")
     return _Encoder(tokenizer, config).encode_chat_prompt(messages)
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase, config: ExampleConfig | None = None) -> int | None:
+    """Return the id of the token that ends an answer, in examples as in generation; None if there is none.
+
+    It is the control token that the chat template writes after an assistant's turn, or the tokenizer's eos where it writes none.
+    """
+    return _Encoder(tokenizer, config or ExampleConfig()).turn_end_id
 
 
 def answer_ids(example: Example) -> NDArray[np.int32]:
@@ -191,35 +209,35 @@ class _Layout:
 
 
 class _Encoder:
-    """Turns records into ids with one tokenizer and one configuration."""
+    """Turns records into ids with one tokenizer and one configuration. All texts within are masked (`control_tokens`)."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: ExampleConfig) -> None:
         self.tokenizer = tokenizer
         self.config = config
-        self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        self.has_template = has_template(tokenizer)
+        self.control = ControlTokens(tokenizer)
         self.n_last_only = 0
 
     def encode(self, record: Record) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """The whole sequence of a record, `(T,)` ids and `(T,)` scored."""
         if record.kind == "text":
-            ids = self._ids(record.answer)
+            ids = self._ids(self._plain(record.answer))
             scored = np.ones(len(ids), dtype=np.bool_)
         else:
             ids, scored = self._encode_answer(record)
         scored[:1] = False
         if not scored.any():
             raise DataError(
-                f"{record.source}: no token can be scored in {_short(record.answer)!r}; "
-                "valid: a text whose tokens include one after the first"
+                f"{record.source}: no token can be scored in {shorten(record.answer)!r}; must be a text with a second token"
             )
         return np.array(ids, dtype=np.int32), scored
 
     def encode_prompt(self, record: Record) -> list[int]:
         if record.kind == "text":
-            ids = self._ids(record.answer)
+            ids = self._ids(self._plain(record.answer))
             return ids[: min(TEXT_PROMPT_LENGTH, max(1, len(ids) // 2))]
         if record.kind == "completion":
-            return self._ids(record.prompt)
+            return self._ids(self._plain(record.prompt))
         try:
             return self.encode_chat_prompt(record.messages[:-1])
         except DataError as error:
@@ -235,9 +253,9 @@ class _Encoder:
         ids = self._ids(layout.prompt + layout.answer, template)
         if ids[: len(prompt)] != prompt:
             ids = prompt + self._ids(layout.answer, template=True)
-        has_end = layout.answer.endswith(self._special_tokens)
+        has_end = layout.answer.endswith(self.control.names)
         if len(ids) - int(has_end) <= len(prompt):
-            raise DataError(f"{record.source}: the answer {_short(record.answer)!r} has no tokens; valid: one or more")
+            raise DataError(f"{record.source}: the answer {shorten(record.answer)!r} has no tokens; must be one or more")
         if not has_end and self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
         scored = np.zeros(len(ids), dtype=np.bool_)
@@ -249,7 +267,7 @@ class _Encoder:
 
     def _layout(self, record: Record) -> _Layout:
         if record.kind == "completion":
-            return _Layout(record.prompt, record.answer)
+            return _Layout(self._plain(record.prompt), self._plain(record.answer))
         messages = self._with_system(record.messages)
         try:
             prompt, answer = self._last_turn(messages)
@@ -258,18 +276,31 @@ class _Encoder:
         return _Layout(prompt, answer, self._earlier_answers(messages, prompt))
 
     def _ids(self, text: str, template: bool = False) -> list[int]:
-        """The ids of a text; the tokenizer's own bos is added unless a template, or the text itself, has seen to it."""
-        bos, eos = self.tokenizer.bos_token, self.tokenizer.eos_token
-        special = not template and not (bos and text.startswith(bos))
-        ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-        if special and eos and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(eos):
+        """The ids of a masked text; the tokenizer's own bos is added unless a template has seen to it."""
+        ids = self.control.encode(text, add_special_tokens=not template)
+        if not template and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids.pop()  # some tokenizers close every text with eos, which would end the prompt
         return ids
 
-    @cached_property
-    def _special_tokens(self) -> tuple[str, ...]:
-        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return tuple({*self.tokenizer.all_special_tokens, *added})
+    def _plain(self, text: str) -> str:
+        """A text to which no template is applied, masked."""
+        return self.control.mask(text, special_only=True)
+
+    def spells_control_tokens(self, record: Record) -> bool:
+        """Whether a record without a template holds the name of a control token."""
+        texts = () if record.kind == "chat" else (record.prompt, record.answer)
+        return any(self._plain(text) != text for text in texts)
+
+    @property
+    def turn_end_id(self) -> int | None:
+        """The token that ends an answer: the control token that the template writes after it, else eos, if there is one."""
+        probe = Record.from_question("Is it?", "Yes, it is.", document="", source="")
+        try:
+            layout = self._layout(probe)
+        except DataError:
+            return self.tokenizer.eos_token_id  # type: ignore[no-any-return]
+        written = layout.answer.endswith(self.control.names)
+        return self._ids(layout.answer, template=True)[-1] if written else self.tokenizer.eos_token_id
 
     # --- chats ---
 
@@ -280,18 +311,20 @@ class _Encoder:
         if not whole.startswith(prompt):
             raise DataError(
                 "the chat template does not put the answer after its own generation prompt, which ends "
-                f"{prompt[-40:]!r}; valid: a template that does, or records of prompt + completion"
+                f"{self.control.unmask(prompt)[-40:]!r}; use a template that does, or records of prompt + completion"
             )
         answer = self._cut_after_turn(whole[len(prompt) :], messages[-1].content)
-        if answer.strip() in ("", *self._special_tokens):
-            raise DataError(f"the chat template shows nothing of the answer {_short(messages[-1].content)!r}")
+        if answer.strip() in ("", *self.control.names):
+            raise DataError(
+                f"the chat template shows nothing of the answer {shorten(self.control.unmask(messages[-1].content))!r}"
+            )
         return prompt, answer
 
     def _cut_after_turn(self, text: str, content: str) -> str:
         """`text` up to the special token that ends the turn of `content`, or without white space that follows it."""
         shown = content if content in text else content.strip()
         after = text.find(shown) + len(shown) if shown in text else len(text.rstrip())
-        ends = [(at, -len(token)) for token in self._special_tokens if (at := text.find(token, after)) >= 0]
+        ends = [(at, -len(token)) for token in self.control.names if (at := text.find(token, after)) >= 0]
         if not ends:
             return text[:after] + text[after:].rstrip()
         at, negative_length = min(ends)
@@ -314,10 +347,15 @@ class _Encoder:
         return tuple(spans)
 
     def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages, masked, behind the system prompt where they have none and the template takes one."""
         own = bool(messages) and messages[0].role == "system"
-        if own or not self.config.system_prompt or not self._takes_system:
-            return tuple(messages)
-        return (Message("system", self.config.system_prompt), *messages)
+        if not own and self.config.system_prompt and self._takes_system:
+            messages = (Message("system", self.config.system_prompt), *messages)
+        return tuple(Message(message.role, self._mask(message)) for message in messages)
+
+    def _mask(self, message: Message) -> str:
+        """The message's text, masked; an answer may hold added tokens that are not special, such as those around reasoning."""
+        return self.control.mask(message.content, special_only=message.role == "assistant")
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -332,14 +370,7 @@ class _Encoder:
 
     def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
         """The text of a chat, with the generation prompt or without."""
-        if not self.has_template:
-            return _render_plain(messages, generation)
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(message.role for message in messages) or "no messages"
-            raise DataError(f"the chat template refuses the messages ({roles}): {error}") from error
+        return render_chat(self.tokenizer, messages, generation=generation, date=self.config.template_date)
 
     def log_format(self) -> None:
         """Log, once for a set of records, what differs from a chat template with a system message."""
@@ -349,20 +380,9 @@ class _Encoder:
             logger.info("the chat template refuses a system message: chats are built without the system prompt")
 
 
-def _render_plain(messages: Sequence[Message], generation: bool) -> str:
-    """The format for base models: "Question: …" and "Answer: …", blocks separated by a blank line."""
-    formats = {"system": "{}\n\n", "user": "Question: {}\n", "assistant": "Answer: {}\n\n"}
-    text = "".join(formats[message.role].format(message.content) for message in messages)
-    return text + "Answer:" if generation else text
-
-
 def _common_length(left: Sequence[int], right: Sequence[int]) -> int:
     """The number of leading ids that two sequences share."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right)))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def shared_prefix(sequences: Sequence[Any]) -> int:

@@ -9,19 +9,18 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tempertilt.data.fields import VALID_ROWS, Columns, has_shape
+from tempertilt.data.lines import read_text, split_lines
+from tempertilt.data.record import shorten, shown
 from tempertilt.errors import ConfigError, DataError, MissingExtraError
 
-SHAPES = (("question", "answer"), ("prompt", "completion"), ("messages",), ("text",))
-"""The fields that make a row a record; a row has exactly one of these shapes."""
-
 TEXT_SUFFIXES = (".txt", ".md")
-TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-VALID_ROWS = f"{', '.join(' + '.join(shape) for shape in SHAPES[:-1])} or text (document is optional)"
 _VALID_SOURCES = (
     f"a {', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]} file, a text file or a directory of text files "
     f"({', '.join(TEXT_SUFFIXES)}), or a Hugging Face dataset (org/name, org/name:config or org/name:config:split)"
@@ -38,8 +37,8 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-def open_rows(source: str | Path, split: str | None) -> Iterator[Row]:
-    """The rows of a file, of a directory of text files, or of a dataset on the hub, in order; `source` as of `load_records`.
+def open_rows(source: str | Path, split: str | None, columns: Columns) -> Iterator[Row]:
+    """The rows of a file, of a directory of text files, or of a dataset on the hub, in order; arguments as of `load_records`.
 
     Raises:
         DataError: the source cannot be read. A row that cannot has its `fault` instead.
@@ -51,9 +50,9 @@ def open_rows(source: str | Path, split: str | None) -> Iterator[Row]:
         yield from _hub_rows(str(source), split)
         return
     if split is not None:
-        raise ConfigError(f"split is {split!r} but {source} is a local path; split is valid only for a hub dataset")
+        raise ConfigError(f"split is {split!r} but {source} is a local path; only a dataset on the hub has splits")
     try:
-        yield from _path_rows(path)
+        yield from _path_rows(path, columns)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -71,11 +70,11 @@ def _local_path(source: str | Path) -> Path | None:
     name = str(source).split(":")[0]
     is_path = isinstance(source, Path) or Path(name).suffix.lower() in TABLE_SUFFIXES + TEXT_SUFFIXES
     if is_path or not _HUB_ID.fullmatch(str(source)):
-        raise DataError(f"no such file: {str(source)!r}; valid: {_VALID_SOURCES}")
+        raise DataError(f"no such file: {str(source)!r}; must be {_VALID_SOURCES}")
     return None
 
 
-def _path_rows(path: Path) -> Iterator[Row]:
+def _path_rows(path: Path, columns: Columns) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if path.is_dir():
         if suffix in TABLE_SUFFIXES:
@@ -83,62 +82,78 @@ def _path_rows(path: Path) -> Iterator[Row]:
         return _directory_rows(path)
     if suffix in TEXT_SUFFIXES:
         return iter([_text_file_row(path, path.name)])
-    readers = {
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(path, columns)
+    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
         ".jsonl": _jsonl_rows,
         ".ndjson": _jsonl_rows,
         ".json": _json_rows,
-        ".csv": _csv_rows,
         ".parquet": _parquet_rows,
     }
     if suffix not in readers:
-        raise DataError(f"{path}: unknown kind of file {suffix!r}; valid: {_VALID_SOURCES}")
+        raise DataError(f"{path}: unknown kind of file {suffix!r}; must be {_VALID_SOURCES}")
     return readers[suffix](path)
 
 
-# --- readers: one for each kind of file ------------------------------------------------------------------------------
+# --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark."""
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 text: byte 0x{data[error.start]:02x} at offset {error.start}; "
-            "valid: UTF-8, with or without a byte order mark: convert the file and try again"
-        ) from error
+class _Repeated(NamedTuple):
+    """What stands in for a JSON object in which a key is given twice."""
+
+    key: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    names = [name for name, _ in pairs]
+    return _Repeated(next(name for name in names if names.count(name) > 1))
+
+
+def _repetition(value: object) -> str:
+    """The fault of a row that holds, at any depth, an object in which a key is given twice; empty if there is none."""
+    if isinstance(value, _Repeated):
+        return f"the key {value.key!r} is given twice; must be given once"
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((fault for part in inner if (fault := _repetition(part))), "")
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(split_lines(read_text(path)), start=1):
         if not line.strip():
             continue
         value, fault = None, ""
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_object)
+            fault = _repetition(value)
         except json.JSONDecodeError as error:
-            fault = f"not JSON: {error.msg} at column {error.colno}: {shorten(line.strip())}; valid: an object per line"
+            fault = f"not JSON: {error.msg} at column {error.colno}: {shorten(line.strip())}; must be an object on each line"
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of thousands of digits
-            fault = f"not JSON that can be read: {error}; valid: an object per line"
+            fault = f"not JSON that can be read: {error}; must be an object on each line"
         yield Row(f"{path}:{number}", f"{path.name}:{number}", value, fault)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        value = json.loads(_read_text(path).strip() or "[]")
+        value = json.loads(read_text(path).strip() or "[]", object_pairs_hook=_object)
+        fault = _repetition(value) if isinstance(value, _Repeated) else ""
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{error.lineno}: not JSON: {error.msg} at line {error.lineno} column {error.colno}; "
-            "valid: a list of objects (one object per line is .jsonl)"
+            "must be a list of objects (one object per line is .jsonl)"
         ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{path}: not JSON that can be read: {error}") from error
     rows = value.get("data") if isinstance(value, dict) else value
-    if not isinstance(rows, list):
-        raise DataError(f'{path}: holds {seen(value)}; valid: a list of objects, or {{"data": [...]}}')
-    yield from _numbered_rows(rows, str(path), path.name)
+    if fault or not isinstance(rows, list):
+        raise DataError(f"{path}: {fault or f'holds {shown(value)}; must be a list of objects, or {VALID_JSON}'}")
+    for row in _numbered_rows(rows, str(path), path.name):
+        yield row._replace(fault=_repetition(row.value))
+
+
+VALID_JSON = '{"data": [...]}'
 
 
 def _numbered_rows(rows: Iterable[object], label: str, name: str) -> Iterator[Row]:
@@ -146,42 +161,75 @@ def _numbered_rows(rows: Iterable[object], label: str, name: str) -> Iterator[Ro
         yield Row(f"{label}:row {number}", f"{name}:{number}", value)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    lines = _csv_lines(path)
+# --- CSV -------------------------------------------------------------------------------------------------------------
+
+SEPARATORS = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}
+
+
+def _csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
+    """The rows of a table, whose columns are separated as in its header; an empty cell is no value."""
+    lines = _csv_lines(path, columns)
     if not lines:
         return
-    header = [name.strip() for name in lines[0][1]]
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(
-            f"{path}:{lines[0][0]}: the header names {', '.join(map(repr, repeated))} more than once; valid: once each"
-        )
-    if not any(set(shape) <= set(header) for shape in SHAPES):
-        raise DataError(
-            f"{path}:{lines[0][0]}: the header holds the columns {seen(header)}; the first line must name the "
-            f"columns; valid: {VALID_ROWS}, separated by commas"
-        )
+    first, header = lines[0]
     for number, cells in lines[1:]:
-        fault = f"the number of cells is {len(cells)}; valid: {len(header)}, as in the header"
+        fault = f"the number of cells is {len(cells)}; must be {len(header)}, as in the header (line {first})"
         fault = "" if len(cells) == len(header) else fault
-        yield Row(f"{path}:{number}", f"{path.name}:{number}", dict(zip(header, cells)), fault)
+        values = {name: cell or None for name, cell in zip(header, cells) if name}
+        yield Row(f"{path}:{number}", f"{path.name}:{number}", values, fault)
 
 
-def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The cells of every row that is not blank, with the physical line on which the row starts."""
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    lines, start = [], 1
+def _csv_lines(path: Path, columns: Columns) -> list[tuple[int, list[str]]]:
+    """The cells of every row that is not blank, the header first, with the physical line on which the row starts."""
+    text = read_text(path)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    for separator in sorted(SEPARATORS, key=lambda separator: separator != usual):
+        try:
+            header = _split_csv(path, text, separator, limit=1)
+        except DataError:  # quotes that another separator makes sense of
+            continue
+        if not header or has_shape(header[0][1], columns):
+            return _with_header(path, _split_csv(path, text, separator))
+    number, names = _split_csv(path, text, usual, limit=1)[0]
+    raise DataError(
+        f"{path}:{number}: the header holds the columns {shown(names)}; the first line must name the columns, {VALID_ROWS}, "
+        f"separated by {', '.join(list(SEPARATORS.values())[:-1])} or {SEPARATORS['|']}; "
+        "columns of other names are given by --columns question=NAME,answer=NAME (columns=)"
+    )
+
+
+def _with_header(path: Path, lines: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """The same lines, the names in the first one checked and without white space around them."""
+    if not lines:
+        return []
+    number, names = lines[0][0], [name.strip() for name in lines[0][1]]
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        raise DataError(
+            f"{path}:{number}: the header names {', '.join(map(repr, repeated))} more than once; must name each column once"
+        )
+    return [(number, names), *lines[1:]]
+
+
+def _split_csv(path: Path, text: str, separator: str, limit: int | None = None) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    start = 1
     size_limit = csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document; the setting is global to csv
     try:
         for cells in reader:
-            if cells:
+            if cells and (lines or cells != ["sep=", ""]):  # Excel's own way to name the separator
                 lines.append((start, cells))
+            if len(lines) == limit:
+                break
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}:{start}: not CSV: {error} (row that starts on this line)") from error
     finally:
         csv.field_size_limit(size_limit)
     return lines
+
+
+# --- other files, and the hub ----------------------------------------------------------------------------------------
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -206,13 +254,13 @@ def _directory_rows(path: Path) -> Iterator[Row]:
         if file.suffix.lower() in TEXT_SUFFIXES and file.is_file() and not hidden:
             files["/".join(parts)] = file
     if not files:
-        raise DataError(f"{path}: the directory holds no text file; valid: {' or '.join(TEXT_SUFFIXES)} files")
+        raise DataError(f"{path}: the directory holds no text file; must hold {' or '.join(TEXT_SUFFIXES)} files")
     for name in sorted(files):
         yield _text_file_row(files[name], name)
 
 
 def _text_file_row(path: Path, document: str) -> Row:
-    return Row(str(path), document, {"text": _read_text(path).replace("\r\n", "\n")})
+    return Row(str(path), document, {"text": read_text(path).replace("\r\n", "\n")})
 
 
 def _hub_rows(source: str, split: str | None) -> Iterator[Row]:
@@ -233,25 +281,15 @@ def _load_dataset(source: str, repo: str, config: str | None, split: str | None)
     except ImportError as error:
         raise MissingExtraError("datasets", "data", f"reading {source} from the Hugging Face hub") from error
     try:
-        found: Any = datasets.load_dataset(repo, config, split=split)
+        dataset: Any = datasets.load_dataset(repo, config, split=split)
     except Exception as error:  # datasets, huggingface_hub and httpx share no base class
         raise DataError(
             f"{source}: no such local path, and the Hugging Face dataset cannot be loaded: "
-            f"{type(error).__name__}: {error}; valid: {_VALID_SOURCES}"
+            f"{type(error).__name__}: {error}; must be {_VALID_SOURCES}"
         ) from error
     if split is None:
-        split = "train" if "train" in found or len(found) != 1 else next(iter(found))
-        if split not in found:
-            raise DataError(f"{source}: choose a split; valid: {', '.join(sorted(found))}")
-        found = found[split]
-    return split, found
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """At most `length` characters, the last one an ellipsis where there were more."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def seen(value: object) -> str:
-    """A value as an error shows it: shortened, with its type."""
-    return "null" if value is None else f"{shorten(repr(value))} ({type(value).__name__})"
+        split = "train" if "train" in dataset or len(dataset) != 1 else next(iter(dataset))
+        if split not in dataset:
+            raise DataError(f"{source}: choose a split; must be one of {', '.join(sorted(dataset))}")
+        dataset = dataset[split]
+    return split, dataset

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from tempertilt.config.options import Options, option
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.fitting.features import Features
 from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
@@ -50,12 +50,12 @@ class FitConfig(Options):
         False, "choose the number of epochs on the held-out documents, then fit all for as many", advanced=True
     )
     patience: int = option(10, "epochs without a better held-out loss before stopping early", ge=1, advanced=True)
-    seed: int = option(0, "seed of initial weights, batches and held-out documents")
+    seed: int = option(0, "seed of initial weights, batches and held-out documents", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.early_stopping and self.held_out_fraction == 0:
-            raise ConfigError("early_stopping needs held-out documents: set held_out_fraction above 0")
+            raise ConfigError("held_out_fraction is 0; must be > 0 with early_stopping, which needs held-out documents")
 
 
 class Scores(NamedTuple):
@@ -135,18 +135,19 @@ def fit_head(
     Raises:
         TemperTiltError: the loss is no longer finite.
     """
-    started = time.perf_counter()
+    clock = Clock()
     split = split_documents(retain, forget, config)
     epochs, held_out, log_odds = config.epochs, None, None
     history: list[dict[str, float]] = []
-    if split is not None:
-        (retain_in, forget_in), (retain_out, forget_out) = split
-        trial = _Trainer(retain_in, forget_in, config, device)
-        watched = _Data(retain_out, forget_out, device)
-        epochs, history, held_out = trial.run(config.epochs, watched, progress=progress)
-        log_odds = trial.last_log_odds(watched)
-    trainer = _Trainer(retain, forget, config, device)
-    _, full_history, _ = trainer.run(epochs, None, progress=progress)
+    with clock("fit"):
+        if split is not None:
+            (retain_in, forget_in), (retain_out, forget_out) = split
+            trial = _Trainer(retain_in, forget_in, config, device)
+            watched = _Data(retain_out, forget_out, device)
+            epochs, history, held_out = trial.run(config.epochs, watched, progress=progress)
+            log_odds = trial.last_log_odds(watched)
+        trainer = _Trainer(retain, forget, config, device)
+        _, full_history, _ = trainer.run(epochs, None, progress=progress)
     head = trainer.head.to("cpu")
     return FitResult(
         head=head,
@@ -154,7 +155,7 @@ def fit_head(
         held_out=held_out,
         held_out_documents=0 if split is None else len({*split[1][0].documents}) + len({*split[1][1].documents}),
         epochs=epochs,
-        seconds=time.perf_counter() - started,
+        seconds=clock.seconds["fit"],
         num_parameters=head.num_parameters,
         parameter_share=head.num_parameters / base_parameters if base_parameters else math.nan,
         history=history or full_history,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from tempertilt.config.options import option
 from tempertilt.data.examples import encode_question
 from tempertilt.data.records import Record
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
 from tempertilt.methods.idk_dpo import DPOConfig, IdkDPO
 from tempertilt.methods.refusals import refusal_of, with_answer
 from tempertilt.methods.registry import register
@@ -30,15 +30,8 @@ BATCH = 32
 class AltPOConfig(DPOConfig):
     """Options of AltPO."""
 
-    alternate_tokens: int = field(default=64, metadata={"help": "length of an answer that the model makes up, tokens"})
-    tries: int = field(
-        default=4, metadata={"help": "answers sampled for each question; the first that says something else is taken"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alternate_tokens < 1 or self.tries < 1:
-            raise ConfigError(f"alternate_tokens is {self.alternate_tokens}, tries {self.tries}; valid are whole numbers >= 1")
+    alternate_tokens: int = option(64, "length of an answer that the model makes up, tokens", ge=1)
+    tries: int = option(4, "answers sampled for each question; the first that says something else is taken", ge=1)
 
 
 @register("AltPO", "https://arxiv.org/abs/2409.13474", AltPOConfig)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from tempertilt.config.options import option
 from tempertilt.errors import ConfigError
 from tempertilt.models.base import decoder_layers
 from tempertilt.training.loop import TrainConfig
@@ -16,14 +17,10 @@ from tempertilt.training.loop import TrainConfig
 class AssistantConfig(TrainConfig):
     """How an assistant is built and trained."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's highest learning rate"})
-    train_layers: float = field(default=1.0, metadata={"help": "share of the assistant's layers that get LoRA, from the top"})
-    layers: int = field(default=8, metadata={"help": "the assistant is the first so many layers of the base model"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers < 1 or self.lora_rank < 1:
-            raise ConfigError(f"layers is {self.layers}, lora_rank {self.lora_rank}; valid are whole numbers >= 1")
+    learning_rate: float = option(1e-3, "AdamW's highest learning rate", gt=0)
+    train_layers: float = option(1.0, "share of the assistant's layers that get LoRA, from the top", gt=0, le=1)
+    lora_rank: int = option(16, "rank of the LoRA matrices", ge=1)
+    layers: int = option(8, "the assistant is the first so many layers of the base model", ge=1)
 
 
 def build_assistant(base: Any, layers: int) -> Any:
@@ -36,7 +33,7 @@ def build_assistant(base: Any, layers: int) -> Any:
     """
     total = len(decoder_layers(base))
     if not 1 <= layers <= total:
-        raise ConfigError(f"layers is {layers}; valid are 1 to {total}, the layers of the base model")
+        raise ConfigError(f"layers is {layers}; must be 1 to {total}, the layers of the base model")
     shared = {id(tensor): tensor for tensor in itertools.chain(base.parameters(), base.buffers())}
     assistant = copy.deepcopy(base, shared)
     kept = decoder_layers(assistant)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -16,7 +17,7 @@ from tempertilt.training.loop import Step
 class CEUConfig(BalanceConfig):
     """Options of CE-U."""
 
-    alpha: float = field(default=0.0, metadata={"help": "weight of the retain loss"})
+    alpha: float = option(0.0, "weight of the retain loss", ge=0)
 
 
 def ceu_loss(logits: Tensor, targets: Tensor, is_first: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
@@ -22,18 +22,9 @@ MODES = ("linear", "rank")
 class DDConfig(AssistantConfig):
     """Options of Divergence Decoding."""
 
-    mode: str = field(default="linear", metadata={"help": "linear: subtract the divergence; rank: exclude the highest ones"})
-    strength: float = field(default=1.0, metadata={"help": "linear: what the divergence is multiplied by"})
-    top_k: int = field(
-        default=20, metadata={"help": "rank: so many tokens of the records with the highest divergence are excluded"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode not in MODES:
-            raise ConfigError(f"mode is {self.mode!r}; valid are {', '.join(MODES)}")
-        if self.strength < 0 or self.top_k < 1:
-            raise ConfigError(f"strength is {self.strength}, top_k {self.top_k}; valid are numbers >= 0 and >= 1")
+    mode: str = option("linear", "linear: subtract the divergence; rank: exclude the highest ones", choices=MODES)
+    strength: float = option(1.0, "linear: what the divergence is multiplied by", ge=0)
+    top_k: int = option(20, "rank: so many tokens of the records with the highest divergence are excluded", ge=1)
 
 
 def linear_divergence(logits: Tensor, forget: Tensor, retain: Tensor, strength: float) -> Tensor:
@@ -95,6 +86,8 @@ class DDModel(SteeredLM):
 @register("DivergenceDecoding", "https://arxiv.org/abs/2605.31293", DDConfig)
 class DivergenceDecoding(Method):
     """Logits steered by two small models, one of the forget and one of the retain answers."""
+
+    steps = ("train",)
 
     def unlearn(self, task: Task) -> Unlearned:
         """Train both small models."""

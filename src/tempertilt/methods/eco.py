@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempertilt.config.options import Options, option
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, fit_classifier, real_rows
 from tempertilt.methods.registry import register
 from tempertilt.methods.routed import RoutedModel
@@ -19,17 +19,11 @@ from tempertilt.methods.task import Method, Task, Unlearned
 
 
 @dataclass(frozen=True)
-class ECOConfig:
+class ECOConfig(Options):
     """Options of ECO."""
 
-    strength: float = field(default=2.0, metadata={"help": "size of the noise, in standard deviations of the embeddings"})
-    threshold: float = field(
-        default=0.5, metadata={"help": "questions that are about the forget set at least so likely are corrupted"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.strength < 0 or not 0 < self.threshold < 1:
-            raise ConfigError(f"strength is {self.strength}, threshold {self.threshold}; valid are >= 0 and (0, 1)")
+    strength: float = option(2.0, "size of the noise, in standard deviations of the embeddings", ge=0)
+    threshold: float = option(0.5, "questions that are about the forget set at least so likely are corrupted", gt=0, lt=1)
 
 
 def noise_of(tokens: Tensor, width: int, seed: int) -> Tensor:

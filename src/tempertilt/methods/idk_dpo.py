@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
+from tempertilt.config.options import option
 from tempertilt.data.records import Record
-from tempertilt.errors import ConfigError
 from tempertilt.methods.refusals import refusal_of
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task
@@ -21,12 +21,7 @@ from tempertilt.training.loop import Step
 class DPOConfig(BalanceConfig):
     """Options of IdkDPO."""
 
-    beta: float = field(default=0.1, metadata={"help": "inverse temperature"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta > 0:
-            raise ConfigError(f"beta is {self.beta}; valid is a number > 0")
+    beta: float = option(0.1, "inverse temperature", gt=0)
 
 
 def dpo_loss(won: Tensor, frozen_won: Tensor, lost: Tensor, frozen_lost: Tensor, beta: float) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from tempertilt.config.options import option
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import PromptClassifier, PromptReader, fit_classifier
 from tempertilt.methods.refusing import FilterConfig, RefusingModel, refusal_ids
 from tempertilt.methods.registry import register
@@ -18,14 +18,7 @@ from tempertilt.methods.task import Method, Task, Unlearned
 class InputFilterConfig(FilterConfig):
     """Options of the filter of prompts."""
 
-    threshold: float = field(
-        default=0.5, metadata={"help": "questions that are about the forget set at least so likely are refused"}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold}; valid is a number in (0, 1)")
+    threshold: float = option(0.5, "questions that are about the forget set at least so likely are refused", gt=0, lt=1)
 
 
 class InputFilterModel(RefusingModel):

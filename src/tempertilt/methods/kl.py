@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from tempertilt.config.options import option
 from tempertilt.methods.grad_ascent import ascent_loss
 from tempertilt.methods.registry import register
-from tempertilt.methods.trained import BalanceConfig, BalancedMethod
+from tempertilt.methods.trained import RETAIN_LOSSES, BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
 
 
@@ -16,7 +17,7 @@ from tempertilt.training.loop import Step
 class KLConfig(BalanceConfig):
     """Options of KL."""
 
-    retain_loss: str = field(default="kl", metadata={"help": "retain loss: kl from the frozen model, or nll"})
+    retain_loss: str = option("kl", "retain loss: kl from the frozen model, or nll", choices=RETAIN_LOSSES)
 
 
 @register("KL", "https://arxiv.org/abs/2401.06121", KLConfig)

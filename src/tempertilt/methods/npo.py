@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -17,12 +17,7 @@ from tempertilt.training.loop import Step
 class NPOConfig(BalanceConfig):
     """Options of NPO."""
 
-    beta: float = field(default=0.1, metadata={"help": "inverse temperature; towards 0 it becomes gradient ascent"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta > 0:
-            raise ConfigError(f"beta is {self.beta}; valid is a number > 0")
+    beta: float = option(0.1, "inverse temperature; towards 0 it becomes gradient ascent", gt=0)
 
 
 def npo_loss(nll: Tensor, frozen_nll: Tensor, beta: float) -> Tensor:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tempertilt.config.options import option
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
 from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
@@ -22,13 +22,8 @@ from tempertilt.training.loop import Step, answer_states, train
 class OffsetConfig(AssistantConfig):
     """Options of offset unlearning."""
 
-    strength: float = field(default=1.0, metadata={"help": "what the offset of the small models' logits is multiplied by"})
-    alpha: float = field(default=1.0, metadata={"help": "weight of the retain loss"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strength < 0 or self.alpha < 0:
-            raise ConfigError(f"strength is {self.strength}, alpha {self.alpha}; valid are numbers >= 0")
+    strength: float = option(1.0, "what the offset of the small models' logits is multiplied by", ge=0)
+    alpha: float = option(1.0, "weight of the retain loss", ge=0)
 
 
 def with_offset(logits: Tensor, tuned: Tensor, untuned: Tensor, strength: float) -> Tensor:
@@ -86,6 +81,8 @@ class OffsetModel(SteeredLM):
 @register("offset", "https://arxiv.org/abs/2404.11045", OffsetConfig)
 class Offset(Method):
     """Logits plus the change that unlearning makes to a small assistant's."""
+
+    steps = ("train",)
 
     def unlearn(self, task: Task) -> Unlearned:
         """Train the assistant under the law with its offset."""

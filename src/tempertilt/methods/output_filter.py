@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from tempertilt.config.options import option
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import Ids, PromptReader
 from tempertilt.methods.refusing import FilterConfig, RefusingModel, refusal_ids
 from tempertilt.methods.registry import register
@@ -18,12 +18,7 @@ from tempertilt.methods.task import Method, Task, Unlearned
 class OutputFilterConfig(FilterConfig):
     """Options of the filter of answers."""
 
-    ngram: int = field(default=4, metadata={"help": "an answer is cut off after so many tokens in a row of a forget answer"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.ngram < 1:
-            raise ConfigError(f"ngram is {self.ngram}; valid is a whole number >= 1")
+    ngram: int = option(4, "an answer is cut off after so many tokens in a row of a forget answer", ge=1)
 
 
 def grams(ids: Sequence[int], n: int) -> set[Ids]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
 from tempertilt.training.loop import Step, TrainConfig
@@ -17,16 +17,10 @@ from tempertilt.training.loop import Step, TrainConfig
 class PDUConfig(TrainConfig):
     """Options of PDU."""
 
-    multiplier: float = field(default=50.0, metadata={"help": "first value of the constraint's multiplier"})
-    retain_bound: float = field(default=0.3, metadata={"help": "retain loss that is allowed, nats a token"})
-    dual_rate: float = field(default=5.0, metadata={"help": "step of the multiplier after each batch"})
-    dual_warmup: float = field(default=5.0, metadata={"help": "epochs in which the multiplier stays as it is"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("multiplier", "retain_bound", "dual_rate", "dual_warmup"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a number >= 0")
+    multiplier: float = option(50.0, "first value of the constraint's multiplier", ge=0)
+    retain_bound: float = option(0.3, "retain loss that is allowed, nats a token", ge=0)
+    dual_rate: float = option(5.0, "step of the multiplier after each batch", ge=0)
+    dual_warmup: float = option(5.0, "epochs in which the multiplier stays as it is", ge=0)
 
 
 def flatness_loss(logits: Tensor) -> Tensor:

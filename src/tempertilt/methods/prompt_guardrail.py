@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.records import Record
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
@@ -15,20 +16,19 @@ from tempertilt.methods.task import Method, Task, Unlearned
 
 
 @dataclass(frozen=True)
-class PromptGuardrailConfig:
+class PromptGuardrailConfig(Options):
     """Options of the instruction."""
 
-    instruction: str = field(
-        default="You know nothing about {subjects}. If a question is about any of them, answer: I don't know.",
-        metadata={
-            "help": "added to the system message; {subjects} are the names that forget records have and retain ones have not"
-        },
+    instruction: str = option(
+        "You know nothing about {subjects}. If a question is about any of them, answer: I don't know.",
+        "added to the system message; {subjects} are the names that forget records have and retain ones have not",
     )
-    max_subjects: int = field(default=20, metadata={"help": "so many names, the most frequent ones"})
+    max_subjects: int = option(20, "so many names, the most frequent ones", ge=1)
 
     def __post_init__(self) -> None:
-        if self.max_subjects < 1 or not self.instruction.strip():
-            raise ConfigError(f"max_subjects is {self.max_subjects}, valid is >= 1; the instruction must not be empty")
+        super().__post_init__()
+        if not self.instruction.strip():
+            raise ConfigError(f"instruction is {self.instruction!r}; must not be empty")
 
 
 def subjects(forget: Iterable[Record], retain: Iterable[Record], limit: int) -> list[str]:

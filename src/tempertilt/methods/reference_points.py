@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tempertilt.config.options import Options
 from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Method, Task, Unlearned
@@ -13,7 +14,7 @@ URL = "https://arxiv.org/abs/2401.06121"
 
 
 @dataclass(frozen=True)
-class PointConfig:
+class PointConfig(Options):
     """A reference point has no options."""
 
 

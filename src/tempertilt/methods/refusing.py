@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError
 from tempertilt.methods.prompts import real_rows
 from tempertilt.methods.steered import Pass, SteeredLM
@@ -54,17 +55,16 @@ class RefusingModel(SteeredLM):
 
 
 @dataclass(frozen=True)
-class FilterConfig:
+class FilterConfig(Options):
     """Options that filters share."""
 
-    refusal: str = field(default="I don't know.", metadata={"help": "what is said instead"})
-    smoothing: float = field(default=1e-3, metadata={"help": "probability that the refusal leaves to all other tokens"})
+    refusal: str = option("I don't know.", "what is said instead")
+    smoothing: float = option(1e-3, "probability that the refusal leaves to all other tokens", gt=0, lt=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.refusal.strip():
-            raise ConfigError("refusal is empty; valid is a text")
-        if not 0 < self.smoothing < 1:
-            raise ConfigError(f"smoothing is {self.smoothing}; valid is a number in (0, 1)")
+            raise ConfigError(f"refusal is {self.refusal!r}; must not be empty")
 
 
 def refusal_ids(text: str, tokenizer: Any) -> list[int]:

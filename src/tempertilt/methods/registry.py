@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from tempertilt.config.options import Options
 from tempertilt.errors import ConfigError
 from tempertilt.methods.task import Method
 
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
         known = [field.name for field in dataclasses.fields(self.config)]
         if unknown := [name for name in options if name not in known]:
             raise ConfigError(
-                f"{self.name} has no option {unknown[0]!r}{_did_you_mean(unknown[0], known)}; valid are {', '.join(known)}"
+                f"{self.name} has no option {unknown[0]!r}{_did_you_mean(unknown[0], known)}; must be one of {', '.join(known)}"
             )
         return self.method(self.config(**options))
 
@@ -46,23 +47,26 @@ def register(name: str, url: str, config: type) -> Callable[[MethodClass], Metho
     Args:
         name: how the method is called in a configuration and in tables.
         url: https address of the paper that it comes from.
-        config: a frozen dataclass with its options.
+        config: a frozen dataclass of `Options`.
 
     Raises:
-        ConfigError: the name is taken, the address missing, or the configuration no frozen dataclass; it names which.
+        ConfigError: the name is taken, the address missing, or the configuration not made of `Options`; it names which.
     """
     if not name.strip():
         raise ConfigError("a method needs a name")
     if name in _METHODS:
         raise ConfigError(f"a method {name!r} is registered already, by {_METHODS[name].method.__module__}; choose another name")
     if not url.startswith("https://"):
-        raise ConfigError(f"method {name!r} has the paper URL {url!r}; valid is an https:// address")
-    if not (dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise ConfigError(f"method {name!r} has the configuration {config.__name__}, which is no frozen dataclass")
+        raise ConfigError(f"method {name!r} has the paper URL {url!r}; must be an https:// address")
+    if not (issubclass(config, Options) and dataclasses.is_dataclass(config) and config.__dataclass_params__.frozen):
+        raise ConfigError(
+            f"method {name!r} has the configuration {config.__name__}; must be a frozen dataclass that derives from "
+            "tempertilt.config.options.Options"
+        )
 
     def add(method: MethodClass) -> MethodClass:
         if not issubclass(method, Method):
-            raise ConfigError(f"method {name!r} is {method.__name__}; valid is a subclass of tempertilt.methods.task.Method")
+            raise ConfigError(f"method {name!r} is {method.__name__}; must be a subclass of tempertilt.methods.task.Method")
         text = (method.__doc__ or "").strip().splitlines()
         if not text:
             raise ConfigError(f"method {name!r} ({method.__name__}) has no docstring, whose first line is its description")
@@ -76,7 +80,7 @@ def find_method(name: str) -> Entry:
     """The method of this name; `ConfigError` with the nearest names if there is none."""
     known = methods()
     if name not in known:
-        raise ConfigError(f"no method {name!r}{_did_you_mean(name, list(known))}; valid are {', '.join(known)}")
+        raise ConfigError(f"no method {name!r}{_did_you_mean(name, list(known))}; must be one of {', '.join(known)}")
     return known[name]
 
 
@@ -99,7 +103,7 @@ def load_plugin(path: str | Path) -> None:
     if name in sys.modules or any(getattr(m, "__file__", None) == str(path) for m in list(sys.modules.values())):
         return
     if not path.is_file():
-        raise ConfigError(f"no plugin {str(path)!r}; valid is a Python file that registers a method")
+        raise ConfigError(f"no plugin {str(path)!r}; must be a Python file that registers a method")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"plugin {str(path)!r} is no Python file")

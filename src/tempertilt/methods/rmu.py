@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.methods.trained import TrainedMethod
@@ -18,14 +18,9 @@ from tempertilt.training.loop import Step, TrainConfig
 class RMUConfig(TrainConfig):
     """Options of RMU."""
 
-    layer: int = field(default=7, metadata={"help": "number of the layer whose states are steered; it and those below it train"})
-    steering: float = field(default=2.0, metadata={"help": "c: length of the vector that forget states are steered to"})
-    alpha: float = field(default=1.0, metadata={"help": "weight of the distance to the frozen states on retain"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layer < 0 or not self.steering > 0 or self.alpha < 0:
-            raise ConfigError(f"layer is {self.layer}, steering {self.steering}, alpha {self.alpha}; valid are >= 0, > 0, >= 0")
+    layer: int = option(7, "number of the layer whose states are steered; it and those below it train", ge=0)
+    steering: float = option(2.0, "c: length of the vector that forget states are steered to", gt=0)
+    alpha: float = option(1.0, "weight of the distance to the frozen states on retain", ge=0)
 
 
 def squared_distance(states: Tensor, goal: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -15,8 +16,8 @@ from tempertilt.training.loop import Step
 class SatImpConfig(BalanceConfig):
     """Options of SatImp."""
 
-    beta1: float = field(default=5.0, metadata={"help": "power of p: tokens that are not forgotten yet (saturation)"})
-    beta2: float = field(default=1.0, metadata={"help": "power of 1 - p: tokens that carry information (importance)"})
+    beta1: float = option(5.0, "power of p: tokens that are not forgotten yet (saturation)")
+    beta2: float = option(1.0, "power of 1 - p: tokens that carry information (importance)")
 
 
 def satimp_loss(token_nll: Tensor, beta1: float, beta2: float) -> Tensor:

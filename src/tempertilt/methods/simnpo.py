@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -17,14 +17,9 @@ from tempertilt.training.loop import Step
 class SimNPOConfig(BalanceConfig):
     """Options of SimNPO."""
 
-    gamma: float = field(default=0.125, metadata={"help": "weight of the forget loss"})
-    beta: float = field(default=4.5, metadata={"help": "inverse temperature"})
-    delta: float = field(default=0.0, metadata={"help": "margin: the mean loss, nats a token, that is aimed at"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.beta > 0:
-            raise ConfigError(f"beta is {self.beta}; valid is a number > 0")
+    gamma: float = option(0.125, "weight of the forget loss", ge=0)
+    beta: float = option(4.5, "inverse temperature", gt=0)
+    delta: float = option(0.0, "margin: the mean loss, nats a token, that is aimed at")
 
 
 def simnpo_loss(mean_nll: Tensor, beta: float, delta: float) -> Tensor:

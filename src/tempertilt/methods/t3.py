@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.before_after import ReportConfig
@@ -20,12 +21,13 @@ URL = "https://arxiv.org/abs/2602.10217"
 
 
 @dataclass(frozen=True)
-class T3Config:
+class T3Config(Options):
     """Options of T3: those of `t3 unlearn`, by name; what is not named has the method's default."""
 
-    options: Mapping[str, Any] = field(default_factory=dict, metadata={"help": "options of t3 unlearn, by name"})
+    options: Mapping[str, Any] = option(help="options of t3 unlearn, by name", default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unlearn_config("t3", self.options)
 
 
@@ -44,7 +46,7 @@ def unlearn_config(method: str, options: Mapping[str, Any]) -> UnlearnConfig:
     parts = {part.name: getattr(config, part.name) for part in fields(config) if is_dataclass(getattr(config, part.name))}
     owners = {option.name: name for name, part in parts.items() for option in fields(part)}
     if unknown := sorted(set(options) - set(owners)):
-        raise ConfigError(f"t3 has no option {', '.join(unknown)}; valid are {', '.join(sorted(owners))}")
+        raise ConfigError(f"t3 has no option {', '.join(unknown)}; must be one of {', '.join(sorted(owners))}")
     changed = {
         name: replace(part, **{option: value for option, value in options.items() if owners[option] == name})
         for name, part in parts.items()
@@ -71,6 +73,7 @@ class T3(Method):
     """Temper, then tilt, with this package's defaults."""
 
     method = "t3"
+    steps = ("background", "features", "gate", "head", "calibration")
 
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""

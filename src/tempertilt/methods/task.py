@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import DataError
@@ -16,11 +17,11 @@ from tempertilt.training.loop import TrainRun
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Options):
     """What a method may spend on training. None = no bound."""
 
-    train_seconds: float | None = None
-    train_steps: int | None = None
+    train_seconds: float | None = option(None, "seconds of training", ge=0)
+    train_steps: int | None = option(None, "optimiser steps", ge=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Task:
     def examples_of(self, records: list[Record]) -> list[Example]:
         """Tokens of records; `DataError` if there are none."""
         if not records:
-            raise DataError("there are no records; valid are at least one to forget and one to retain")
+            raise DataError("there are no records; must be at least one to forget and one to retain")
         return build_examples(records, self.base.tokenizer, self.examples)
 
 
@@ -101,9 +102,11 @@ class Method(ABC):
 
     Attributes:
         is_random: whether another seed gives another model.
+        steps: what makes the model, by the names in `tempertilt.config.keys.PROTOCOLS`.
     """
 
     is_random = True
+    steps: tuple[str, ...] = ()
 
     def __init__(self, config: Any) -> None:
         self.config = config

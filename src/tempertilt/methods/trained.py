@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from tempertilt.config.options import option
 from tempertilt.data.examples import Example
 from tempertilt.data.records import Record
-from tempertilt.errors import ConfigError
 from tempertilt.methods.task import Method, Task, Unlearned
 from tempertilt.training.answers import Answers
 from tempertilt.training.loop import Step, TrainConfig, train
@@ -23,16 +23,9 @@ RETAIN_LOSSES = ("nll", "kl")
 class BalanceConfig(TrainConfig):
     """Total loss = gamma * forget + alpha * retain, as in open-unlearning (arXiv 2506.12618)."""
 
-    gamma: float = field(default=1.0, metadata={"help": "weight of the forget loss"})
-    alpha: float = field(default=1.0, metadata={"help": "weight of the retain loss"})
-    retain_loss: str = field(default="nll", metadata={"help": "retain loss: nll, or kl from the frozen model"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma < 0 or self.alpha < 0:
-            raise ConfigError(f"gamma is {self.gamma}, alpha {self.alpha}; valid are numbers >= 0")
-        if self.retain_loss not in RETAIN_LOSSES:
-            raise ConfigError(f"retain_loss is {self.retain_loss!r}; valid are {', '.join(RETAIN_LOSSES)}")
+    gamma: float = option(1.0, "weight of the forget loss", ge=0)
+    alpha: float = option(1.0, "weight of the retain loss", ge=0)
+    retain_loss: str = option("nll", "retain loss: nll, or kl from the frozen model", choices=RETAIN_LOSSES)
 
 
 def kl_loss(logits: Tensor, frozen_logits: Tensor) -> Tensor:
@@ -53,6 +46,7 @@ class TrainedMethod(Method):
     """
 
     uses_retain = True
+    steps = ("train",)
 
     reference: tuple[str, ...] = ()
     hidden_layer: int | None = None

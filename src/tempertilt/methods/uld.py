@@ -7,12 +7,12 @@ taken from the base model's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from tempertilt.errors import ConfigError
+from tempertilt.config.options import option
 from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
@@ -24,17 +24,9 @@ from tempertilt.training.loop import Step, train
 class ULDConfig(AssistantConfig):
     """Options of ULD."""
 
-    strength: float = field(default=0.75, metadata={"help": "what the assistant's logits are multiplied by"})
-    uniform_weight: float = field(default=6.5, metadata={"help": "weight of the uniform law on retain answers"})
-    floor: float = field(default=0.01, metadata={"help": "tokens that the base finds less likely than this stay as they are"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.strength < 0 or self.uniform_weight < 0 or not 0 <= self.floor < 1:
-            raise ConfigError(
-                f"strength is {self.strength}, uniform_weight {self.uniform_weight}, floor {self.floor}; "
-                "valid are >= 0, >= 0 and [0, 1)"
-            )
+    strength: float = option(0.75, "what the assistant's logits are multiplied by", ge=0)
+    uniform_weight: float = option(6.5, "weight of the uniform law on retain answers", ge=0)
+    floor: float = option(0.01, "tokens that the base finds less likely than this stay as they are", ge=0, lt=1)
 
 
 def uniform_loss(logits: Tensor) -> Tensor:
@@ -89,6 +81,8 @@ class ULDModel(SteeredLM):
 @register("ULD", "https://arxiv.org/abs/2406.08607", ULDConfig)
 class ULD(Method):
     """Logits less those of a small assistant that knows the forget answers only."""
+
+    steps = ("train",)
 
     def unlearn(self, task: Task) -> Unlearned:
         """Train the assistant."""

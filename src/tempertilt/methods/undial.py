@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -17,8 +18,8 @@ from tempertilt.training.loop import Step
 class UndialConfig(BalanceConfig):
     """Options of UNDIAL."""
 
-    alpha: float = field(default=0.0, metadata={"help": "weight of the retain loss"})
-    beta: float = field(default=10.0, metadata={"help": "what is taken from the true token's logit"})
+    alpha: float = option(0.0, "weight of the retain loss", ge=0)
+    beta: float = option(10.0, "what is taken from the true token's logit")
 
 
 def undial_loss(logits: Tensor, frozen_logits: Tensor, targets: Tensor, beta: float) -> Tensor:

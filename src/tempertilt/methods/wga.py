@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.training.loop import Step
@@ -15,7 +16,7 @@ from tempertilt.training.loop import Step
 class WGAConfig(BalanceConfig):
     """Options of WGA."""
 
-    beta: float = field(default=1.0, metadata={"help": "power of the probability that weights a token"})
+    beta: float = option(1.0, "power of the probability that weights a token")
 
 
 def wga_loss(token_nll: Tensor, beta: float) -> Tensor:

@@ -28,9 +28,9 @@ def attack_scores(samples: Samples, attack: str, *, k: float = 0.4, reference: S
         reference: the same samples under a reference model, for the attack "reference".
     """
     if attack not in ATTACKS:
-        raise ConfigError(f"attack is {attack!r}; valid are {', '.join(ATTACKS)}")
+        raise ConfigError(f"attack is {attack!r}; must be one of {', '.join(ATTACKS)}")
     if not 0 < k <= 1:
-        raise ConfigError(f"k is {k}; valid is a number in (0, 1]")
+        raise ConfigError(f"k is {k}; must be a number in (0, 1]")
     if attack == "reference":
         return _reference_scores(samples, reference)
     compute: dict[str, Callable[[Sample], float | None]] = {

@@ -34,7 +34,7 @@ def rouge(
 ) -> MetricResult:
     """Mean ROUGE of the greedy answers; `kind` is rouge1_recall, rougeL_recall (TOFU) or rougeL_f1."""
     if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}; valid are {', '.join(KINDS)}")
+        raise ConfigError(f"kind is {kind!r}; must be one of {', '.join(KINDS)}")
     values = [getattr(sample, kind) for sample in samples]
     protocol = f"mean {kind} of the greedy answer, stemmed (rouge-score)"
     return mean_result(name, values, higher_is_better=higher_is_better, protocol=protocol)

@@ -33,7 +33,7 @@ def verbatim_leak(
     Computed from the likelihood, 1 - (1 - p)^draws with p the probability of the whole answer: exact, nothing is sampled.
     """
     if draws < 1:
-        raise ConfigError(f"draws is {draws}; valid is a whole number >= 1")
+        raise ConfigError(f"draws is {draws}; must be a whole number >= 1")
     values = [_leak(sample, draws) for sample in samples]
     protocol = (
         f"mean chance that one of {draws} answers sampled at temperature 1 is the true one word for word, from its likelihood"

@@ -33,7 +33,7 @@ def wrong_to_right(sample: Sample, mean: Mean = "geometric") -> tuple[float, flo
     The right one is the paraphrase where the sample has one, else the answer itself (real authors, world facts).
     """
     if mean not in ("geometric", "arithmetic"):
-        raise ConfigError(f"mean is {mean!r}; valid are geometric, arithmetic")
+        raise ConfigError(f"mean is {mean!r}; must be one of geometric, arithmetic")
     right = sample.nll if sample.paraphrase_nll is None else sample.paraphrase_nll
     if right is None or not sample.perturbed_nll:
         return None
@@ -70,7 +70,7 @@ def truth_ratio(
         "prob_mean": lambda wrong, right: right / (right + wrong + EPSILON),
     }
     if aggregator not in combine:
-        raise ConfigError(f"aggregator is {aggregator!r}; valid are {', '.join(combine)}")
+        raise ConfigError(f"aggregator is {aggregator!r}; must be one of {', '.join(combine)}")
     pairs = [wrong_to_right(sample, mean) for sample in samples]
     values = [None if pair is None else float(combine[aggregator](*pair)) for pair in pairs]
     protocol = f"{aggregator} over R = P(wrong) / P(right), {mean} mean over the wrong answers"

@@ -55,7 +55,7 @@ class AdapterConfig:
             raise AdapterError(f"pooling is {self.pooling!r}; must be one of {', '.join(POOLINGS)}")
         self.tilt  # noqa: B018  its values are checked
         if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
-            raise AdapterError(f"gate is {self.gate!r}; valid are null, or layer, threshold and width")
+            raise AdapterError(f"gate is {self.gate!r}; must be null, or layer, threshold and width")
 
     @property
     def tilt(self) -> TiltConfig:
@@ -131,7 +131,7 @@ def read_config(directory: Path) -> AdapterConfig:
     """The configuration in an adapter directory; `AdapterError` if it is missing, damaged or of another kind."""
     path = directory / CONFIG
     if not path.is_file():
-        raise AdapterError(f"{str(directory)!r} has no {CONFIG}; valid is a directory that t3 unlearn has finished writing")
+        raise AdapterError(f"{str(directory)!r} has no {CONFIG}; must be a directory that t3 unlearn has finished writing")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -166,7 +166,7 @@ def _locate(name: str, revision: str | None, token: str | None) -> Path:
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise AdapterError(f"no adapter directory {name!r}; valid are a directory made by t3 unlearn or a hub id (org/name)")
+        raise AdapterError(f"no adapter directory {name!r}; must be a directory made by t3 unlearn or a hub id (org/name)")
     from huggingface_hub import snapshot_download
 
     try:

@@ -151,7 +151,7 @@ def check_unlearnable(model: Any) -> None:
     """
     kind = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"{kind} is an encoder-decoder; valid are decoder-only causal language models")
+        raise ModelError(f"{kind} is an encoder-decoder; must be a decoder-only causal language model")
     body = body_of(model)
     seen: dict[str, Tensor] = {}
     hooks = [
@@ -215,7 +215,7 @@ def _placement(device: str) -> str:
             torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"device {device!r} is not usable here: {_first_line(error)}; valid are auto, cpu, cuda, cuda:0, mps"
+            f"device {device!r} is not usable here: {_first_line(error)}; must be one of auto, cpu, cuda, cuda:0, mps"
         ) from error
     return device
 
@@ -224,7 +224,7 @@ def _torch_dtype(dtype: str, device: str) -> torch.dtype | str:
     if dtype == "auto":
         return torch.float32 if _placement(device) == "cpu" else "auto"
     if dtype not in DTYPES:
-        raise ModelError(f"dtype {dtype!r} is unknown; valid are auto, {', '.join(DTYPES)}")
+        raise ModelError(f"dtype {dtype!r} is unknown; must be one of auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
 
 
@@ -233,10 +233,10 @@ def _local_dir(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{name!r} is a directory without a config.json; valid is a directory made by save_pretrained")
+            raise ModelError(f"{name!r} is a directory without a config.json; must be a directory made by save_pretrained")
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name.strip():
-        raise ModelError(f"no model directory {name!r}; valid are a hub id (org/name), a local directory, or {ALIAS!r}")
+        raise ModelError(f"no model directory {name!r}; must be a hub id (org/name), a local directory, or {ALIAS!r}")
     return None
 
 
@@ -254,7 +254,7 @@ def _merge_peft(model: Any, adapter: str) -> Any:
 
     path = Path(adapter).expanduser()
     if path.exists() and not (path / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter!r} has no adapter_config.json; valid is a directory made by a PEFT model's save_pretrained")
+        raise ModelError(f"{adapter!r} has no adapter_config.json; must be a directory made by a PEFT model's save_pretrained")
     if path.is_dir() and not (path / "adapter_model.safetensors").is_file():
         raise ModelError(f"{adapter!r} has no adapter_model.safetensors; pickled adapters (.bin) are not loaded")
     peft_model = PeftModel.from_pretrained(model, str(path) if path.exists() else adapter)
@@ -271,7 +271,7 @@ def _load(what: str, load: Callable[[], Result]) -> Result:
         log.debug("loading %s failed", what, exc_info=True)
         raise ModelError(
             f"cannot load {what}: {_first_line(error)}\n"
-            f"valid are a hub id that can be reached, a local directory made by save_pretrained (safetensors), or {ALIAS!r}"
+            f"must be a hub id that can be reached, a local directory made by save_pretrained (safetensors), or {ALIAS!r}"
         ) from error
 
 

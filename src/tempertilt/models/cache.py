@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from tempertilt.errors import TemperTiltError
 from tempertilt.guidance.pooling import allocate_memory, continue_memory, empty_memory, memory_of, read_memory
@@ -109,6 +121,20 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
         if self.memory is not None:
             self.memory = self.memory[indices.to(self.memory.device)]
 
+    def merge_rows(self, others: Sequence[PoolingLayer]) -> None:
+        """Append the sequences of other layers that grow; every shorter sequence is padded on the left, as unseen positions."""
+        layers = [self, *others]
+        length = max(layer.length for layer in layers)
+        memories = [layer.memory[:, : layer.length] for layer in layers if layer.memory is not None]
+        padding = [empty_memory(memory).expand(len(memory), length - memory.shape[1], -1) for memory in memories]
+        merged = [torch.cat([empty, memory], 1) for empty, memory in zip(padding, memories)]
+        self.memory, self.length = torch.cat(merged), length
+
+    def keep_last(self, length: int) -> None:
+        """Drop the first positions so that `length` are left."""
+        if self.memory is not None:
+            self.memory, self.length = self.memory[:, self.length - length :], length
+
 
 def check_continues(cache: Cache) -> None:
     """Check, before a pass, that the pooling layer has seen every position that the cache holds.
@@ -151,3 +177,83 @@ def pooling_layer(cache: Cache) -> PoolingLayer:
 
 def _find(cache: Cache) -> PoolingLayer | None:
     return next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
+
+
+# --- caches row by row ----------------------------------------------------------------------------------------------------
+
+MERGEABLE = (
+    DummyLayer,
+    PoolingLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
+"""Layers whose sequences are rows of tensors that can be put under each other; exactly these classes, no subclasses."""
+
+
+def can_merge(cache: Cache) -> bool:
+    """Whether `merge_caches` and `keep_rows` know all layers of a cache."""
+    return all(type(layer) in MERGEABLE for layer in cache.layers)
+
+
+def has_states(cache: Cache) -> bool:
+    """Whether a cache holds state-space or convolution states, which padding on the left and long continuations change."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def merge_caches(caches: Sequence[Cache]) -> Cache:
+    """One cache with the sequences of several, in their order.
+
+    Args:
+        caches: of one model, filled, for which `can_merge` holds. They are used up.
+
+    Returns:
+        The first cache. It is as long as the longest: shorter sequences are padded on the left, with keys and values of 0 that
+        the attention mask of later passes must hide.
+    """
+    merged = caches[0]
+    for layers in zip(*(cache.layers for cache in caches)):
+        _merge_layers(layers)
+    return merged
+
+
+def _merge_layers(layers: Sequence[Any]) -> None:
+    """Put the rows of all layers into the first."""
+    first = layers[0]
+    if isinstance(first, PoolingLayer):
+        first.merge_rows(layers[1:])
+    if isinstance(first, LinearAttentionLayer):
+        for states in ("conv_states", "recurrent_states"):
+            parts = [getattr(layer, states) for layer in layers]
+            setattr(first, states, {i: None if parts[0][i] is None else torch.cat([part[i] for part in parts]) for i in parts[0]})
+    if isinstance(first, DynamicLayer) and first.is_initialized:
+        first.keys = _pad_and_join([layer.keys for layer in layers])
+        first.values = _pad_and_join([layer.values for layer in layers])
+    if isinstance(first, DynamicSlidingWindowLayer):
+        first.cumulative_length = max(layer.cumulative_length for layer in layers)
+
+
+def _pad_and_join(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors `(B_i, heads, T_i, d)`, zeros put before, as one `(sum of B_i, heads, longest T_i, d)`."""
+    longest = max(tensor.shape[2] for tensor in tensors)
+    return torch.cat([torch.nn.functional.pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
+
+
+def keep_rows(cache: Cache, rows: Tensor, length: int) -> None:
+    """Drop sequences and the padding that they leave.
+
+    Args:
+        cache: for which `can_merge` holds.
+        rows: indices `(K,)` of the sequences to keep.
+        length: positions to keep, counted from the end: as many as the longest of these sequences has.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, PoolingLayer):
+            layer.keep_last(length)
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            layer.keys, layer.values = layer.keys[:, :, -length:], layer.values[:, :, -length:]
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length = length
+    cache.reorder_cache(rows)

@@ -121,7 +121,7 @@ class Scorer:
         self, model: Any, batch_tokens: int = 1024, *, prefix: Ids | None = None, hidden_token_id: int | None = None
     ) -> None:
         if batch_tokens < 1:
-            raise ConfigError(f"batch_tokens is {batch_tokens}; valid is a whole number >= 1")
+            raise ConfigError(f"batch_tokens is {batch_tokens}; must be a whole number >= 1")
         self.model = model
         self.batch_tokens = batch_tokens
         self.prefix = prefix

@@ -1,44 +1,40 @@
-"""The application: that of `transformers serve`, with the endpoints that it lacks or that can't be offered as they are.
-
-transformers gives the FastAPI application with its life cycle, request ids, `/v1/models` and `/health`. Its answers have no
-log-probabilities, no `n` and no `echo`; a request may hand it a whole generation configuration, load any model of the hub and
-unload all. So the two endpoints that answer are replaced, and those that load and unload are taken away.
-"""
+"""The application: OpenAI's endpoints for served models, a health check, and metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
-from functools import partial
-from typing import Annotated, Any
+import re
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-from fastapi import Body, FastAPI
-from fastapi import Request as HttpRequest
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
-from transformers.cli.serving.server import build_server
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tempertilt.serving.config import ServeConfig
-from tempertilt.serving.engine import Answer, BusyError, Engine, Piece
-from tempertilt.serving.guards import LimitBody, RequireKey, error_body
+from tempertilt.serving.delivery import Delivery, EventStream
+from tempertilt.serving.engine import BusyError, Engine
+from tempertilt.serving.errors import RequestError, error_body
+from tempertilt.serving.guards import LimitBody, RequireKey
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
-from tempertilt.serving.requests import Job, RequestError, find_model, prepare_chat, prepare_completion
-from tempertilt.serving.responses import ChatShape, CompletionShape, Shape
-from tempertilt.serving.sampling import Choice
+from tempertilt.serving.parsing import parse_request
+from tempertilt.serving.requests import Job, find_model, prepare_chat, prepare_completion
+from tempertilt.serving.responses import ChatWriter, CompletionWriter, ResponseWriter
 from tempertilt.serving.schema import ChatRequest, CompletionRequest
+from tempertilt.serving.schema import Request as AnyRequest
 
-log = logging.getLogger("tempertilt")
-
-KEPT = ("/v1/models", "/health", "/openapi.json")
-HANG_UP_CHECK = 0.25  # seconds between looks whether a client is still there
+Body = TypeVar("Body", bound=AnyRequest)
+REQUEST_ID = "x-request-id"
+SCHEMAS = "#/components/schemas/{model}"
 
 
 class ErrorDetail(BaseModel):
@@ -57,23 +53,86 @@ class ErrorResponse(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 422, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
 }
 
 
-class Catalogue:
-    """What transformers' application asks of a model manager."""
+def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI:
+    """The application; its engine, which runs, is `app.state.engine`.
 
-    def __init__(self, models: Mapping[str, ServedModel], engine: Engine) -> None:
-        self._models, self._engine = models, engine
+    Args:
+        models: by name.
+        config: key and limits.
+    """
+    os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"  # no telemetry
+    decoders = {name: model.decoder for name, model in models.items()}
+    engine = Engine(decoders, max_batch_size=config.max_batch_size, max_waiting=config.max_waiting)
 
-    def list_models(self) -> list[dict[str, Any]]:
-        """OpenAI's description of every model."""
-        return [describe(model) for model in self._models.values()]
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.stop)  # the server has finished its answers
 
-    def shutdown(self) -> None:
-        """The server has finished its answers."""
-        self._engine.stop()
+    about = "OpenAI-compatible server of unlearned models"
+    app = FastAPI(title="tempertilt", description=about, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.engine, app.state.metrics = engine, Metrics(engine)
+    _add_endpoints(app, Endpoints(models, config, engine, app.state.metrics))
+    _add_schemas(app)
+    _add_errors(app, app.state.metrics)
+    app.add_middleware(LimitBody, limit=config.max_body_bytes)
+    if config.api_key:
+        app.add_middleware(RequireKey, key=config.api_key)
+    app.add_middleware(AddRequestId)
+    if config.allow_origin:
+        allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=[REQUEST_ID])  # type: ignore[arg-type]
+    return app
+
+
+class Endpoints:
+    """What the endpoints answer."""
+
+    def __init__(self, models: Mapping[str, ServedModel], config: ServeConfig, engine: Engine, metrics: Metrics) -> None:
+        self._models, self._config, self._engine, self._metrics = models, config, engine, metrics
+
+    async def completion(self, request: Request) -> Response:
+        """`/v1/completions`."""
+        body = await self._read(request, CompletionRequest)
+        job = await asyncio.to_thread(prepare_completion, body, self._models, self._config)
+        return await self._answer(request, body, job, CompletionWriter(job, request.state.request_id, body.wants_usage))
+
+    async def chat(self, request: Request) -> Response:
+        """`/v1/chat/completions`."""
+        body = await self._read(request, ChatRequest)
+        job = await asyncio.to_thread(prepare_chat, body, self._models, self._config)
+        return await self._answer(request, body, job, ChatWriter(job, request.state.request_id, body.wants_usage))
+
+    @staticmethod
+    async def _read(request: Request, kind: type[Body]) -> Body:
+        data, content_type = await request.body(), request.headers.get("content-type", "")
+        return await asyncio.to_thread(parse_request, kind, data, content_type)
+
+    async def _answer(self, request: Request, body: AnyRequest, job: Job, writer: ResponseWriter) -> Response:
+        watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
+        delivery = Delivery(job, self._engine, watch)
+        return EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
+
+    def models(self) -> Response:
+        """`/v1/models`."""
+        return JSONResponse({"object": "list", "data": [describe(model) for model in self._models.values()]})
+
+    def model(self, name: str) -> Response:
+        """`/v1/models/NAME`."""
+        return JSONResponse(describe(find_model(name, self._models)))
+
+    def health(self) -> Response:
+        """`/health`: 503 if the engine has died."""
+        alive = self._engine.is_alive()
+        return JSONResponse({"status": "ok" if alive else "the engine has ended"}, 200 if alive else 503)
+
+    def metrics(self) -> Response:
+        """`/metrics`."""
+        return Response(self._metrics.text(), media_type=Metrics.content_type)
 
 
 def describe(model: ServedModel) -> dict[str, Any]:
@@ -82,242 +141,74 @@ def describe(model: ServedModel) -> dict[str, Any]:
     return facts | {"max_model_len": model.max_model_len}
 
 
-def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI:
-    """The application; its engine, running, is `app.state.engine`.
-
-    Args:
-        models: by name.
-        config: key and limits.
-    """
-    os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"
-    engine = Engine(
-        {name: model.decoder for name, model in models.items()},
-        max_batch_size=config.max_batch_size,
-        max_waiting=config.max_waiting,
-    )
-    unused: Any = None  # handlers of endpoints that are taken away below
-    manager: Any = Catalogue(models, engine)
-    state: Any = engine
-    app: FastAPI = build_server(
-        manager,
-        unused,
-        completion_handler=unused,
-        response_handler=unused,
-        transcription_handler=unused,
-        systemone_handler=unused,
-        generation_state=state,
-    )
-    app.title, app.description = "tempertilt", "OpenAI-compatible server of unlearned models"
-    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") in KEPT]
-    app.state.engine, app.state.metrics = engine, Metrics(engine)
-    _add_endpoints(app, Endpoints(models, config, engine, app.state.metrics))
-    _add_errors(app, app.state.metrics)
-    app.add_middleware(LimitBody, limit=config.max_body_bytes)
-    if config.api_key:
-        app.add_middleware(RequireKey, key=config.api_key)
-    return app
-
-
 def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:
-    options: dict[str, Any] = {"responses": ERRORS, "response_model": None}
-
-    @app.post("/v1/completions", **options)
-    async def completions(request: HttpRequest, body: Annotated[CompletionRequest, Body()]) -> Response:
-        return await endpoints.completion(request, body)
-
-    @app.post("/v1/chat/completions", **options)
-    async def chat_completions(request: HttpRequest, body: Annotated[ChatRequest, Body()]) -> Response:
-        return await endpoints.chat(request, body)
-
-    @app.get("/v1/models/{name}", responses=ERRORS, response_model=None)
-    async def model(name: str) -> Response:
-        return JSONResponse(endpoints.describe(name))
-
-    @app.get("/metrics", response_class=Response, responses=ERRORS)
-    async def metrics() -> Response:
-        return Response(endpoints.metrics.text(), media_type=Metrics.content_type)
+    posts = (("/v1/completions", endpoints.completion, CompletionRequest), ("/v1/chat/completions", endpoints.chat, ChatRequest))
+    for path, endpoint, kind in posts:
+        content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=kind.__name__)}}}
+        body = {"requestBody": {"required": True, "content": content}}
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=ERRORS, openapi_extra=body)
+    gets: dict[str, Any] = {"/v1/models": endpoints.models, "/v1/models/{name}": endpoints.model, "/health": endpoints.health}
+    for path, get in gets.items():
+        app.add_api_route(path, get, response_model=None, responses=ERRORS)
+    app.add_api_route("/metrics", endpoints.metrics, response_class=Response, responses=ERRORS)
 
 
-class Endpoints:
-    """The endpoints that answer."""
-
-    def __init__(self, models: Mapping[str, ServedModel], config: ServeConfig, engine: Engine, metrics: Metrics) -> None:
-        self._models, self._config, self._engine, self.metrics = models, config, engine, metrics
-
-    def describe(self, name: str) -> dict[str, Any]:
-        """One model."""
-        return describe(find_model(name, self._models))
-
-    async def completion(self, request: HttpRequest, body: CompletionRequest) -> Response:
-        """`/v1/completions`."""
-        job = await asyncio.to_thread(prepare_completion, body, self._models, self._config)
-        shape = CompletionShape(job, request.state.request_id)
-        return await self._answer(request, job, shape, "completions", bool(body.stream), _wants_usage(body))
-
-    async def chat(self, request: HttpRequest, body: ChatRequest) -> Response:
-        """`/v1/chat/completions`."""
-        job = await asyncio.to_thread(prepare_chat, body, self._models, self._config)
-        shape = ChatShape(job, request.state.request_id)
-        return await self._answer(request, job, shape, "chat", bool(body.stream), _wants_usage(body))
-
-    async def _answer(self, request: HttpRequest, job: Job, shape: Shape, endpoint: str, streamed: bool, usage: bool) -> Response:
-        watch = Watch(self.metrics, endpoint, job.model.name)
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
-
-        def give(number: int, piece: Piece) -> None:
-            with suppress(RuntimeError):  # the loop has been closed: nobody listens any more
-                loop.call_soon_threadsafe(pieces.put_nowait, (number, piece))
-
-        answers = job.answers(give)
-        self._engine.submit(answers)
-        incoming = _pieces(pieces, len(answers), watch)
-        done = partial(self._done, answers, watch, job)
-        if streamed:
-            return _Stream(_stream(incoming, shape, len(answers), usage, done), done)
-        return await _whole(request, incoming, shape, len(answers), done)
-
-    def _done(self, answers: list[Answer], watch: Watch, job: Job, outcome: str) -> None:
-        """A request is over: let go of what is not finished, and count."""
-        self._engine.cancel(answers)
-        watch.over(outcome, job.prompt_tokens, sum(len(answer.tokens) for answer in answers))
+def _add_schemas(app: FastAPI) -> None:
+    """Put the requests' fields into /openapi.json, which FastAPI does not know because the bodies are parsed here."""
+    document = app.openapi()
+    schemas = models_json_schema([(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=SCHEMAS)[1]
+    document["components"]["schemas"] |= schemas["$defs"]
 
 
-def _wants_usage(body: CompletionRequest | ChatRequest) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage
+# --- request ids ----------------------------------------------------------------------------------------------------------
 
 
-async def _pieces(queue: asyncio.Queue[tuple[int, Piece]], choices: int, watch: Watch) -> AsyncIterator[tuple[int, Piece]]:
-    """The pieces of all choices as they come, until every choice has ended.
+class AddRequestId:
+    """ASGI middleware: every answer has an id in its header, the client's own if it is one."""
 
-    Raises:
-        Exception: that the engine met.
-    """
-    while choices:
-        number, piece = await queue.get()
-        if piece.error is not None:
-            raise piece.error
-        watch.token()
-        choices -= piece.finish_reason is not None
-        yield number, piece
-
-
-async def _whole(
-    request: HttpRequest,
-    incoming: AsyncIterator[tuple[int, Piece]],
-    shape: Shape,
-    choices: int,
-    done: Callable[[str], None],
-) -> Response:
-    """One JSON object with all choices; nothing, and early, if the client hangs up."""
-    texts: list[list[str]] = [[] for _ in range(choices)]
-    tokens: list[list[Choice]] = [[] for _ in range(choices)]
-    last: list[Piece] = [Piece() for _ in range(choices)]
-
-    async def collect() -> None:
-        async for number, piece in incoming:
-            texts[number].append(piece.text)
-            tokens[number].extend(piece.choices)
-            last[number] = piece
-
-    outcome = "error"
-    collecting = asyncio.ensure_future(collect())
-    try:
-        while not (await asyncio.wait([collecting], timeout=HANG_UP_CHECK))[0]:
-            if await request.is_disconnected():
-                outcome = "hang_up"
-                return Response(status_code=499)
-        collecting.result()
-        outcome = "ok"
-    except asyncio.CancelledError:
-        outcome = "hang_up"
-        raise
-    finally:
-        collecting.cancel()
-        done(outcome)
-    complete = [shape.complete(i, "".join(texts[i]), tokens[i], last[i].finish_reason) for i in range(choices)]
-    return JSONResponse(shape.object(complete, shape.usage(sum(piece.tokens for piece in last))))
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events that let go of their answers also if the client hangs up before the first."""
-
-    def __init__(self, events: AsyncIterator[str], done: Callable[[str], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        self._done = done
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send them."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._done("hang_up")  # does nothing if the stream is over
+        """Pass a request on, and add the header to its answer."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
+        name = given if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = name
 
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = name
+            await send(message)
 
-async def _stream(
-    incoming: AsyncIterator[tuple[int, Piece]], shape: Shape, choices: int, usage: bool, done: Callable[[str], None]
-) -> AsyncIterator[str]:
-    """Server-sent events, `[DONE]` at the end."""
-    outcome, total = "hang_up", 0
-    try:
-        for number in range(choices):
-            if (opening := shape.opening(number)) is not None:
-                yield _event(shape.part([opening]))
-        async for number, piece in incoming:
-            total += piece.tokens
-            yield _event(shape.part([shape.delta(number, piece.text, piece.choices, piece.finish_reason)]))
-        if usage:
-            yield _event(shape.part([], shape.usage(total)))
-        yield "data: [DONE]\n\n"
-        outcome = "ok"
-    except (GeneratorExit, asyncio.CancelledError):
-        raise
-    except Exception as error:
-        log.error("a stream failed", exc_info=error)
-        outcome = "error"
-        yield _event(error_body("the answer could not be finished", "server_error"))
-    finally:
-        done(outcome)
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+        await self.app(scope, receive, send_with_id)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's shape, with what was wrong and nothing of the server's inside."""
+    """Every error in OpenAI's format, with what was wrong and nothing of the server's inside."""
 
     def answer(body: dict[str, Any], status: int, headers: Mapping[str, str] | None = None) -> Response:
         metrics.refused.labels(str(status)).inc()
         return JSONResponse(body, status, headers)
 
     @app.exception_handler(RequestError)
-    async def refused(_request: HttpRequest, error: RequestError) -> Response:
-        return answer(error_body(str(error), param=error.param, code=error.code), error.status)
+    async def refused(_request: Request, error: RequestError) -> Response:
+        return answer(error.body, error.status)
 
     @app.exception_handler(BusyError)
-    async def busy(_request: HttpRequest, error: BusyError) -> Response:
-        body = error_body(str(error), "rate_limit_error", code="server_busy")
-        return answer(body, 429, {"retry-after": "1"})
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_request: HttpRequest, error: RequestValidationError) -> Response:
-        found = error.errors()
-        lines = [f"{_place(item['loc'])}: {item['msg']}" for item in found[:8]]
-        param = _place(found[0]["loc"]) if found else None
-        return answer(error_body("; ".join(lines), param=param, code="invalid_request"), 400)
+    async def busy(_request: Request, error: BusyError) -> Response:
+        return answer(error_body(str(error), "rate_limit_error", code="server_busy"), 429, {"retry-after": "1"})
 
     @app.exception_handler(HTTPException)
-    async def failed(_request: HttpRequest, error: HTTPException) -> Response:
-        return answer(error_body(str(error.detail)), error.status_code, error.headers)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        text = f"{request.method} {request.url.path}: {error.detail}"
+        return answer(error_body(text), error.status_code, error.headers)
 
     @app.exception_handler(Exception)
-    async def broken(_request: HttpRequest, error: Exception) -> Response:
+    async def broken(_request: Request, _error: Exception) -> Response:
         return answer(error_body("the server met an error that it did not expect", "server_error"), 500)
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    """Where in a body something is wrong, shortened."""
-    return ".".join(str(part)[:64] for part in loc[:6] if part != "body") or "body"

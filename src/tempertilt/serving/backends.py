@@ -12,23 +12,23 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(asked: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
+def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Raises:
-        ConfigError: vLLM is asked for and can't do what else is asked.
-        MissingExtraError: a backend is asked for and its package is missing.
+        ConfigError: vLLM is wanted and can't do what else is wanted.
+        MissingExtraError: a backend is wanted and its package is missing.
     """
-    if asked == "transformers":
+    if wanted == "transformers":
         _require_transformers()
-        return asked, ""
+        return wanted, ""
     obstacle = _obstacle(adapters, config)
-    if asked == "vllm":
+    if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")
         if obstacle:
-            raise ConfigError(f"--backend vllm: {obstacle}; valid is --backend transformers")
-        return asked, ""
+            raise ConfigError(f"--backend vllm: {obstacle}; must be --backend transformers for that")
+        return wanted, ""
     if _installed("vllm") and not obstacle:
         return "vllm", ""
     _require_transformers()
@@ -43,6 +43,8 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
         return "vLLM does not serve the base model beside an adapter"
     if config.tilt_parameters != "refuse":
         return "vLLM takes no settings of the tilt from a request"
+    if config.allow_origin:
+        return "vLLM stands behind the key, which a browser does not send when it asks for --allow-origin"
     return ""
 
 
@@ -57,7 +59,6 @@ def _require_transformers() -> None:
     for module, package in (
         ("fastapi", "fastapi"),
         ("uvicorn", "uvicorn"),
-        ("openai", "openai"),
         ("prometheus_client", "prometheus-client"),
     ):
         if not _installed(module):

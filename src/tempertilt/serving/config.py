@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
+from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError
-
-TiltParameters = Literal["refuse", "stronger", "any"]
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """Address, key and limits of the server; the limits are those of the transformers engine."""
+class ServeConfig(Options):
+    """Address, key and limits of the server; the limits are those of the transformers backend."""
 
-    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
-    port: int = field(default=8000, metadata={"help": "port to listen on; 0 takes a free one"})
-    api_key: str = field(
-        default="", metadata={"help": "key that requests must bring (or set T3_API_KEY, which ps does not show)"}
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on; 0 takes a free one", ge=0, le=65535)
+    api_key: str = option("", "key that requests must bring (or set T3_API_KEY, which ps does not show)")
+    allow_origin: tuple[str, ...] = option(
+        (), "let pages of this origin (https://chat.example, or * for any) call the server from a browser; may be repeated"
     )
-    max_model_len: int = field(
-        default=0, metadata={"help": "tokens of prompt and answer together; 0 is what the model was made for"}
+    max_model_len: int = option(0, "tokens of prompt and answer together; 0 is what the model was made for", ge=0)
+    max_batch_size: int = option(16, "answers of one model decoded at a time; 1 decodes one after the other", ge=1)
+    max_waiting: int = option(256, "answers that may wait; requests beyond get status 429", ge=1)
+    max_body_bytes: int = option(1 << 20, "largest request body; larger ones get status 413", ge=1)
+    shutdown_timeout: int = option(60, "seconds that running answers get when the server is told to stop", ge=1)
+    control_tokens: str = option(
+        "text",
+        "how the text of a completion's prompt is read where it spells a control token, such as <|im_end|>: as text, or as the "
+        "token. What stands in a chat message is always text",
+        choices=("text", "token"),
     )
-    max_batch_size: int = field(default=16, metadata={"help": "answers decoded at a time; 1 decodes one after the other"})
-    max_waiting: int = field(default=256, metadata={"help": "answers that may wait; requests beyond get status 429"})
-    max_body_bytes: int = field(default=1 << 20, metadata={"help": "largest request body; larger ones get status 413"})
-    shutdown_timeout: int = field(
-        default=60, metadata={"help": "seconds that running answers get when the server is told to stop"}
-    )
-    serve_base: bool = field(
-        default=False,
-        metadata={"help": "also serve the base model as 'base'. It says what must not be said: for comparison only"},
-    )
-    tilt_parameters: str = field(
-        default="refuse",
-        metadata={
-            "help": "whether a request may set tilt_temperature and guidance_scale: refuse; stronger (at least the adapter's, "
-            "and without numbers or biases in the same request); any (a request can switch the unlearning off)"
-        },
+    serve_base: bool = option(False, "also serve the base model as 'base'. It says what must not be said: for comparison only")
+    tilt_parameters: str = option(
+        "refuse",
+        "whether a request may set tilt_temperature and guidance_scale: refuse; stronger (at least the adapter's, and without "
+        "numbers or biases in the same request); any (a request can switch the unlearning off)",
+        choices=("refuse", "stronger", "any"),
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.host:
-            raise ConfigError("host is empty; valid is an address, e.g. 127.0.0.1 or 0.0.0.0")
-        if not 0 <= self.port <= 65535:
-            raise ConfigError(f"port is {self.port}; valid is a whole number from 0 to 65535")
+            raise ConfigError("host is ''; must be an address, e.g. 127.0.0.1 or 0.0.0.0")
         if not self.api_key.isascii() or any(char.isspace() for char in self.api_key):
-            raise ConfigError("api_key holds white space or characters beyond ASCII, which no HTTP header can carry")
-        if self.max_model_len < 0:
-            raise ConfigError(f"max_model_len is {self.max_model_len}; valid is a whole number >= 0 (0 = the model's own)")
-        for name in ("max_batch_size", "max_waiting", "max_body_bytes", "shutdown_timeout"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        if self.tilt_parameters not in get_args(TiltParameters):
-            raise ConfigError(f"tilt_parameters is {self.tilt_parameters!r}; valid are {', '.join(get_args(TiltParameters))}")
+            raise ConfigError("api_key holds white space or characters beyond ASCII; must be what an HTTP header can carry")
+        for origin in self.allow_origin:
+            parts = urlsplit(origin)
+            if origin != "*" and origin != f"{parts.scheme}://{parts.netloc}":
+                raise ConfigError(f"allow_origin is {origin!r}; must be * or an origin such as https://chat.example")

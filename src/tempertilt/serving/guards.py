@@ -1,4 +1,4 @@
-"""What stands before the application: the key, and errors in OpenAI's shape."""
+"""What stands before the application: the key, and errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -8,24 +8,14 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tempertilt.serving.errors import error_body
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/health",)
 DROPPED = 16  # times the limit of a body: what is read and dropped of a longer one
 VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
-
-
-def error_body(
-    message: str, kind: str = "invalid_request_error", *, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
-    return {"error": {"message": printable(message), "type": kind, "param": param and printable(param), "code": code}}
-
-
-def printable(text: str) -> str:
-    """`text` with what UTF-8 can't hold written out."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class RequireKey:
@@ -88,8 +78,9 @@ class LimitBody:
             if size <= self._limit:
                 body += part
         if size > self._limit:
-            text = f"the request has more than {self._limit} bytes, which is what this server takes"
-            await _send(send, 413, error_body(text, code="body_too_large"), (b"connection", b"close"))
+            text = f"the body has more than {self._limit} bytes; must have at most as many"
+            unread = [(b"connection", b"close")] if more else []
+            await _send(send, 413, error_body(text, code="body_too_large"), *unread)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -99,8 +90,8 @@ class LimitBody:
         await self.app(scope, replay, send)
 
 
-async def _send(send: Send, status: int, body: dict[str, Any], header: tuple[bytes, bytes]) -> None:
+async def _send(send: Send, status: int, body: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
     data = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data)), header]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data)), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})

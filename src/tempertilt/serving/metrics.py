@@ -56,7 +56,7 @@ class Watch:
             self._metrics.first.observe(time.perf_counter() - self._started)
 
     def over(self, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
-        """The request has ended: ok, hang_up or error."""
+        """The request has ended: ok, disconnected or error."""
         if self._over:
             return
         self._over = True

@@ -16,7 +16,7 @@ from tempertilt.models.adapter import load_adapter
 from tempertilt.models.base import load_base
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.t3 import T3ForCausalLM
-from tempertilt.serving.engine import Decoder
+from tempertilt.serving.decoder import Decoder
 from tempertilt.serving.names import BASE
 from tempertilt.serving.textstream import decode
 
@@ -48,8 +48,7 @@ class ServedModel:
     @property
     def adapter(self) -> Any:
         """The adapter's configuration, or None for the base model."""
-        model = self.decoder.model
-        return model.adapter_config if isinstance(model, T3ForCausalLM) else None
+        return getattr(self.decoder.model, "adapter_config", None)
 
     def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Token ids of `(role, content)` messages, ready for the answer; `DataError` if they can't be."""
@@ -57,17 +56,29 @@ class ServedModel:
         with self._encoding:
             return encode_question(chat, self.encoder, self.examples)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text; of the empty one the beginning-of-sequence token, `DataError` if there is none."""
+    def encode_text(self, text: str, control_tokens: bool) -> list[int]:
+        """Token ids of a text; of the empty one the beginning-of-sequence token, `DataError` if there is none.
+
+        Args:
+            text: of a prompt.
+            control_tokens: whether a control token that the text spells is that token, or its characters.
+        """
+        encoder, ends = self.encoder, control_tokens and text.endswith(self.encoder.eos_token or "")
         with self._encoding:
-            ids = list(self.encoder(text, verbose=False)["input_ids"]) if text else []
-        if len(ids) > 1 and ids[-1] == self.encoder.eos_token_id and not text.endswith(self.encoder.eos_token):
+            ids = list(encoder(text, split_special_tokens=not control_tokens, verbose=False)["input_ids"]) if text else []
+        if len(ids) > 1 and ids[-1] == encoder.eos_token_id and not ends:
             ids.pop()  # some tokenizers close every text
-        if not ids and self.encoder.bos_token_id is not None:
-            ids = [self.encoder.bos_token_id]
+        if not ids and encoder.bos_token_id is not None:
+            ids = [encoder.bos_token_id]
         if not ids:
-            raise DataError("the prompt has no tokens; valid is a text with some")
+            raise DataError("the prompt has no tokens; must be a text with some")
         return ids
+
+    def token(self, token_id: int) -> str:
+        """What the tokenizer calls a token, in brackets; nothing if it has none of that id."""
+        with self._encoding:
+            name = self.encoder.convert_ids_to_tokens(token_id)
+        return f" ({name!r})" if isinstance(name, str) else ""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
@@ -103,7 +114,6 @@ def load_models(
     base = load_base(name, peft_adapter=peft_adapter, **options)
     length = _max_model_len(base.model, max_model_len)
     stops = frozenset(stop_ids(base.model, base.tokenizer))
-    _forget_generation_defaults(base.model)
     encoder, reader = copy.deepcopy(base.tokenizer), copy.deepcopy(base.tokenizer)
     vocab_size = int(base.model.get_input_embeddings().weight.shape[0])
     lock = threading.Lock()
@@ -121,16 +131,8 @@ def load_models(
     return models
 
 
-def _max_model_len(model: Any, asked: int) -> int:
+def _max_model_len(model: Any, wanted: int) -> int:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if asked and positions and asked > positions:
-        raise ConfigError(f"max_model_len is {asked}; the model has positions for {positions} tokens")
-    return int(asked or positions or DEFAULT_LENGTH)
-
-
-def _forget_generation_defaults(model: Any) -> None:
-    """Have `generate` do what it is told, whatever sampling the checkpoint recommends: requests say how they sample."""
-    from transformers import GenerationConfig
-
-    known = model.generation_config
-    model.generation_config = GenerationConfig(bos_token_id=known.bos_token_id, pad_token_id=known.pad_token_id)
+    if positions and wanted > positions:
+        raise ConfigError(f"max_model_len is {wanted}; must be at most {positions}, the positions of the model")
+    return int(wanted or positions or DEFAULT_LENGTH)

@@ -25,7 +25,7 @@ def parse_adapters(given: Sequence[str]) -> dict[str, str]:
             place = text
             name = Path(text).expanduser().resolve().name if Path(text).expanduser().is_dir() else text.rstrip("/").split("/")[-1]
         if not NAME.fullmatch(name) or not place:
-            raise ConfigError(f"--adapter {text!r}: the name is {name!r}; valid are letters, digits, '.', '_', '-':  name=DIR")
+            raise ConfigError(f"--adapter {text!r}: the name is {name!r}; must be letters, digits, '.', '_', '-':  name=DIR")
         if name == BASE:
             raise ConfigError(f"--adapter {text!r}: {BASE!r} is the base model's name; give another:  name=DIR")
         if name in adapters:

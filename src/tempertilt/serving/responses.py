@@ -2,143 +2,157 @@
 
 from __future__ import annotations
 
+import codecs
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
-from tempertilt.serving.sampling import Choice
-from tempertilt.serving.textstream import decode
+from tempertilt.serving.sampling import Token
+from tempertilt.serving.textstream import token_bytes
 
 
-class Shape(ABC):
-    """One request's answers in the format of its endpoint.
+class ResponseWriter(ABC):
+    """Writes one request's answers in the format of its endpoint.
 
     Args:
         job: the request.
         request_id: part of the identifier.
+        usage: whether a stream tells the counts of tokens at its end.
     """
 
     prefix, whole, chunk = "", "", ""
 
-    def __init__(self, job: Job, request_id: str) -> None:
-        self._job, self._tokenizer = job, job.model.reader
+    def __init__(self, job: Job, request_id: str, usage: bool) -> None:
+        self._job, self._tokenizer, self._usage = job, job.model.reader, usage
         self._id, self._created = f"{self.prefix}-{request_id}", int(time.time())
 
     @abstractmethod
-    def opening(self, number: int) -> dict[str, Any] | None:
-        """What a stream begins a choice with."""
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        """What a stream begins a choice with, in parts."""
 
     @abstractmethod
-    def delta(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
-        """What is new of a choice."""
+    def delta(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
+        """A part of a choice: text and tokens that came, or why it has ended."""
 
     @abstractmethod
-    def complete(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
+    def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """A whole choice."""
 
-    def object(self, choices: Sequence[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+    def deltas(self, number: int, piece: Piece) -> list[dict[str, Any]]:
+        """What is new of a choice, in parts; the reason for its end comes alone."""
+        parts = [self.delta(number, piece.text, piece.tokens, None)] if piece.text or piece.tokens else []
+        return [*parts, self.delta(number, "", (), piece.finish_reason)] if piece.finish_reason else parts
+
+    def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
         """The whole response, which is no stream."""
-        return self._frame(self.whole) | {"choices": list(choices), "usage": usage}
+        return self._frame(self.whole, choices) | {"usage": self._counts(answer_tokens)}
 
-    def part(self, choices: Sequence[dict[str, Any]], usage: dict[str, int] | None = None) -> dict[str, Any]:
+    def part(self, choice: dict[str, Any]) -> dict[str, Any]:
         """A chunk of a stream."""
-        return self._frame(self.chunk) | {"choices": list(choices)} | ({} if usage is None else {"usage": usage})
+        return self._frame(self.chunk, [choice]) | ({"usage": None} if self._usage else {})
 
-    def _frame(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._job.model.name}
+    def last(self, answer_tokens: int) -> dict[str, Any] | None:
+        """The chunk with the counts of tokens, if it is wanted."""
+        return self._frame(self.chunk, []) | {"usage": self._counts(answer_tokens)} if self._usage else None
 
-    def usage(self, answer_tokens: int) -> dict[str, int]:
-        """Counts of tokens."""
+    def _frame(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        names = {"id": self._id, "object": kind, "created": self._created, "model": self._job.model.name}
+        return names | {"system_fingerprint": None, "choices": list(choices)}
+
+    def _counts(self, answer_tokens: int) -> dict[str, int]:
         prompt = self._job.prompt_tokens
         return {"prompt_tokens": prompt, "completion_tokens": answer_tokens, "total_tokens": prompt + answer_tokens}
 
     def _text(self, token: int) -> str:
-        return str(self._tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return token_bytes(self._tokenizer, token).decode("utf-8", "replace")
 
 
-class CompletionShape(Shape):
+class CompletionWriter(ResponseWriter):
     """`/v1/completions`."""
 
     prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, job: Job, request_id: str) -> None:
-        super().__init__(job, request_id)
-        self._offsets = [0] * (len(job.prompts) * job.choices)
+    def __init__(self, job: Job, request_id: str, usage: bool) -> None:
+        super().__init__(job, request_id, usage)
+        choices = len(job.prompts) * job.choices
+        self._offsets = [0] * choices
+        self._characters = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(choices)]
 
-    def opening(self, number: int) -> dict[str, Any] | None:
+    def opening(self, number: int) -> list[dict[str, Any]]:
         """What a stream begins a choice with: the prompt, if it is to be echoed."""
         text = self._echo(number)
-        return None if text is None else self._choice(number, text, (), None)
+        return [self.delta(number, text, (), None)] if text else []
 
-    def delta(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
-        """What is new of a choice."""
-        return self._choice(number, text, choices, reason)
+    def delta(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
+        """A part of a choice."""
+        logprobs = self._logprobs(number, tokens) if tokens else None
+        return {"index": number, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def complete(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
+    def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """A whole choice."""
-        return self._choice(number, (self._echo(number) or "") + text, choices, reason)
+        logprobs = self._logprobs(number, tokens)
+        return {"index": number, "text": self._echo(number) + text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _echo(self, number: int) -> str | None:
-        return None if self._job.texts is None else self._job.texts[number // self._job.choices]
+    def _echo(self, number: int) -> str:
+        return "" if self._job.texts is None else self._job.texts[number // self._job.choices]
 
-    def _choice(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
-        return {"index": number, "text": text, "logprobs": self._logprobs(number, choices), "finish_reason": reason}
-
-    def _logprobs(self, number: int, choices: Sequence[Choice]) -> dict[str, Any] | None:
+    def _logprobs(self, number: int, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if self._job.sampling.logprobs is None:
             return None
-        tokens, offsets = [], []
-        for choice in choices:
-            tokens.append(self._text(choice.token))
-            offsets.append(self._offsets[number])
-            self._offsets[number] += len(decode(self._tokenizer, [choice.token]))
-        top: list[dict[str, float] | None] = [None if c.logprob is None else self._alternatives(c) for c in choices]
         return {
-            "tokens": tokens,
-            "token_logprobs": [choice.logprob for choice in choices],
-            "top_logprobs": top,
-            "text_offset": offsets,
+            "tokens": [self._text(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [None if token.logprob is None else self._alternatives(token) for token in tokens],
+            "text_offset": [self._offset(number, token.id) for token in tokens],
         }
 
-    def _alternatives(self, choice: Choice) -> dict[str, float]:
+    def _offset(self, number: int, token: int) -> int:
+        """Where a token's text begins, in characters; special tokens have none."""
+        offset = self._offsets[number]
+        if token not in self._tokenizer.all_special_ids:
+            self._offsets[number] += len(self._characters[number].decode(token_bytes(self._tokenizer, token)))
+        return offset
+
+    def _alternatives(self, token: Token) -> dict[str, float]:
         """The likeliest tokens and the chosen one by their texts; of several with one text the likeliest."""
-        found: dict[str, float] = {}
-        for token, logprob in (*choice.top, (choice.token, choice.logprob)):
+        alternatives: dict[str, float] = {}
+        for other, logprob in (*token.top, (token.id, token.logprob)):
             if logprob is not None:
-                found.setdefault(self._text(token), logprob)
-        return found
+                alternatives.setdefault(self._text(other), logprob)
+        return alternatives
 
 
-class ChatShape(Shape):
+class ChatWriter(ResponseWriter):
     """`/v1/chat/completions`."""
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def opening(self, number: int) -> dict[str, Any] | None:
+    def opening(self, number: int) -> list[dict[str, Any]]:
         """What a stream begins a choice with: who speaks."""
-        return {"index": number, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [{"index": number, "delta": delta, "logprobs": None, "finish_reason": None}]
 
-    def delta(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
-        """What is new of a choice."""
-        delta = {"content": text} if text or not reason else {}
-        return {"index": number, "delta": delta, "logprobs": self._logprobs(choices), "finish_reason": reason}
+    def delta(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
+        """A part of a choice."""
+        logprobs = self._logprobs(tokens) if tokens else None
+        return {"index": number, "delta": {} if reason else {"content": text}, "logprobs": logprobs, "finish_reason": reason}
 
-    def complete(self, number: int, text: str, choices: Sequence[Choice], reason: str | None) -> dict[str, Any]:
+    def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """A whole choice."""
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": number, "message": message, "logprobs": self._logprobs(choices), "finish_reason": reason}
+        return {"index": number, "message": message, "logprobs": self._logprobs(tokens), "finish_reason": reason}
 
-    def _logprobs(self, choices: Sequence[Choice]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:
         if self._job.sampling.logprobs is None:
             return None
         content = [
-            self._entry(choice.token, choice.logprob) | {"top_logprobs": [self._entry(*other) for other in choice.top]}
-            for choice in choices
+            self._entry(token.id, token.logprob) | {"top_logprobs": [self._entry(*other) for other in token.top]}
+            for token in tokens
         ]
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
-        text = self._text(token)
-        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode("utf-8", "replace"))}
+        return {"token": self._text(token), "logprob": logprob, "bytes": list(token_bytes(self._tokenizer, token))}

@@ -18,10 +18,10 @@ GREEDY_BELOW = 1e-4  # temperatures at which dividing by them would overflow
 LOWEST = -9999.0  # log-probabilities below are shown as this one: JSON has no infinity
 
 
-class Choice(NamedTuple):
+class Token(NamedTuple):
     """A token, its log-probability (nats) and the likeliest alternatives, `(id, log-probability)`, best first."""
 
-    token: int
+    id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
@@ -69,17 +69,17 @@ class Sampler:
         if sampling.min_p > 0:
             self._warpers.append(MinPLogitsWarper(sampling.min_p))
 
-    def choose(self, logits: Tensor, best: int | None = None) -> Choice:
+    def choose(self, logits: Tensor, best: int | None = None) -> Token:
         """The next token from guided logits `(V,)` float32; `best` is their greatest, if that is known already.
 
-        The numbers are those of the guided law, before the request's own bias, penalties, temperature and truncation.
+        The numbers are those of the guided distribution, before the request's own bias, penalties, temperature and truncation.
         """
         adjusted = self._adjusted(logits)
         token = best if best is not None and adjusted is logits and self._greedy else self._draw(adjusted)
         self._counts[token] += 1
         if self.sampling.logprobs is None:
-            return Choice(token)
-        return choice_of(torch.log_softmax(logits, -1), token, self.sampling.logprobs)
+            return Token(token)
+        return token_of(torch.log_softmax(logits, -1), token, self.sampling.logprobs)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         sampling = self.sampling
@@ -109,8 +109,8 @@ class Sampler:
         return int(torch.multinomial(self._warpers(scores, scores).softmax(-1)[0], 1, generator=self._generator))
 
 
-def choice_of(logprobs: Tensor, token: int, alternatives: int) -> Choice:
+def token_of(logprobs: Tensor, token: int, alternatives: int) -> Token:
     """`token` with its number, and the likeliest `alternatives`, from log-probabilities `(V,)`."""
     logprobs = logprobs.clamp(min=LOWEST)
     top = logprobs.topk(min(alternatives, len(logprobs)))
-    return Choice(token, float(logprobs[token]), tuple(zip(top.indices.tolist(), top.values.tolist())))
+    return Token(token, float(logprobs[token]), tuple(zip(top.indices.tolist(), top.values.tolist())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
@@ -11,22 +12,37 @@ from fastapi import FastAPI
 from tempertilt.serving.config import ServeConfig
 
 
-def make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
-    """uvicorn's server. On SIGINT or SIGTERM it takes no more requests and finishes those it has."""
-    settings = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=config.shutdown_timeout,
-        timeout_keep_alive=30,
-        ws="none",
-    )
-    return uvicorn.Server(settings)
+class Server(uvicorn.Server):
+    """uvicorn's server, which on SIGINT or SIGTERM takes no more requests and finishes those it has.
+
+    Args:
+        app: the application.
+        config: the seconds that running answers get.
+        when_ready: called once connections are accepted.
+    """
+
+    def __init__(self, app: FastAPI, config: ServeConfig, when_ready: Callable[[], None] = lambda: None) -> None:
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=config.shutdown_timeout,
+            timeout_keep_alive=30,
+            ws="none",
+        )
+        super().__init__(settings)
+        self._when_ready = when_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._when_ready()
 
 
-def run(app: FastAPI, config: ServeConfig, sock: socket.socket) -> None:
+def run(app: FastAPI, config: ServeConfig, sock: socket.socket, when_ready: Callable[[], None]) -> None:
     """Serve on a socket until SIGINT or SIGTERM; a second SIGINT does not wait for running answers."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: None)  # uvicorn hands the signal on when it has finished: that is a clean end
-    make_server(app, config).run(sockets=[sock])
+    Server(app, config, when_ready).run(sockets=[sock])

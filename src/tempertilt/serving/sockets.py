@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound to an address; port 0 is any free one. `ConfigError` where it can't be had."""
     if not 0 <= port <= 65535:
-        raise ConfigError(f"--port is {port}; valid is 0 (any free one) to 65535")
+        raise ConfigError(f"--port is {port}; must be 0 (any free one) to 65535")
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -1,7 +1,8 @@
-"""The text of an answer as its tokens come."""
+"""The text of an answer as its tokens come, and the bytes of single tokens."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,15 +50,35 @@ class TextStream:
 
     def _give(self, text: str) -> str:
         self._pending += text
-        found = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
-        if found:
+        starts = [at for stop in self._stops if (at := self._pending.find(stop)) >= 0]
+        if starts:
             self.stopped = True
-            text, self._pending = self._pending[: min(found)], ""
+            text, self._pending = self._pending[: min(starts)], ""
             return text
         keep = max((_overlap(self._pending, stop) for stop in self._stops), default=0)
         cut = len(self._pending) - keep
         text, self._pending = self._pending[:cut], self._pending[cut:]
         return text
+
+
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte as SentencePiece writes it
+PRINTED = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+OTHERS = sorted(set(range(256)) - set(PRINTED))
+BYTE_OF = {chr(byte): byte for byte in PRINTED} | {chr(0x100 + i): byte for i, byte in enumerate(OTHERS)}
+"""The bytes that characters of a byte-level BPE token stand for, as in GPT-2."""
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """The bytes of one token, also where they are a part of a character; special tokens by their names."""
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    if "\ufffd" not in text:
+        return text.encode()
+    piece = tokenizer.convert_ids_to_tokens(token) or text
+    if byte := BYTE_PIECE.fullmatch(piece):
+        return bytes([int(byte[1], 16)])
+    if all(char in BYTE_OF for char in piece):
+        return bytes(BYTE_OF[char] for char in piece)
+    return text.encode()
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tempertilt.data.lines import json_text
 from tempertilt.errors import TemperTiltError
 
 
@@ -34,22 +35,22 @@ class Journal:
         if not self.path.is_file():
             return 0
         whole = 0
-        for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1]):  # what follows the last end was cut off
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if entry is None or (number == 0 and entry != {"key": self.key}):
+                entry = json.loads(line)
+                if number == 0 and entry != {"key": self.key}:
+                    break
+                if number:
+                    self.units[entry["unit"]] = entry["value"]
+            except (ValueError, LookupError, TypeError, RecursionError):
                 break
-            if number:
-                self.units[entry["unit"]] = entry["value"]
-            whole += len(line)
+            whole += len(line) + 1
         return whole
 
     def add(self, unit: str, value: Any) -> None:
         """Write a unit through to the disk."""
         lines = [] if self.units else [{"key": self.key}]
-        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"unit": unit, "value": value}])
+        text = "".join(json_text(line) + "\n" for line in [*lines, {"unit": unit, "value": value}])
         try:
             with self.path.open("ab" if self.units else "wb") as file:
                 file.write(text.encode())

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
+from tempertilt.data.lines import decode_text, json_text, split_lines
 from tempertilt.errors import DataError
 from tempertilt.metrics.samples import Draw, Results, Sample
 from tempertilt.storage import read_stored, stored
+from tempertilt.suites.checks import check_sample
+
+log = logging.getLogger("tempertilt")
 
 SAMPLES = "samples.jsonl"
 COMPRESSED = f"{SAMPLES}.gz"
@@ -45,10 +50,10 @@ def read_log(path: str | Path) -> Results:
             authors' code, one split or all in one file; a log of open-unlearning; or a folder that holds such logs.
 
     Returns:
-        The samples of each split in the log; fields that the log does not have are None or empty.
+        The samples of each split that the log holds; what a log does not state is None or empty in them.
 
     Raises:
-        DataError: the file can't be read, or is of none of these formats.
+        DataError: the file can't be read or is of none of these formats.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -58,23 +63,39 @@ def read_log(path: str | Path) -> Results:
             return {split: samples for part in parts for split, samples in read_log(part).items()}
         path = whole or path / SAMPLES
     if stored(path) is None:
-        raise DataError(f"no results at {str(path)!r}; name {VALID}")
+        raise DataError(f"no results at {str(path)!r}; must be {VALID}")
     try:
-        text = read_stored(path).decode("utf-8")
-        if path.name.removesuffix(".gz").endswith(".jsonl"):
-            return read_samples(text, path)
-        log = json.loads(text)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{str(path)!r} cannot be read as results: {error}; name {VALID}") from error
+        text = decode_text(read_stored(path), str(path))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; must be {VALID}") from error
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        return read_samples(text, path)
     try:
-        results = _foreign(log, path.name)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is a damaged log: {type(error).__name__}: {error}; name {VALID}") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as results: {error}; must be {VALID}") from error
+    try:
+        results = {split: [_checked(split, sample) for sample in rows] for split, rows in _foreign(content, path.name).items()}
+    except UNREADABLE as error:
+        raise DataError(f"{str(path)!r} is a damaged log: {_said(error)}; must be {VALID}") from error
     if not any(results.values()):
-        raise DataError(f"{str(path)!r} is not a known log; name {VALID}")
+        raise DataError(f"{str(path)!r} is not a known log; must be {VALID}")
     return results
+
+
+UNREADABLE = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+"""What Python says of values that are not what a log holds."""
+
+
+def _said(error: Exception) -> str:
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+
+
+def _checked(split: str, sample: Sample) -> Sample:
+    try:
+        return check_sample(sample)
+    except ValueError as error:
+        raise ValueError(f"{split} {sample.index}: {error}") from error
 
 
 def _foreign(log: Any, name: str) -> dict[str, Sequence[Sample]]:
@@ -128,9 +149,7 @@ def _open_unlearning(log: dict[str, Any]) -> dict[str, Sequence[Sample]]:
         table.read(f"{short}_q_a_pert_prob", split, lambda row: {"perturbed_nll": _wrong(row["avg_loss"])})
         table.read(f"{short}_q_a_rouge", split, _generation)
     if "forget_q_a_pert_prob" not in table.log:  # the ratio is all there is
-        table.read(
-            "forget_truth_ratio", "forget", lambda row: {"perturbed_nll": (-math.log(row["score"]),), "paraphrase_nll": 0.0}
-        )
+        table.read("forget_truth_ratio", "forget", _ratio)
     for name in ("exact_memorization", "extraction_strength"):
         table.read(name, "forget", lambda row, name=name: {"scores": {name: row["score"]}})  # type: ignore[misc]
     for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
@@ -151,6 +170,14 @@ def _generation(row: dict[str, Any]) -> dict[str, Any]:
     return {**known, "answer": row.get("ground_truth") or "", "question": row.get("input") or ""}
 
 
+def _ratio(row: dict[str, Any]) -> dict[str, Any]:
+    """Likelihoods that give the stated truth ratio."""
+    score = row["score"]
+    if not score > 0:
+        raise ValueError(f"a truth ratio is {score!r}; must be a number > 0")
+    return {"perturbed_nll": (-math.log(score),), "paraphrase_nll": 0.0}
+
+
 class _Table:
     """Columns of a log gathered by split and index."""
 
@@ -164,9 +191,9 @@ class _Table:
             row = self.rows.setdefault(split, {}).setdefault(int(index), {"scores": {}})
             if value is None or None in value.values():
                 continue  # a missing sample
-            known = fields_of(value)
-            row["scores"] |= known.pop("scores", {})
-            row.update(known)
+            values = fields_of(value)
+            row["scores"] |= values.pop("scores", {})
+            row.update(values)
 
     def samples(self) -> dict[str, Sequence[Sample]]:
         return {split: [Sample(index=i, **rows[i]) for i in sorted(rows)] for split, rows in self.rows.items()}
@@ -176,9 +203,17 @@ class _Table:
 
 
 def write_samples(results: Results) -> str:
-    """JSON lines, one for each sample, split first; what is not measured is left out."""
-    rows = [{"split": split, **_sparse(sample)} for split, samples in results.items() for sample in samples]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """JSON lines, one for each sample, split first; what is not measured, or not a finite number, is left out."""
+    lines, strange = [], 0
+    for split, samples in results.items():
+        for sample in samples:
+            values = _sparse(sample)
+            strange += any(not _is_finite(value) for value in values.values())
+            row = {"split": split} | {name: value for name, value in values.items() if _is_finite(value)}
+            lines.append(json_text(row, ensure_ascii=False) + "\n")
+    if strange:
+        log.warning("%d samples hold numbers that are not finite: these count as missing", strange)
+    return "".join(lines)
 
 
 def _sparse(sample: Sample) -> dict[str, Any]:
@@ -186,24 +221,29 @@ def _sparse(sample: Sample) -> dict[str, Any]:
     return {name: value for name, value in asdict(sample).items() if name == "index" or value != defaults[name]}
 
 
+def _is_finite(value: Any) -> bool:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
+
+
 def sample_from(row: Mapping[str, Any]) -> Sample:
-    """A sample from what `write_samples` wrote of it; KeyError or TypeError if it is not one."""
+    """A sample from what `write_samples` wrote of it; one of `UNREADABLE` if it is not one."""
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
     values["draws"] = tuple(Draw(**draw) for draw in row.get("draws", ()))
-    return Sample(**values)
+    return check_sample(Sample(**values))
 
 
 def read_samples(text: str, path: Path) -> Results:
     """The samples of each split in JSON lines; `DataError` with file and line where one is not a sample."""
     results: dict[str, list[Sample]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         try:
             row = json.loads(line)
             results.setdefault(row.pop("split"), []).append(sample_from(row))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: not a sample: {type(error).__name__}: {error}; name {VALID}") from error
-    if unknown := sorted(results.keys() - set(SPLITS)):
-        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be among {', '.join(SPLITS)}")
+        except (*UNREADABLE, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not a sample: {_said(error)}; must be {VALID}") from error
+    if unknown := sorted(map(str, results.keys() - set(SPLITS))):
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be one of {', '.join(SPLITS)}")
     if not results:
-        raise DataError(f"{path}: no samples; name {VALID}")
+        raise DataError(f"{path}: no samples; must be {VALID}")
     return results

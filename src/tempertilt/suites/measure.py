@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
+from tempertilt.config.keys import key_of
+from tempertilt.config.options import Options, option
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, turn_end_id
 from tempertilt.data.records import Record
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
 from tempertilt.models.frozen import FrozenLM, switched_off
 from tempertilt.models.generation import generate_ids
+from tempertilt.models.limits import check_ids, check_length
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.journal import Journal
-
-PROTOCOL = 1
-"""Raised whenever what is measured changes, so that older results are not taken for newer ones."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class MeasureConfig:
+class MeasureConfig(Options):
     """How samples are measured."""
 
-    max_new_tokens: int = field(default=200, metadata={"help": "length of a generated answer, tokens"})
-    generation_batch: int = field(default=64, metadata={"help": "prompts generated from at a time"})
-    batch_tokens: int = field(default=0, metadata={"help": "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU"})
-    draws: int = field(
-        default=0, metadata={"help": "answers sampled at temperature 1 for each forget and retain question; 0 = none"}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of the sampled answers"})
-
-    def __post_init__(self) -> None:
-        for name, low in (("max_new_tokens", 1), ("generation_batch", 1), ("batch_tokens", 0), ("draws", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if value < low:
-                raise ConfigError(f"{name} is {value}; valid is a whole number >= {low}")
+    max_new_tokens: int = option(200, "length of a generated answer, tokens", ge=1, advanced=True)
+    generation_batch: int = option(64, "prompts generated from at a time", ge=1, advanced=True)
+    batch_tokens: int = option(0, "positions in a scoring pass; 0 = 1024 on a CPU, 8192 on a GPU", ge=0, advanced=True)
+    draws: int = option(0, "answers sampled at temperature 1 for each forget and retain question; 0 = none", ge=0)
+    seed: int = option(0, "seed of the sampled answers", ge=0, advanced=True)
 
 
 @dataclass(frozen=True)
@@ -82,16 +74,19 @@ def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bo
     return Question(prompts.pop(), tuple(tuple(answer_ids(e).tolist()) for e in examples), int(standardise))
 
 
+def check_questions(model: Any, tokenizer: Any, items: Sequence[Item], questions: Sequence[Question]) -> None:
+    """`DataError`, naming where the question was read, if the model can't take the tokens of one with its answers."""
+    for item, question in zip(items, questions):
+        for ids in ((*question.prompt, *answer) for answer in question.answers):
+            check_ids(model, tokenizer, ids, item.source)
+            check_length(model, len(ids), item.source)
+
+
 def run_key(weights: str, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
-    """A hash of everything that decides the samples: `model_digest`, text, tokens, options; 32 hex digits."""
-    content = {
-        "protocol": PROTOCOL,
-        "model": weights,
-        "items": {name: [asdict(item) | {"source": ""} for item in items] for name, items in splits.items()},
-        "tokens": {name: [[q.prompt, q.answers] for q in of] for name, of in questions.items()},
-        "config": config,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    """The key of a run: what decides its samples, which are `model_digest`, text, tokens and options."""
+    items = {name: [asdict(item) | {"source": ""} for item in split] for name, split in splits.items()}
+    tokens = {name: [[question.prompt, question.answers] for question in split] for name, split in questions.items()}
+    return key_of("examples", "measure", model=weights, items=items, tokens=tokens, config=config)
 
 
 def model_digest(model: Any) -> str:
@@ -127,13 +122,13 @@ def measure(
 ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
     """The samples of every split, and the seconds of each step. What the journal holds is not measured again."""
     work = _Work(model, tokenizer, splits, questions, plan, config)
-    units = list(work.units())
+    units, clock = list(work.units()), Clock()
     with tqdm(total=sum(weight for _, weight, _ in units), desc="measure", unit="answer", disable=not progress) as bar:
         for name, weight, run in units:
             if name not in journal.units:
-                started = time.perf_counter()
-                rows = run()
-                journal.add(name, {"rows": rows, "seconds": time.perf_counter() - started})
+                with clock(name):
+                    rows = run()
+                journal.add(name, {"rows": rows, "seconds": clock.seconds[name]})
             bar.set_description(name.rsplit(" ", 1)[0], refresh=False)
             bar.update(weight)
     found: dict[str, list[dict[str, Any]]] = {name: [{} for _ in items] for name, items in splits.items()}
@@ -148,8 +143,13 @@ def measure(
 
 def _sample(index: int, item: Item, values: dict[str, Any]) -> Sample:
     draws = tuple(Draw(**draw) for draw in values.pop("draws", ()))
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    fields: dict[str, Any] = {name: _whole(value) if isinstance(value, list) else value for name, value in values.items()}
     return Sample(index=index, question=item.question, answer=item.answer, draws=draws, **fields)
+
+
+def _whole(values: list[Any]) -> tuple[Any, ...]:
+    """The values, or none where one of them was not a finite number, which the journal holds as null."""
+    return () if None in values else tuple(values)
 
 
 Rows = list[tuple[int, dict[str, Any]]]
@@ -167,7 +167,7 @@ class _Work:
         plan: Plan,
         config: MeasureConfig,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.end = model, tokenizer, turn_end_id(tokenizer)
         self.splits, self.questions, self.plan, self.config = splits, questions, plan, config
         batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
         prefix = common_prefix([question for of in questions.values() for question in of])
@@ -201,7 +201,7 @@ class _Work:
         item, answer = self.splits[split][i], scores[0]
         first_wrong = 1 if item.paraphrase is None else 2
         row: dict[str, Any] = {"nll": answer.nll, "perturbed_nll": [score.nll for score in scores[first_wrong:]]}
-        row["ends"] = self.questions[split][i].answers[0][-1] == self.tokenizer.eos_token_id
+        row["ends"] = self.questions[split][i].answers[0][-1] == self.end
         if item.paraphrase is not None:
             row["paraphrase_nll"] = scores[1].nll
         if split in self.plan.token_level:

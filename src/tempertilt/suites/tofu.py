@@ -6,23 +6,34 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from tempertilt import metrics
+from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.lines import half_pair, json_text
 from tempertilt.data.records import load_rows
 from tempertilt.environment import environment, peak_memory_mib
-from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.errors import DataError, TemperTiltError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
 from tempertilt.storage import make_dir, read_stored, remove_unfinished, write_text
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.logs import COMPRESSED, SAMPLES, SPLITS, read_log, write_samples
-from tempertilt.suites.measure import Item, MeasureConfig, Plan, measure, model_digest, questions_of, run_key
+from tempertilt.suites.measure import (
+    Item,
+    MeasureConfig,
+    Plan,
+    check_questions,
+    measure,
+    model_digest,
+    questions_of,
+    run_key,
+)
 
 __all__ = ["METRICS", "TofuConfig", "TofuRun", "evaluate", "load_split", "load_tofu", "questions_of", "read_log", "run_tofu"]
 
@@ -37,19 +48,11 @@ RESULTS, CONFIG, ENVIRONMENT, TIMING, JOURNAL = "results.json", "config.yaml", "
 
 
 @dataclass(frozen=True)
-class TofuConfig:
+class TofuConfig(Options):
     """Which part of TOFU."""
 
-    split: str = field(
-        default="forget10", metadata={"help": "forget01, forget05 or forget10 (a directory may have one of its own)"}
-    )
-    limit: int | None = field(default=None, metadata={"help": "only the first N questions of each split"})
-
-    def __post_init__(self) -> None:
-        if self.split not in FORGET_SPLITS:
-            raise ConfigError(f"split is {self.split!r}; valid are {', '.join(FORGET_SPLITS)}")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit is {self.limit}; valid is a whole number >= 1")
+    split: str = option("forget10", "forget01, forget05 or forget10 (a directory may have one of its own)", choices=FORGET_SPLITS)
+    limit: int | None = option(None, "only the first N questions of each split", ge=1)
 
 
 def split_names(split: str) -> dict[str, tuple[str, ...]]:
@@ -76,7 +79,7 @@ def load_tofu(source: str | Path | None, config: TofuConfig) -> dict[str, list[I
     directory = None if source is None else Path(source).expanduser()
     if directory is None or not directory.is_dir():
         if directory is not None and (isinstance(source, Path) or directory.exists() or str(source).count("/") != 1):
-            raise DataError(f"no directory {str(source)!r}; valid are a directory of TOFU's .jsonl files or a dataset on the hub")
+            raise DataError(f"no directory {str(source)!r}; must be a directory of TOFU's .jsonl files or a dataset on the hub")
         names = {split: f"{source or HUB_ID}:{found[0]}:train" for split, found in split_names(config.split).items()}
         return {split: load_split(name, limit=config.limit) for split, name in names.items()}
     out = {}
@@ -103,10 +106,12 @@ def _item(where: str, row: Mapping[str, object]) -> Item:
     texts = [question, answer, *([] if paraphrase is None else [paraphrase]), *(wrong if isinstance(wrong, list) else [None])]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(
-            f"{where}: not a row of TOFU; valid are a question and an answer, and optionally a paraphrased_answer and a list "
+            f"{where}: not a row of TOFU; must have a question and an answer, and optionally a paraphrased_answer and a list "
             "of perturbed_answer, none of them empty"
         )
     assert isinstance(wrong, list)
+    if fault := next((fault for text in texts if (fault := half_pair(str(text)))), ""):
+        raise DataError(f"{where}: a text has {fault}; must be Unicode text")
     return Item(str(question), str(answer), None if paraphrase is None else str(paraphrase), tuple(wrong), where)
 
 
@@ -307,6 +312,8 @@ def run_tofu(
     questions = {
         split: questions_of(items, tokenizer, examples, standardise=split in standardised) for split, items in data.items()
     }
+    for split, items in data.items():
+        check_questions(model, tokenizer, items, questions[split])
     options = {**asdict(config), **asdict(measuring), **asdict(examples)}
     if plan != PLAN:
         options["plan"] = asdict(plan)
@@ -335,7 +342,7 @@ def run_tofu(
         "not_computed": reasons,
     }
     write_text(output_dir / CONFIG, yaml.safe_dump({"suite": "tofu", **(describe or {}), **options}, sort_keys=True))
-    write_text(output_dir / RESULTS, json.dumps(content, indent=1) + "\n")
+    write_text(output_dir / RESULTS, json_text(content, indent=1) + "\n")
     journal.remove()
     return TofuRun(output_dir, reused, samples, found, reasons, seconds)
 

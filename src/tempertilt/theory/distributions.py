@@ -116,9 +116,9 @@ class GaussianMixture:
         scales = check_samples(self.scales, "scales")
         shares, _ = check_density(self.shares, "shares")
         if not means.shape[0] == scales.size == shares.size:
-            raise DataError(f"{means.shape[0]} means, {scales.size} scales and {shares.size} shares; valid is one of each")
+            raise DataError(f"{means.shape[0]} means, {scales.size} scales and {shares.size} shares; must be as many of each")
         if (scales <= 0).any():
-            raise DataError(f"scales has the value {scales.min():g}; valid are standard deviations > 0")
+            raise DataError(f"scales has the value {scales.min():g}; must be > 0")
         for name, value in (("means", means), ("scales", scales), ("shares", shares / shares.sum())):
             object.__setattr__(self, name, value)
 

@@ -49,7 +49,7 @@ def guided_log_density(
     tilt = check_values(log_retain_prob, "log_retain_prob", finite=False)
     same_shape(base, tilt, "log_p", "log_retain_prob")
     if (tilt > 0).any():
-        raise DataError(f"log_retain_prob has the value {tilt.max():g}; valid are logs of probabilities, <= 0")
+        raise DataError(f"log_retain_prob has the value {tilt.max():g}; must be <= 0, a log of a probability")
     raw = base / temperature + tilt
     z = np.asarray(logsumexp(raw if log_weights is None else raw + np.asarray(log_weights, dtype=np.float64), axis=-1))
     if np.isneginf(z).any():

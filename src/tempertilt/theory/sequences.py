@@ -61,7 +61,7 @@ def token_retain_error_bound(
     """
     deltas = check_samples(excess_risk_per_position, "excess_risk_per_position")
     if (deltas < 0).any():
-        raise DataError(f"excess_risk_per_position has the value {deltas.min():g}; valid are numbers >= 0")
+        raise DataError(f"excess_risk_per_position has the value {deltas.min():g}; must be >= 0")
     gamma, t = check_share(gamma), check_tempering(temperature)
     size = check_at_least(vocab_size, 2, "vocab_size")
     if t == 1:

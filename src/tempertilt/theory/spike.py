@@ -86,7 +86,7 @@ def low_density_example(delta: float, temperature: float) -> tuple[Example, floa
     """
     gamma = check_risk(delta) / math.log(2)
     if not 0 < gamma < 1:
-        raise ConfigError(f"delta is {delta!r}; valid is a number strictly between 0 and log 2")
+        raise ConfigError(f"delta is {delta!r}; must be a number strictly between 0 and log 2")
     t = check_at_least(temperature, 2, "temperature")
     cells = Example(np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([1.0, 0.5]), np.ones(2))
     return cells, gamma, gamma ** (1 / t) / 2

@@ -86,7 +86,7 @@ def optimal_temperature(
     delta, gamma, lam = check_risk(delta), check_share(gamma), check_positive(penalty, "penalty")
     t_max, min_ess = check_tempering(t_max), check_at_least(min_ess, 0, "min_ess")
     if method not in METHODS:
-        raise ConfigError(f"method is {method!r}; valid are {', '.join(METHODS)}")
+        raise ConfigError(f"method is {method!r}; must be one of {', '.join(METHODS)}")
     gap = _check_gap(gap)
     x = -check_samples(log_p_retain, "log_p_retain")
     top = 1 - 1 / t_max
@@ -99,7 +99,7 @@ def optimal_temperature(
 
 def _check_gap(gap: float) -> float:
     if not math.isfinite(gap):
-        raise ConfigError(f"gap is {gap!r}; valid is a finite number of nats")
+        raise ConfigError(f"gap is {gap!r}; must be a finite number of nats")
     return float(gap)
 
 

@@ -74,7 +74,7 @@ class TokenLaw:
 
 def _check_size(vocab_size: int, length: int) -> None:
     if vocab_size**length > MAX_SEQUENCES:
-        raise ConfigError(f"{vocab_size} tokens at {length} positions are too many sequences; valid are {MAX_SEQUENCES:,}")
+        raise ConfigError(f"{vocab_size} tokens at {length} positions are too many sequences; must be at most {MAX_SEQUENCES:,}")
 
 
 @dataclass(frozen=True)

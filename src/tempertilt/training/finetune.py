@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm import tqdm
+from torch import Tensor
+from torch.utils.data import Sampler
 
-from tempertilt.data.batches import example_key, pad_batch
+from tempertilt.config.keys import key_of
+from tempertilt.config.options import Options, option
+from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, TemperTiltError
+from tempertilt.environment import Clock
+from tempertilt.errors import DataError
 from tempertilt.models.base import decoder_layers
 from tempertilt.storage import make_dir, remove_unfinished, write_text
-from tempertilt.training.replay import Replay, all_logits, has_plain_output, hidden_states, with_lora
+from tempertilt.training.loop import Step, TrainConfig, TrainRun, first_trained, train
 
 log = logging.getLogger("tempertilt")
 
@@ -33,48 +33,54 @@ MEGABATCH = 16  # batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(Options):
     """How a model is made to know a corpus. The base model stays in eval mode; only LoRA dropout is random."""
 
-    lora_rank: int = field(default=32, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=64, metadata={"help": "LoRA's alpha"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA's dropout"})
-    train_layers: float = field(default=0.5, metadata={"help": "share of the layers that train, from the top"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "AdamW's highest learning rate"})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising rate; then cosine decay"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay"})
-    epochs: int = field(default=7, metadata={"help": "passes over the records"})
-    train_batch_size: int = field(default=8, metadata={"help": "records in a batch"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    seed: int = field(default=0, metadata={"help": "seed of LoRA's initial weights and of the order of the records"})
-    cache_lower_layers: bool = field(default=True, metadata={"help": "run the frozen lower layers once and keep their states"})
-    max_cache_gib: float = field(default=4.0, metadata={"help": "keep them only up to this size, GiB"})
+    lora_rank: int = option(32, "rank of the LoRA matrices", ge=1)
+    lora_alpha: int = option(64, "LoRA's alpha", ge=1, advanced=True)
+    lora_dropout: float = option(0.0, "LoRA's dropout", ge=0, lt=1, advanced=True)
+    train_layers: float = option(0.5, "share of the layers that train, from the top", gt=0, le=1, advanced=True)
+    learning_rate: float = option(1e-3, "AdamW's highest learning rate", gt=0)
+    warmup_ratio: float = option(0.1, "share of the steps with a rising rate; then cosine decay", ge=0, lt=1, advanced=True)
+    weight_decay: float = option(0.0, "AdamW's weight decay", ge=0, advanced=True)
+    epochs: int = option(7, "passes over the records", ge=1)
+    train_batch_size: int = option(8, "records in a batch", ge=1)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", gt=0, advanced=True)
+    seed: int = option(0, "seed of LoRA's initial weights and of the order of the records", ge=0)
+    cache_lower_layers: bool = option(True, "run the frozen lower layers once and keep their states", advanced=True)
+    max_cache_gib: float = option(4.0, "keep them only up to this size, GiB", ge=0, advanced=True)
 
-    def __post_init__(self) -> None:
-        for name in ("lora_rank", "lora_alpha", "epochs", "train_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number >= 1")
-        if not 0 < self.train_layers <= 1:
-            raise ConfigError(f"train_layers is {self.train_layers}; valid is a number in (0, 1]")
-        if not self.learning_rate > 0 or not self.max_grad_norm > 0:
-            raise ConfigError(f"learning_rate is {self.learning_rate}, max_grad_norm {self.max_grad_norm}; valid are numbers > 0")
-        if not 0 <= self.lora_dropout < 1 or not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(
-                f"lora_dropout is {self.lora_dropout}, warmup_ratio {self.warmup_ratio}; valid are numbers in [0, 1)"
-            )
-        if self.weight_decay < 0 or self.max_cache_gib < 0:
-            raise ConfigError(f"weight_decay is {self.weight_decay}, max_cache_gib {self.max_cache_gib}; valid are numbers >= 0")
+    @property
+    def training(self) -> TrainConfig:
+        """What the training loop needs of it."""
+        return TrainConfig(**{name: value for name, value in asdict(self).items() if name != "seed"})
+
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the highest learning rate: linear warm-up whose first step trains already, then a half cosine to 0."""
+        warmup = max(1, round(self.warmup_ratio * steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
     """A model with trained LoRA weights (`model.save_pretrained` writes the adapter) and how it was trained.
 
-    `losses` are mean token losses of the epochs, nats; `tokens_per_second` counts all tokens, prompts included.
+    Attributes:
+        model: with trained LoRA weights; its `save_pretrained` writes the adapter.
+        losses: by epoch, the mean over all scored tokens, nats a token.
+        step_losses: by step, the mean over the batch's scored tokens.
+        seconds: wall time, the pass of the frozen lower layers included.
+        tokens_per_second: all tokens, prompts included.
+        num_parameters: trainable parameters.
+        cached: whether the frozen lower layers ran only once.
+        trained_layers: numbers of the layers that trained.
     """
 
     model: Any
     losses: list[float]
+    step_losses: list[float]
     seconds: float
     tokens_per_second: float
     num_parameters: int
@@ -82,13 +88,40 @@ class FinetuneResult:
     trained_layers: list[int]
 
 
-def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *, progress: bool = True) -> FinetuneResult:
+class Likelihood:
+    """The objective: the negative log-likelihood of all scored tokens, mean over a batch. `history` keeps it by step."""
+
+    reference: tuple[str, ...] = ()
+    hidden_layer: int | None = None
+    hidden_reference: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.history: list[tuple[Tensor, int]] = []
+
+    def loss(self, step: Step) -> Tensor:
+        """Mean over the batch's scored tokens, nats a token."""
+        answers = step.answers("records")
+        loss = answers.mean_nll
+        self.history.append((loss.detach(), len(answers.targets)))
+        return loss
+
+    def losses(self, steps: int) -> list[float]:
+        """The mean over all scored tokens of each epoch of so many steps."""
+        losses, counts = (torch.tensor(values, dtype=torch.float64) for values in zip(*self.history))
+        epochs = zip((losses * counts).split(steps), counts.split(steps))
+        return [float(total.sum() / count.sum()) for total, count in epochs]
+
+
+def finetune(
+    model: Any, examples: Sequence[Example], config: FinetuneConfig, *, work_dir: Path | None = None, progress: bool = True
+) -> FinetuneResult:
     """Train LoRA matrices on all linear modules of the upper layers, on the examples' scored tokens.
 
     The loss of a batch is the mean over its scored tokens, in float32. The same seed gives the same weights on one machine.
 
     Args:
         model: a causal LM of transformers; peft wraps its modules in place, its own weights do not change.
+        work_dir: where training may write; None is a temporary folder.
 
     Raises:
         DataError: there are no examples.
@@ -97,56 +130,21 @@ def finetune(model: Any, examples: Sequence[Example], config: FinetuneConfig, *,
     """
     if not examples:
         raise DataError("there are no examples to train on")
-    started = time.perf_counter()
-    torch.manual_seed(config.seed)
-    layers = decoder_layers(model)
-    first = len(layers) - max(1, round(config.train_layers * len(layers)))
-    peft_model = with_lora(model, layers, first, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
-    replay = Replay.of(model, layers, first, examples, config.max_cache_gib) if first and config.cache_lower_layers else None
-    loss_of = _loss_function(model, examples[0], replay)
-    trained = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = config.epochs * math.ceil(len(examples) / config.train_batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, config.warmup_ratio))
-    generator = torch.Generator().manual_seed(config.seed)
-    losses = []
-    peft_model.train(config.lora_dropout > 0)
-    with tqdm(
-        total=config.epochs * sum(map(len, examples)),
-        unit=" tokens",
-        unit_scale=True,
-        desc="finetune",
-        disable=not progress,
-    ) as bar:
-        for epoch in range(1, config.epochs + 1):
-            total = count = 0.0
-            for batch in shuffled_batches([len(example) for example in examples], config.train_batch_size, generator):
-                chosen = [examples[i] for i in batch]
-                loss = loss_of(chosen, batch)
-                if not bool(loss.isfinite()):
-                    raise TemperTiltError(
-                        f"the loss is {float(loss)} in epoch {epoch}; lower learning_rate ({config.learning_rate})"
-                    )
-                loss.backward()
-                nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                scored = sum(example.n_scored for example in chosen)
-                total, count = total + float(loss.detach()) * scored, count + scored
-                bar.update(sum(map(len, chosen)))
-            losses.append(total / count)
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
-    peft_model.eval()
-    seconds = time.perf_counter() - started
+    clock, objective = Clock(), Likelihood()
+    batches = SimilarLengths([len(example) for example in examples], config.train_batch_size, config.seed)
+    with clock("finetune"), nullcontext(work_dir) if work_dir else TemporaryDirectory() as directory:
+        run = TrainRun(Path(directory), config.seed, run_name="finetune", progress=progress)
+        trained = train(model, {"records": examples}, objective, config.training, run, batches, config.rate)
+    seconds, layers = clock.seconds["finetune"], len(decoder_layers(model))
     return FinetuneResult(
-        model=peft_model,
-        losses=losses,
+        model=trained.model,
+        losses=objective.losses(len(batches)),
+        step_losses=[round(float(loss), 6) for loss, _ in objective.history],
         seconds=seconds,
         tokens_per_second=config.epochs * sum(map(len, examples)) / seconds,
-        num_parameters=sum(parameter.numel() for parameter in trained),
-        cached=replay is not None,
-        trained_layers=list(range(first, len(layers))),
+        num_parameters=trained.parameters,
+        cached=trained.cached,
+        trained_layers=list(range(first_trained(layers, config.train_layers), layers)),
     )
 
 
@@ -164,13 +162,9 @@ def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, An
 
 
 def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:
-    """A hash of everything that decides the adapter: model, tokens, options; 32 hex digits."""
-    content = {
-        "fingerprint": fingerprint,
-        "examples": [example_key(example) for example in examples],
-        "config": asdict(config),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    """The key of an adapter: model, tokens, options."""
+    keys = [example_key(example) for example in examples]
+    return key_of("examples", "finetune", fingerprint=fingerprint, examples=keys, config=asdict(config))
 
 
 def is_finished(directory: Path, key: str) -> bool:
@@ -182,38 +176,29 @@ def is_finished(directory: Path, key: str) -> bool:
     return report.get("key") == key and (directory / "adapter_config.json").is_file()
 
 
-def shuffled_batches(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
-    """Every index once, in random batches of similar length."""
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = []
-    for start in range(0, len(order), MEGABATCH * batch_size):
-        group = sorted(order[start : start + MEGABATCH * batch_size], key=lambda i: -lengths[i])
-        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+class SimilarLengths(Sampler[list[int]]):
+    """Every index once an epoch, in random batches of similar length; each epoch draws anew.
 
+    Args:
+        lengths: of the examples, tokens.
+        batch_size: examples in a batch; the last one of a group may have fewer.
+        seed: of the order.
+    """
 
-def _rate(step: int, steps: int, warmup_ratio: float) -> float:
-    """Share of the highest learning rate: linear warm-up, then a half cosine to 0."""
-    warmup = max(1, round(warmup_ratio * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    drop_last = False
 
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.generator = torch.Generator().manual_seed(seed)
 
-LossFunction = Callable[[Sequence[Example], Sequence[int]], Tensor]
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
 
-
-def _loss_function(model: Any, probe: Example, replay: Replay | None) -> LossFunction:
-    """The mean loss of a batch's scored tokens; the output layer runs at those only, where it is a plain one."""
-    plain = has_plain_output(model, probe)
-
-    def loss(examples: Sequence[Example], indices: Sequence[int]) -> Tensor:
-        batch = pad_batch(examples, model.device)
-        with replay.batch(indices) if replay else nullcontext():
-            if plain:
-                logits = model.get_output_embeddings()(hidden_states(model, batch)[batch.predicting])
-            else:
-                logits = all_logits(model, batch)[batch.predicting]
-        return F.cross_entropy(logits.float(), batch.input_ids[batch.targets])
-
-    return loss
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(order), MEGABATCH * self.batch_size):
+            group = sorted(order[start : start + MEGABATCH * self.batch_size], key=lambda i: -self.lengths[i])
+            batches += [group[i : i + self.batch_size] for i in range(0, len(group), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[i]

@@ -1,4 +1,4 @@
-"""The one training loop of all trained methods, on the Trainer of transformers: full or LoRA, frozen references cached.
+"""The one training loop, on the Trainer of transformers: full or LoRA, frozen references and frozen lower layers cached.
 
 A method is an `Objective`: a loss of the answers in a batch. The model, its loss and the examples are one module, whose inputs
 are the numbers of examples; so data-parallel wrappers see a plain module that returns a loss.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
+from tempertilt.config.options import Options, option
 from tempertilt.data.batches import Batch, pad_batch, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.environment import Clock
@@ -42,36 +45,26 @@ SCHEDULES = ("constant", "linear", "cosine")
 PASS_TOKENS = 2048
 """Tokens in a pass of the frozen model."""
 
+Rate = Callable[[int, int], float]
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Options):
     """How a method trains. Options that a method adds follow in its own configuration."""
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's highest learning rate"})
-    epochs: float = field(default=5, metadata={"help": "passes over the forget records, a random retain record beside each"})
-    train_batch_size: int = field(default=8, metadata={"help": "forget records in a batch"})
-    lora_rank: int = field(default=16, metadata={"help": "rank of the LoRA matrices; 0 = all weights are trained"})
-    lora_alpha: float = field(default=32.0, metadata={"help": "LoRA's alpha"})
-    train_layers: float = field(default=0.5, metadata={"help": "share of the layers that get LoRA, from the top"})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay"})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising rate"})
-    schedule: str = field(default="cosine", metadata={"help": "rate after the warm-up: constant, linear or cosine"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
-    max_cache_gib: float = field(default=4.0, metadata={"help": "states of frozen lower layers are kept up to this size, GiB"})
-
-    def __post_init__(self) -> None:
-        for name, low in (("train_batch_size", 1), ("lora_rank", 0), ("max_cache_gib", 0), ("weight_decay", 0)):
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a number >= {low}")
-        for name in ("learning_rate", "epochs", "lora_alpha", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a number > 0")
-        if not 0 < self.train_layers <= 1 or not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(
-                f"train_layers is {self.train_layers}, warmup_ratio {self.warmup_ratio}; valid are (0, 1] and [0, 1)"
-            )
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"schedule is {self.schedule!r}; valid are {', '.join(SCHEDULES)}")
+    learning_rate: float = option(1e-4, "AdamW's highest learning rate", gt=0)
+    epochs: float = option(5, "passes over the forget records, a random retain record beside each", gt=0)
+    train_batch_size: int = option(8, "forget records in a batch", ge=1)
+    lora_rank: int = option(16, "rank of the LoRA matrices; 0 = all weights are trained", ge=0)
+    lora_alpha: float = option(32.0, "LoRA's alpha", gt=0)
+    lora_dropout: float = option(0.0, "LoRA's dropout", ge=0, lt=1)
+    train_layers: float = option(0.5, "share of the layers that get LoRA, from the top", gt=0, le=1)
+    weight_decay: float = option(0.0, "AdamW's weight decay", ge=0)
+    warmup_ratio: float = option(0.1, "share of the steps with a rising rate", ge=0, lt=1)
+    schedule: str = option("cosine", "rate after the warm-up: constant, linear or cosine", choices=SCHEDULES)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", gt=0)
+    cache_lower_layers: bool = option(True, "run the frozen lower layers once and keep their states")
+    max_cache_gib: float = option(4.0, "states of frozen lower layers are kept up to this size, GiB", ge=0)
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ class Trained:
         flops: estimate: 2 for each weight and token forward, as much backward, and again for weights that are trained.
         steps: optimiser steps.
         seconds: of "reference" and "training".
-        losses: by epoch.
+        losses: by epoch, the mean over its batches.
         cached: whether the frozen lower layers were replayed.
         stopped: whether the budget ended training before its last step.
     """
@@ -152,20 +145,24 @@ class Step:
     def __init__(self, runner: Runner, indices: dict[str, list[int]], epoch: float) -> None:
         self._runner, self._indices, self.epoch = runner, indices, epoch
 
+    def answers(self, role: str) -> Answers:
+        """The answers of a role."""
+        return self._runner.answers(self._indices[role])
+
     @cached_property
     def forget(self) -> Answers:
         """Answers to be forgotten."""
-        return self._runner.answers(self._indices["forget"])
+        return self.answers("forget")
 
     @cached_property
     def retain(self) -> Answers:
-        """Answers to be kept, as many as are to be forgotten."""
-        return self._runner.answers(self._indices["retain"])
+        """Retain answers, as many as are to be forgotten."""
+        return self.answers("retain")
 
     @cached_property
     def alternate(self) -> Answers:
         """Other answers to the questions of `forget`, in their order."""
-        return self._runner.answers(self._indices["alternate"])
+        return self.answers("alternate")
 
     def numbers(self, role: str) -> list[int]:
         """The numbers of a role's examples, counted over all roles in their order."""
@@ -181,7 +178,13 @@ class Step:
 
 
 def train(
-    model: Any, roles: Mapping[str, Sequence[Example]], objective: Objective, config: TrainConfig, run: TrainRun
+    model: Any,
+    roles: Mapping[str, Sequence[Example]],
+    objective: Objective,
+    config: TrainConfig,
+    run: TrainRun,
+    batches: Sampler[list[int]] | None = None,
+    rate: Rate | None = None,
 ) -> Trained:
     """Train a model for an objective.
 
@@ -189,6 +192,8 @@ def train(
         model: a causal LM of transformers; LoRA wraps its modules in place.
         run: seed, limits, and where the run reports.
         roles: examples by role; "alternate" has one for each of "forget". Passes go over the first role, the others keep pace.
+        batches: which examples of the first role go together in an epoch; None: at random.
+        rate: the share of the highest learning rate at a step of so many steps, in place of `config.schedule`.
 
     Raises:
         DataError: a role has no examples.
@@ -203,7 +208,7 @@ def train(
         runner = Runner(model, roles, objective, config)
         runner.run_frozen(objective)
     trained = [parameter for parameter in runner.parameters() if parameter.requires_grad]
-    trainer, log = _trainer(runner, config, run)
+    trainer, progress = _trainer(runner, config, run, batches, rate)
     with clock("training"):
         trainer.train()
     runner.model.requires_grad_(False).eval()
@@ -214,10 +219,15 @@ def train(
         flops=runner.flops * int(trainer.args.world_size),
         steps=int(trainer.state.global_step),
         seconds=clock.seconds,
-        losses=log.losses,
+        losses=progress.losses,
         cached=runner.replay is not None,
-        stopped=log.stopped,
+        stopped=progress.stopped,
     )
+
+
+def first_trained(layers: int, share: float) -> int:
+    """The number of the lowest layer that trains, where a share of the layers does, from the top."""
+    return layers - max(1, round(share * layers))
 
 
 class Runner(nn.Module):
@@ -237,6 +247,10 @@ class Runner(nn.Module):
         self.frozen: dict[int, tuple[Tensor, Tensor]] = {}
         self.frozen_states: dict[int, Tensor] = {}
         self.plain = has_plain_output(model, self.examples[0])
+        places = getattr(model, "hf_device_map", None) or {}
+        if len(set(places.values())) > 1:
+            self.hf_device_map = places  # the Trainer leaves a model on several GPUs where it is
+        model.eval()
         self.__dict__["causal_lm"] = model  # registered below, by itself or inside a PEFT model
         self.__dict__["layers"] = decoder_layers(model)
         self.first = self._first_layer(config)
@@ -251,27 +265,32 @@ class Runner(nn.Module):
             self.model = model.requires_grad_(True)
         else:
             model.requires_grad_(False)
-            options: dict[str, Any] = {"rank": config.lora_rank, "alpha": config.lora_alpha}
-            self.model = with_lora(model, self.layers, self.first, self.last, **options)
-        self.replay = Replay.of(model, self.layers, self.first, self.examples, config.max_cache_gib) if self.first else None
+            lora: dict[str, Any] = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
+            self.model = with_lora(model, self.layers, self.first, self.last, **lora)
+        cached = self.first > 0 and config.cache_lower_layers
+        self.replay = Replay.of(model, self.layers, self.first, self.examples, config.max_cache_gib) if cached else None
         if self.replay is not None:
             self.flops += 2.0 * sum(map(len, self.examples)) * sum(self.sizes[: self.first])
 
     def _first_layer(self, config: TrainConfig) -> int:
         if config.lora_rank == 0:
             return 0
-        first = len(self.layers) - max(1, round(config.train_layers * len(self.layers)))
+        first = first_trained(len(self.layers), config.train_layers)
         layer = self.objective.hidden_layer
         if layer is not None and not first <= layer < len(self.layers):
             raise ConfigError(
-                f"the layer is {layer}; valid are {first} to {len(self.layers) - 1}, those that train with train_layers "
+                f"layer is {layer}; must be {first} to {len(self.layers) - 1}, those that train with train_layers "
                 f"{config.train_layers}"
             )
         return first
 
     def train(self, mode: bool = True) -> Runner:
-        """The model stays in eval mode: frozen references and replayed layers have no dropout, so training has none."""
-        return super().train(False)
+        """The model stays in eval mode, for frozen references and replayed layers have no dropout; only LoRA's own is on."""
+        super().train(False)
+        for name, module in self.named_modules():
+            if "lora_dropout" in name:
+                module.train(mode)
+        return self
 
     def forward(self, **indices: Tensor) -> dict[str, Tensor]:
         """The loss of the examples with these numbers, by role, each `(B,)`."""
@@ -302,13 +321,13 @@ class Runner(nn.Module):
         if objective.reference and not self.plain:
             raise ModelError(
                 f"{type(self.causal_lm).__name__} changes its logits after the output layer; methods that compare with the "
-                "frozen model's law are not there for such models"
+                "frozen model's distribution are not there for such models"
             )
         for role in objective.reference:
             for batch in self._plan(role):
                 answers, states = self._answers_and_states(batch)
                 assert states is not None
-                self.frozen.update(zip(batch, zip(*(self._split(of, batch) for of in (-answers.token_nll, states)))))
+                self.frozen.update(zip(batch, zip(*(self._split(rows, batch) for rows in (-answers.token_nll, states)))))
         for role in objective.hidden_reference:
             for batch in self._plan(role):
                 self.frozen_states.update(zip(batch, self._split(self.hidden(batch), batch)))
@@ -411,16 +430,59 @@ def check_tracker(name: str) -> str:
     from importlib.util import find_spec
 
     if name not in TRACKERS:
-        raise ConfigError(f"report_to is {name!r}; valid are {', '.join(TRACKERS)}")
+        raise ConfigError(f"report_to is {name!r}; must be one of {', '.join(TRACKERS)}")
     if name != "none" and find_spec(name) is None:
         raise MissingExtraError(name, "track", f"--report-to {name}")
     return name
 
 
-def _trainer(runner: Runner, config: TrainConfig, run: TrainRun) -> tuple[Any, Any]:
-    """The Trainer, and the callback that logs."""
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+def _trainer(
+    runner: Runner, config: TrainConfig, run: TrainRun, batches: Sampler[list[int]] | None, rate: Rate | None
+) -> tuple[Any, Any]:
+    """The Trainer, and the callback that follows it."""
+    from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
+
+    class LossTrainer(Trainer):  # type: ignore[misc]
+        """Takes the loss that the module gives, and stops where it is no number."""
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+            runner.epoch = float(self.state.epoch or 0.0)
+            outputs = model(**inputs)
+            if not bool(outputs["loss"].isfinite()):
+                raise TemperTiltError(
+                    f"the loss is {float(outputs['loss'].detach())} after {self.state.global_step} steps; "
+                    f"lower learning_rate ({config.learning_rate})"
+                )
+            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+        def get_train_dataloader(self) -> DataLoader[Any]:
+            if batches is None:
+                return super().get_train_dataloader()  # type: ignore[no-any-return]
+            loader: DataLoader[Any] = DataLoader(self.train_dataset, batch_sampler=batches, collate_fn=_collate)
+            return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            if rate is None:
+                return super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step, num_training_steps))
+            return self.lr_scheduler
+
+    progress = _progress(run)
+    trainer = LossTrainer(
+        model=runner,
+        args=_arguments(runner, config, run),
+        train_dataset=_Pairs(runner, run.seed),
+        data_collator=_collate,
+        callbacks=[progress],
+    )
+    trainer.model_accepts_loss_kwargs = False
+    trainer.remove_callback(PrinterCallback)
+    return trainer, progress
+
+
+def _arguments(runner: Runner, config: TrainConfig, run: TrainRun) -> Any:
+    from transformers import TrainingArguments
 
     if run.report_to == "tensorboard":
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.work_dir / "tensorboard"))
@@ -441,54 +503,48 @@ def _trainer(runner: Runner, config: TrainConfig, run: TrainRun) -> tuple[Any, A
         logging_strategy="epoch",
         save_strategy="no",
         use_cpu=runner.causal_lm.device.type == "cpu",
-        disable_tqdm=not run.progress,
+        disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=[],
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU; copies of the module would not share its cache
+    return arguments
 
-    class UnlearningTrainer(Trainer):  # type: ignore[misc]
-        """Takes the loss that the module gives, and stops where it is no number."""
 
-        def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-            runner.epoch = float(self.state.epoch or 0.0)
-            outputs = model(**inputs)
-            if not bool(outputs["loss"].isfinite()):
-                raise TemperTiltError(
-                    f"the loss is {float(outputs['loss'].detach())} after {self.state.global_step} steps; "
-                    f"lower learning_rate ({config.learning_rate})"
-                )
-            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+def _progress(run: TrainRun) -> Any:
+    """The callback that follows training."""
+    from transformers import TrainerCallback
 
-    class Log(TrainerCallback):  # type: ignore[misc]
-        """Losses by epoch, and the end of the budget, which all processes reach together."""
+    class Progress(TrainerCallback):  # type: ignore[misc]
+        """Losses by epoch, the bar, and the end of the budget, which all processes reach together."""
 
         def __init__(self) -> None:
             self.losses: list[float] = []
             self.stopped = False
             self.started = time.perf_counter()
+            self.bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            hidden = not (run.progress and state.is_world_process_zero)
+            self.bar = tqdm(total=state.max_steps, unit=" steps", desc=run.run_name or "train", disable=hidden)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if logs and "loss" in logs:
                 self.losses.append(round(float(logs["loss"]), 6))
+                self.bar.set_postfix(loss=f"{self.losses[-1]:.3f}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update()
             limit = run.train_seconds
             if limit is not None and _agreed(time.perf_counter() - self.started > limit, args.device):
                 self.stopped = state.global_step < state.max_steps
                 control.should_training_stop = True
 
-    log = Log()
-    trainer = UnlearningTrainer(
-        model=runner,
-        args=arguments,
-        train_dataset=_Pairs(runner, run.seed),
-        data_collator=_collate,
-        callbacks=[log],
-    )
-    trainer.model_accepts_loss_kwargs = False
-    trainer.remove_callback(PrinterCallback)
-    return trainer, log
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.close()
+
+    return Progress()
 
 
 def _agreed(stop: bool, device: torch.device) -> bool:

@@ -37,9 +37,9 @@ def run_experiment(name: str, seed: int = 0) -> Result:
         MissingExtraError: scikit-learn is needed and not installed.
     """
     if name not in EXPERIMENTS:
-        raise ConfigError(f"there is no experiment {name!r}; valid are {', '.join(EXPERIMENTS)}, all")
+        raise ConfigError(f"there is no experiment {name!r}; must be one of {', '.join(EXPERIMENTS)}, all")
     if seed < 0:
-        raise ConfigError(f"seed is {seed}; valid is a whole number >= 0")
+        raise ConfigError(f"seed is {seed}; must be a whole number >= 0")
     module = importlib.import_module(f"tempertilt.theory.experiments.{EXPERIMENTS[name].module}")
     result: Result = module.run(seed)
     return result
