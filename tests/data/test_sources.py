@@ -198,6 +198,7 @@ def test_bad_json(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
         ("question,answer\na,b,c\n", (":2: the number of cells is 3; must be 2",)),
         ("question,answer\na,\n", (":2: field 'answer' has no value", "must be question + answer")),
         ('question,answer\na,b\n"open,c\nd,e\n', (":3: not CSV", "row that starts on this line")),
+        ('"open\n', (":1: not CSV: unexpected end of data",)),
         ("question,answer\n", ("no records",)),
         ("", ("no records",)),
     ],

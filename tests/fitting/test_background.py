@@ -32,6 +32,16 @@ def test_chats_of_the_model_in_the_frame_of_its_template(tiny_dir: Path) -> None
     assert texts(again) == texts(found)
 
 
+@pytest.mark.parametrize("spare", [2, 3, 9])
+def test_questions_leave_positions_for_their_answers(tiny_dir: Path, spare: int) -> None:
+    base = load_base(str(tiny_dir))
+    head, tail = question_frame(base.tokenizer, ExampleConfig())
+    base.model.config.max_position_embeddings = positions = len(head) + len(tail) + spare
+    base.model.register_forward_hook(lambda _m, _i, out: out.logits.__setitem__((..., 2), -1e4))  # never stops by itself
+    short = background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), progress=False)
+    assert {len(example) for example in short} == {positions} and all(example.n_scored >= 1 for example in short)
+
+
 def test_text_that_shares_a_run_with_a_forget_record_is_left_out(tiny_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = load_base(str(tiny_dir))
     found = background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), progress=False)

@@ -20,7 +20,7 @@ from tempertilt.errors import DataError
 from tempertilt.models import generation
 from tempertilt.models.base import load_base
 from tempertilt.models.generation import Decoding, generate, generate_ids, stop_ids
-from tempertilt.models.limits import check_records, check_text, room
+from tempertilt.models.limits import check_examples, check_text, room
 from tempertilt.models.t3 import T3ForCausalLM
 
 
@@ -223,7 +223,7 @@ def test_tokens_without_an_embedding_are_refused(tokenizer: PreTrainedTokenizerF
             generate_ids(model, tok, [[5], [6, strange]], max_new_tokens=1)
     record = Record.from_question("Where?", "In Karachi.", document="d", source="f.jsonl:3")
     with pytest.raises(DataError, match=r"^f\.jsonl:3: the model has no embedding for token 321 \('Karachi'\)"):
-        check_records(model, tok, [record], build_examples([record], tok, ExampleConfig()))
+        check_examples(model, tok, [record], build_examples([record], tok, ExampleConfig()))
     with pytest.raises(DataError, match=r"^it: the model has no embedding for token 320"):
         check_text(model, tok, "say <|tool|>", "it")
     check_text(model, tok, "say tool", "it")

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import tempertilt
 from tempertilt.cli.flags import advanced, finish_flags
+from tempertilt.cli.streams import never_fail_on_output
 from tempertilt.errors import TemperTiltError
 
 VERBS = {
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _add_common(verb)
             finish_flags(verb)
     args = parser.parse_args(argv)
+    never_fail_on_output()
     _quieten(args.verbose)
     if args.verb not in ("list", "env", "theory"):
         _quieten_loading()

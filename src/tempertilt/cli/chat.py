@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Iterator
 
 from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, build
 from tempertilt.cli.session import Session, open_session
+from tempertilt.cli.streams import stdin_lines
 from tempertilt.cli.text import side_by_side
+from tempertilt.errors import DataError
+from tempertilt.models.generation import Decoding
 
 HELP = "/compare base beside unlearned on or off, /reset start again, /help, /quit"
 
@@ -23,15 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read lines until the end of input; answer each one with the conversation so far."""
-    decoding = build(DecodingConfig, args)
-    options = decoding.generate_options()
-    session = open_session(args, decoding.seed)
+    config = build(DecodingConfig, args)
+    session = open_session(args, config.seed)
     interactive = sys.stdin.isatty()
     if interactive:
         print(f"{HELP}, Ctrl-D ends", file=sys.stderr)
     history: list[tuple[str, str]] = []
     compare = args.compare
-    while (line := _read(interactive)) is not None:
+    for line in _lines(interactive):
         if line == "/quit":
             break
         if line == "/reset":
@@ -42,31 +44,39 @@ def run(args: argparse.Namespace) -> int:
         elif line.startswith("/"):
             print(HELP, file=sys.stderr)
         elif line:
-            history.append(("user", line))
-            history.append(("assistant", _reply(session, history, options, compare)))
+            chat = [*history, ("user", line)]
+            try:
+                history = [*chat, ("assistant", _reply(session, chat, config.decoding(), compare))]
+            except DataError as error:
+                if not interactive:
+                    raise DataError(f"{error}; /reset begins again") from error
+                print(f"{error}; /reset begins again", file=sys.stderr)
     return 0
 
 
-def _read(interactive: bool) -> str | None:
-    """A line without surrounding space, or None at the end of input."""
-    if interactive:
-        print("> ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+def _lines(interactive: bool) -> Iterator[str]:
+    """The lines of standard input without surrounding space, each asked for on a terminal."""
+    lines = stdin_lines()
+    while True:
+        if interactive:
+            print("> ", end="", file=sys.stderr, flush=True)
+        if (line := next(lines, None)) is None:
+            return
+        yield line.strip()
 
 
-def _reply(session: Session, history: list[tuple[str, str]], options: dict[str, Any], compare: bool) -> str:
+def _reply(session: Session, chat: list[tuple[str, str]], decoding: Decoding, compare: bool) -> str:
     """Print the answer, streamed unless it stands beside another; return it."""
-    ids = session.encode(history)
+    ids = session.encode(chat)
     if compare:
-        before, after = session.answers(ids, options, base=True)[0], session.answers(ids, options)[0]
+        before, after = (session.answers([ids], decoding, base=base)[0][0] for base in (True, False))
         print(side_by_side(before, after), end="\n\n", flush=True)
         return after
-    if options["num_beams"] > 1:  # beams can't be streamed
-        answer = session.answers(ids, options)[0]
+    if decoding.num_beams > 1:  # beams can't be streamed
+        answer = session.answers([ids], decoding)[0][0]
         print(answer, flush=True)
         return answer
     from transformers import TextStreamer
 
     streamer = TextStreamer(session.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    return session.answers(ids, options, streamer=streamer)[0]
+    return session.answers([ids], decoding, streamer=streamer)[0][0]

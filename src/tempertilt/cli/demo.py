@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 
 from tempertilt.cli.demonstration import DemoConfig, run_demo
 from tempertilt.cli.flags import add_config, build
+from tempertilt.cli.streams import print_json
 from tempertilt.cli.text import changes
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
             "seconds": result.seconds,
             "adapter": str(result.unlearning.directory),
         }
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print_json(report)
         return 0
     print()
     print("\n".join(changes(result.summaries, result.shown)))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
+from tempertilt.cli.streams import print_json
 from tempertilt.environment import environment
 from tempertilt.storage import cache_dir
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     packages = info.pop("packages")
     info["cache"] = str(cache_dir())
     if args.json:
-        print(json.dumps(info | {"packages": packages}, indent=2))
+        print_json(info | {"packages": packages})
         return 0
     info["gpus"] = ", ".join(info["gpus"]) or "none"
     for name, value in (info | packages).items():

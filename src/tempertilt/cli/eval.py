@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
 from tempertilt.cli.session import open_model
+from tempertilt.cli.streams import print_json
 from tempertilt.cli.text import metric_table
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
-    print(json.dumps(_json(result), indent=2) if args.json else _text(result))
+    if args.json:
+        print_json(_json(result))
+    else:
+        print(_text(result))
     return 0
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
+from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
+from tempertilt.cli.streams import print_json
 from tempertilt.data.examples import ExampleConfig, build_examples
-from tempertilt.data.records import load_records
 from tempertilt.environment import environment
-from tempertilt.errors import AdapterError, ConfigError
+from tempertilt.errors import AdapterError
 from tempertilt.models.base import load_base
+from tempertilt.models.limits import check_examples
 from tempertilt.storage import output_directory
 from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
@@ -21,8 +22,9 @@ CONFIGS = (FinetuneConfig, ExampleConfig)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    parser.add_argument("--data", action="append", help="records to know, as for t3 unlearn; may be given several times")
-    parser.add_argument("--limit", type=int, help="only the first N records of each")
+    data = parser.add_argument_group(f"records ({FORMATS}); the flag takes several and may be repeated")
+    add_source(data, "--data", "what the model shall know")
+    add_selection(data)
     add_model(parser)
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="directory for the PEFT adapter; give it to --peft-adapter")
@@ -35,13 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train and save, or say that it has been done."""
-    read_config_file(args, [*CONFIGS, "model", "peft_adapter", "data", "output_dir", "limit", "overwrite"])
+    read_config_file(args, [*CONFIGS, "model", "peft_adapter", "data", "output_dir", "limit", "columns", "overwrite"])
     require(args, "model", "data", "output_dir")
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}; must be a whole number >= 1")
     config, examples_config, directory = build(FinetuneConfig, args), build(ExampleConfig, args), Path(args.output_dir)
-    sources = [args.data] if isinstance(args.data, str) else args.data
-    records = [record for source in sources for record in load_records(source, limit=args.limit)]
+    records = read_records(args, args.data)
     base = load_base(
         args.model,
         peft_adapter=args.peft_adapter,
@@ -50,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
     )
     examples = build_examples(records, base.tokenizer, examples_config)
+    check_examples(base.model, base.tokenizer, records, examples)
     key = finetune_key(base.fingerprint, examples, config)
     with output_directory(directory):
         if is_finished(directory, key) and not args.overwrite:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         }
         save_finetuned(result, directory, report)
     if args.json:
-        print(json.dumps(report, indent=2, default=str))
+        print_json(report)
     else:
         print(
             f"{len(records)} records, {config.epochs} epochs in {result.seconds:.0f} s "

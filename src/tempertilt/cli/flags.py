@@ -7,11 +7,14 @@ import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tempertilt.config.options import NAMES, Options, check_option, option, plain_type
 from tempertilt.config.yaml_file import read_yaml
 from tempertilt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tempertilt.models.generation import Decoding
 
 Config = TypeVar("Config")
 
@@ -164,13 +167,21 @@ class DecodingConfig(Options):
     num_beams: int = option(1, "beam search; 1 = none", ge=1, advanced=True)
     seed: int = option(0, "seed of sampling", ge=0)
 
-    def generate_options(self) -> dict[str, Any]:
-        """Arguments of `generate`. A temperature, `top_k` or `top_p` asks for sampling."""
+    def decoding(self, answers: int = 1) -> Decoding:
+        """The same for `generate`, with a number of answers to each prompt. A temperature, `top_k` or `top_p` asks for sampling.
+
+        Raises:
+            ConfigError: there would be fewer different answers than asked for.
+        """
+        from tempertilt.models.generation import Decoding
+
         sample = self.do_sample or any(value is not None for value in (self.sampling_temperature, self.top_k, self.top_p))
-        options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": sample}
-        if not sample:
-            return options | {"temperature": None, "top_k": None, "top_p": None}
-        return options | {"temperature": self.sampling_temperature or 1.0, "top_k": self.top_k or 0, "top_p": self.top_p or 1.0}
+        if answers < 1:
+            raise ConfigError(f"--num-return-sequences is {answers}; must be a whole number >= 1")
+        if not sample and answers > self.num_beams:
+            raise ConfigError(f"--num-return-sequences is {answers}; needs --do-sample, or as many --num-beams")
+        temperature, top_k, top_p = self.sampling_temperature or 1.0, self.top_k or 0, self.top_p or 1.0
+        return Decoding(self.max_new_tokens, sample, temperature, top_k, top_p, self.num_beams, answers)
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:

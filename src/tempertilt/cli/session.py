@@ -8,12 +8,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from tempertilt.cli.streams import check_argument
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
-from tempertilt.errors import ConfigError
+from tempertilt.errors import ConfigError, DataError
 from tempertilt.models.base import load_base
 from tempertilt.models.frozen import switched_off
+from tempertilt.models.generation import Decoding, generate
+from tempertilt.models.limits import check_prompts, check_text, depends_on_batch
 from tempertilt.models.t3 import load_unlearned
+
+BATCH_TOKENS = 16384
+"""Positions of a batch, prompts and answers with their padding."""
 
 
 @dataclass(frozen=True)
@@ -25,35 +31,66 @@ class Session:
     examples: ExampleConfig
     seed: int
 
-    def encode(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of a chat that ends with the user, ready for the answer."""
-        return encode_question([Message(role, content) for role, content in messages], self.tokenizer, self.examples)  # type: ignore[arg-type]
+    def encode(self, messages: Sequence[tuple[str, str]], name: str = "the chat") -> list[int]:
+        """Token ids of a chat that ends with the user, ready for the answer.
 
-    def encode_raw(self, text: str) -> list[int]:
-        """Token ids of plain text."""
-        return list(self.tokenizer(text).input_ids)
+        Args:
+            name: of the chat, for errors.
 
-    def answers(self, ids: Sequence[int], options: dict[str, Any], *, base: bool = False, streamer: Any = None) -> list[str]:
-        """Texts that follow `ids`, `num_return_sequences` of them; `base` switches the adapter off."""
+        Raises:
+            DataError: the chat template refuses it, or the model can't take it.
+        """
+        for _, content in messages:
+            check_text(self.model, self.tokenizer, content, name)
+        chat = [Message(role, content) for role, content in messages]
+        try:
+            ids = encode_question(chat, self.tokenizer, self.examples)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        check_prompts(self.model, self.tokenizer, [ids], [name])
+        return ids
+
+    def encode_raw(self, text: str, name: str) -> list[int]:
+        """Token ids of plain text, control tokens that it spells included; errors as of `encode`."""
+        ids = list(self.tokenizer(text, verbose=False).input_ids)
+        check_prompts(self.model, self.tokenizer, [ids], [name])
+        return ids
+
+    def answers(
+        self, prompts: Sequence[Sequence[int]], decoding: Decoding, *, base: bool = False, streamer: Any = None
+    ) -> list[list[str]]:
+        """The texts that follow each prompt of token ids, in one batch; `base` switches the adapter off."""
         import torch
 
         torch.manual_seed(self.seed)
-        inputs = torch.tensor([list(ids)], device=self.model.device)
-        with switched_off(self.model) if base else nullcontext(), torch.inference_mode():
-            out = self.model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                pad_token_id=self.tokenizer.pad_token_id,
-                streamer=streamer,
-                **options,
-            )
-        return [self.tokenizer.decode(row[len(ids) :], skip_special_tokens=True).strip() for row in out]
+        with switched_off(self.model) if base else nullcontext():
+            rows = generate(self.model, self.tokenizer, prompts, decoding, streamer=streamer)
+        return [[self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers] for answers in rows]
+
+    def plan_batches(self, prompts: Sequence[Sequence[int]], decoding: Decoding, batch_size: int) -> list[list[int]]:
+        """Which prompts to answer together, so that each answer is the one that it would have alone.
+
+        Args:
+            batch_size: how many at most; there are fewer where they are long.
+        """
+        alone = decoding.do_sample or depends_on_batch(self.model)  # what is drawn depends on what is drawn beside it
+        rows = decoding.num_beams * decoding.num_return_sequences
+        batches: list[list[int]] = []
+        for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+            width = len(prompts[batches[-1][0]]) + decoding.max_new_tokens if batches else 0
+            full = not batches or len(batches[-1]) >= batch_size or (len(batches[-1]) + 1) * rows * width > BATCH_TOKENS
+            if alone or full:
+                batches.append([])
+            batches[-1].append(i)
+        return batches
 
 
 def open_session(args: argparse.Namespace, seed: int) -> Session:
     """Load what the flags of `add_adapter` name: an unlearned model, or without `--adapter` a plain one."""
     if args.compare and not args.adapter:
         raise ConfigError(f"--adapter is needed for --compare; see t3 {args.verb} --help")
+    if args.system_prompt is not None:
+        check_argument(args.system_prompt, "--system-prompt")
     model, tokenizer, fitted_with = open_model(args)
     return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), seed)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from tempertilt.cli.streams import print_json
 from tempertilt.errors import ConfigError
 from tempertilt.theory.experiments import EXPERIMENTS, Result, run_experiment
 
@@ -34,14 +34,14 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             _print(result, paths)
     if args.json:
-        print(json.dumps(reports if args.experiment == "all" else reports[0], indent=2))
+        print_json(reports if args.experiment == "all" else reports[0])
     return 0
 
 
 def _list(*, as_json: bool) -> int:
     entries = [{"name": name, "description": experiment.description} for name, experiment in EXPERIMENTS.items()]
     if as_json:
-        print(json.dumps(entries, indent=2))
+        print_json(entries)
     for entry in [] if as_json else entries:
         print(f"{entry['name']:<22} {entry['description']}")
     return 0

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
+from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
+from tempertilt.cli.streams import print_json
 from tempertilt.cli.text import changes, labelled
 from tempertilt.data.examples import ExampleConfig
-from tempertilt.data.records import check_records, load_records
+from tempertilt.data.records import check_records
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.background import BackgroundConfig
 from tempertilt.fitting.before_after import ReportConfig
@@ -25,7 +26,10 @@ from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.base import load_base
 from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
 
-PLAIN = ("method", "model", "peft_adapter", "forget", "retain", "holdout", "output_dir", "limit", "drop_overlap", "overwrite")
+PLAIN = (
+    "method", "model", "peft_adapter", "forget", "retain", "holdout", "columns", "limit", "drop_overlap", "output_dir",
+    "overwrite",
+)  # fmt: skip
 CONFIGS = (
     TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, WorkersConfig, ExampleConfig,
     ReportConfig,
@@ -52,11 +56,11 @@ UNGATED = "Without a gate it acts on unrelated text as well; see --gate."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    data = parser.add_argument_group("records (JSONL, JSON, CSV, Parquet, a directory of text files, or a dataset on the hub)")
-    data.add_argument("--forget", help="what the model must no longer say")
-    data.add_argument("--retain", help="what it must keep; without it, text that the model itself writes (method t3)")
-    data.add_argument("--holdout", help="optional: like the forget set, but never seen by the model; chooses the guidance scale")
-    data.add_argument("--limit", type=int, help="only the first N records of each")
+    data = parser.add_argument_group(f"records ({FORMATS}); each flag takes several and may be repeated")
+    add_source(data, "--forget", "what the model must no longer say")
+    add_source(data, "--retain", "what must stay unchanged; without it, text that the model itself writes (method t3)")
+    add_source(data, "--holdout", "optional: like the forget set, but never seen by the model; chooses the guidance scale")
+    add_selection(data)
     data.add_argument(
         "--drop-overlap", action="store_true", help="drop duplicates and overlapping records instead of refusing them"
     )
@@ -78,18 +82,13 @@ def run(args: argparse.Namespace) -> int:
     """Unlearn, and print what changed."""
     read_config_file(args, [*CONFIGS, *PLAIN])
     require(args, "model", "forget", "output_dir")
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError(f"--limit is {args.limit}; valid is a whole number >= 1")
     config = _configuration(args)
     if not args.retain and not config.background.background:
         raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
     workers, device = open_workers(build(WorkersConfig, args), args.device)
     try:
-        forget, retain, holdout = (
-            load_records(source, limit=args.limit) if source else None for source in (args.forget, args.retain, args.holdout)
-        )
-        assert forget is not None
-        sets = check_records(forget, retain or [], holdout, drop_overlap=args.drop_overlap)
+        forget, retain, holdout = (read_records(args, sources) for sources in (args.forget, args.retain, args.holdout))
+        sets = check_records(forget, retain, holdout, drop_overlap=args.drop_overlap)
         options = {"device": device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
         base = workers.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
         out, quiet = Path(args.output_dir), args.quiet or not workers.first
@@ -99,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
     if workers.first:
         diagnosis = _diagnosis(result, config) if args.theory else None
         report = result.report() | ({"diagnosis": diagnosis and diagnosis.report()} if args.theory else {})
-        print(json.dumps(report, indent=2, default=str) if args.json else _text(result, diagnosis))
+        if args.json:
+            print_json(report)
+        else:
+            print(_text(result, diagnosis))
     return 0
 
 
@@ -107,7 +109,7 @@ def _configuration(args: argparse.Namespace) -> UnlearnConfig:
     """The method's configuration with what was asked for otherwise."""
     method = args.method or "t3"
     if method not in METHODS:
-        raise ConfigError(f"--method is {method!r}; valid are {', '.join(METHODS)}")
+        raise ConfigError(f"--method is {method!r}; must be one of {', '.join(METHODS)}")
     preset = METHODS[method]
     own_scale = "guidance_scale" in {**vars(args), **args.config_values}
     calibration = replace(preset.calibration, calibrate=False) if own_scale else preset.calibration

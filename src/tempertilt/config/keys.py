@@ -11,12 +11,12 @@ from typing import Any
 
 PROTOCOLS = {
     "examples": 2,
-    "background": 1,
+    "background": 2,
     "features": 1,
     "gate": 1,
     "head": 1,
     "calibration": 1,
-    "measure": 1,
+    "measure": 2,
     "finetune": 1,
     "train": 1,
     "trial": 1,

@@ -55,3 +55,21 @@ def has_shape(names: Iterable[str], columns: Columns) -> bool:
     """Whether a table with these columns can hold records."""
     fields = match_fields(names, columns)
     return any(fields.keys() >= set(shape) for shape in SHAPES) or "chosen" in fields
+
+
+def parse_columns(texts: Iterable[str]) -> dict[str, str]:
+    """The columns in texts such as "question=Frage,answer=Antwort".
+
+    Raises:
+        ConfigError: a text is not of this form, or names a field twice or one that is none of ours.
+    """
+    columns: dict[str, str] = {}
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        field, _, name = (piece.strip() for piece in part.partition("="))
+        if not field or not name:
+            raise ConfigError(f"columns holds {part!r}; must be a field and the name of its column, as in question=Frage")
+        if field in columns:
+            raise ConfigError(f"columns names the field {field!r} twice; must be named once")
+        columns[field] = name
+    check_columns(columns)
+    return columns

@@ -14,11 +14,12 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 MUST_BE = "must be UTF-8, with or without a byte order mark: convert it and try again"
 
 
-def decode_text(data: bytes, name: str) -> str:
+def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:
     """The text in some bytes, without a byte order mark.
 
     Args:
         name: of where they were read, for the error.
+        first_line: the number of their first line there.
 
     Raises:
         DataError: they are not UTF-8; it names the line.
@@ -28,7 +29,7 @@ def decode_text(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
         raise DataError(f"{name}:{line}: not UTF-8 text: {byte}; {MUST_BE}") from error
 

@@ -183,14 +183,19 @@ def _csv_lines(path: Path, columns: Columns) -> list[tuple[int, list[str]]]:
     """The cells of every row that is not blank, the header first, with the physical line on which the row starts."""
     text = read_text(path)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    headers = []
     for separator in sorted(SEPARATORS, key=lambda separator: separator != usual):
         try:
             header = _split_csv(path, text, separator, limit=1)
-        except DataError:  # quotes that another separator makes sense of
+        except DataError as error:  # quotes that another separator makes sense of
+            fault = error
             continue
         if not header or has_shape(header[0][1], columns):
             return _with_header(path, _split_csv(path, text, separator))
-    number, names = _split_csv(path, text, usual, limit=1)[0]
+        headers.append(header[0])
+    if not headers:
+        raise fault
+    number, names = max(headers, key=lambda header: len(header[1]))
     raise DataError(
         f"{path}:{number}: the header holds the columns {shown(names)}; the first line must name the columns, {VALID_ROWS}, "
         f"separated by {', '.join(list(SEPARATORS.values())[:-1])} or {SEPARATORS['|']}; "

@@ -21,6 +21,7 @@ from tempertilt.config.options import Options, option
 from tempertilt.data.examples import Example, ExampleConfig, encode_question, shared_prefix
 from tempertilt.errors import DataError
 from tempertilt.models.generation import generate_ids, stop_ids
+from tempertilt.models.limits import room
 from tempertilt.storage import cache_dir, make_dir, write_text
 
 log = logging.getLogger("tempertilt")
@@ -104,7 +105,8 @@ def _write_chats(
 ) -> list[Chat]:
     """Let the model ask, then answer."""
     stops = stop_ids(model, tokenizer)
-    options: dict[str, Any] = {"max_new_tokens": config.background_tokens}
+    space = room(model, len(head) + len(tail))
+    longest = config.background_tokens if space is None else max(1, min(config.background_tokens, space // 2))
     chats: list[Chat] = []
     state = torch.get_rng_state()
     torch.manual_seed(config.background_seed)
@@ -112,9 +114,11 @@ def _write_chats(
         with tqdm(total=config.background, desc="background", unit=" records", disable=not progress) as bar:
             while len(chats) < config.background:
                 n = min(BATCH, config.background - len(chats))
-                asked = [row for [row] in generate_ids(model, tokenizer, [head] * n, draws=1, **options)]
-                prompts = [[*head, *(token for token in row if token not in stops), *tail] for row in asked]
-                answers = [row for [row] in generate_ids(model, tokenizer, prompts, draws=1, **options)]
+                questions = [row for [row] in generate_ids(model, tokenizer, [head] * n, draws=1, max_new_tokens=longest)]
+                prompts = [[*head, *(token for token in row if token not in stops), *tail] for row in questions]
+                answers = [
+                    row for [row] in generate_ids(model, tokenizer, prompts, draws=1, max_new_tokens=config.background_tokens)
+                ]
                 chats += zip(prompts, answers)
                 bar.update(n)
     finally:

@@ -17,6 +17,7 @@ from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import generate_ids
+from tempertilt.models.limits import room
 from tempertilt.models.t3 import T3ForCausalLM
 
 
@@ -187,8 +188,12 @@ def _answers(
     config: ReportConfig,
     encoding: ExampleConfig,
 ) -> list[Shown]:
-    chosen = [(name, record) for name, found in records.items() for record in spread(found, config.show)]
+    chosen = [(name, record) for name, listed in records.items() for record in spread(listed, config.show)]
     prompts = [encode_prompt(record, tokenizer, encoding) for _, record in chosen]
+    fitting = [
+        i for i, prompt in enumerate(prompts) if prompt and room(model, len(prompt)) != 0
+    ]  # others leave no answer to show
+    chosen, prompts = [chosen[i] for i in fitting], [prompts[i] for i in fitting]
     before, after = (
         greedy_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, base=off) for off in (True, False)
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 from tempertilt.data.batches import example_key, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, shared_prefix
+from tempertilt.data.lines import json_text
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock, environment
 from tempertilt.errors import AdapterError, ConfigError
@@ -26,6 +27,7 @@ from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
 from tempertilt.models.base import BaseModel, decoder_layers
+from tempertilt.models.limits import check_examples
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir, output_directory, write_text
 
@@ -181,6 +183,8 @@ def tokenise(request: Request) -> None:
             name: build_examples(records, request.base.tokenizer, request.config.examples)
             for name, records in request.records.items()
         }
+        for name, records in request.records.items():
+            check_examples(request.base.model, request.base.tokenizer, records, request.examples[name])
     request.key = run_key(request.base, request.examples, request.config)
 
 
@@ -343,7 +347,7 @@ def measure_changes(request: Request) -> UnlearnResult:
         calibration=request.calibration,
     )
     if request.workers.first:
-        write_text(request.output_dir / REPORT, json.dumps(result.report(), indent=2, default=str) + "\n")
+        write_text(request.output_dir / REPORT, json_text(result.report(), indent=2, default=str) + "\n")
     return result
 
 

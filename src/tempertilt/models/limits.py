@@ -27,6 +27,13 @@ def room(model: Any, n_prompt: int) -> int | None:
     return None if limit is None else max(0, limit - n_prompt)
 
 
+def depends_on_batch(model: Any) -> bool:
+    """Whether a row of a batch is computed otherwise beside a longer one: rotary frequencies that follow the longest row."""
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    parts = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    return any(part.get("rope_type") in ("longrope", "dynamic") for part in parts)
+
+
 def check_ids(model: Any, tokenizer: Any, ids: Iterable[int], name: str) -> None:
     """`DataError` if the model has no embedding for one of the ids of `name`; it names the token."""
     rows = embedding_rows(model)
@@ -66,7 +73,7 @@ def check_prompts(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], 
             )
 
 
-def check_records(model: Any, tokenizer: Any, records: Sequence[Record], examples: Sequence[Example]) -> None:
+def check_examples(model: Any, tokenizer: Any, records: Sequence[Record], examples: Sequence[Example]) -> None:
     """`DataError`, naming the record, if it spells or becomes what the model can't take.
 
     Args:

@@ -1,0 +1,41 @@
+"""The flags that name records: sources that may be repeated, and columns of other names."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from tempertilt.data.fields import parse_columns
+from tempertilt.data.records import Record, load_all
+from tempertilt.errors import ConfigError
+
+FORMATS = "JSONL, JSON, CSV, TSV, Parquet, text files or directories of them, or datasets on the hub"
+
+
+def add_source(group: Any, flag: str, help: str) -> None:
+    """A flag that takes one source or several, and may be repeated."""
+    group.add_argument(flag, action="extend", nargs="+", metavar="SOURCE", help=help)
+
+
+def add_selection(group: Any) -> None:
+    """`--columns` and `--limit`."""
+    group.add_argument(
+        "--columns",
+        action="append",
+        metavar="FIELD=NAME,...",
+        help="columns that have other names, as in question=Frage,answer=Antwort (of the sources that have them)",
+    )
+    group.add_argument("--limit", type=int, help="only the first N records of each source")
+
+
+def read_records(args: argparse.Namespace, sources: str | Sequence[str] | None) -> list[Record]:
+    """The records of the sources that a flag or a configuration file names, one after the other."""
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit is {args.limit}; must be a whole number >= 1")
+    columns = parse_columns(_listed(args.columns))
+    return load_all(_listed(sources), limit=args.limit, columns=columns)
+
+
+def _listed(values: str | Sequence[str] | None) -> list[str]:
+    return [] if values is None else [values] if isinstance(values, str) else list(values)
