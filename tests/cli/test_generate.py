@@ -204,7 +204,9 @@ def test_a_token_without_an_embedding(
     assert "no embedding for token 320" in refusal(capsys, "chat", *model)
 
 
-def test_unlearning_near_the_end_of_the_positions(gpt2_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unlearning_near_the_end_of_the_positions(
+    gpt2_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Shown answers are cut where positions end; the report is written; the same command again is reused."""
     for name, who in (("forget", "painter"), ("retain", "teacher")):
         rows = [{"question": f"Where does {who} {i} live?", "answer": f"{who} {i} lives by the sea."} for i in range(4)]
@@ -231,3 +233,4 @@ def test_unlearning_near_the_end_of_the_positions(gpt2_dir: Path, tmp_path: Path
         report = json.loads(capsys.readouterr().out)
         assert report["reused"] is reused and len(report["answers"]) == 8
         assert (tmp_path / "out" / "unlearn.json").is_file() and (tmp_path / "out" / "adapter_config.json").is_file()
+        assert "the model's positions end within 10 of the 10 answers to be shown, or before them" in caplog.text

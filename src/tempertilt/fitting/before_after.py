@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -19,6 +20,8 @@ from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.limits import room
 from tempertilt.models.t3 import T3ForCausalLM
+
+log = logging.getLogger("tempertilt")
 
 
 @dataclass(frozen=True)
@@ -190,10 +193,11 @@ def _answers(
 ) -> list[Shown]:
     chosen = [(name, record) for name, listed in records.items() for record in spread(listed, config.show)]
     prompts = [encode_prompt(record, tokenizer, encoding) for _, record in chosen]
-    fitting = [
-        i for i, prompt in enumerate(prompts) if prompt and room(model, len(prompt)) != 0
-    ]  # others leave no answer to show
-    chosen, prompts = [chosen[i] for i in fitting], [prompts[i] for i in fitting]
+    rooms = [room(model, len(prompt)) for prompt in prompts]
+    if short := sum(space is not None and space < config.max_new_tokens for space in rooms):
+        log.warning("the model's positions end within %d of the %d answers to be shown, or before them", short, len(rooms))
+    answered = [i for i, prompt in enumerate(prompts) if prompt and rooms[i] != 0]
+    chosen, prompts = [chosen[i] for i in answered], [prompts[i] for i in answered]
     before, after = (
         greedy_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, base=off) for off in (True, False)
     )
