@@ -97,8 +97,8 @@ def _record(row: dict[str, str]) -> object:
 
 def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty records of one TOFU author are forgotten, forty of two others are kept, by a model that knows them all."""
-    monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
     converted = smollm2_dir()
+    monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: converted)
     base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
     sets = check_records(
