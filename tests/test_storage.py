@@ -5,21 +5,32 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from support.pair import Pair
 from tempertilt.errors import TemperTiltError
 from tempertilt.storage import (
     UNFINISHED,
     cache_dir,
     file_sha256,
+    is_readable,
+    locked,
     make_dir,
+    move_files,
     output_directory,
     read_stored,
     remove_unfinished,
+    replace_directory,
     stored,
+    work_directory,
     write_text,
     write_whole,
 )
@@ -47,6 +58,82 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(TemperTiltError, match=r"cannot write .*a\.txt.*No space left"):
         write_whole(path, half)
     assert path.read_text(encoding="utf-8") == "old ä" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_met_by_safetensors_is_one_sentence(tmp_path: Path) -> None:
+    def full(_: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(TemperTiltError, match=r"^cannot write '.*a\.safetensors': No space left on device \(os error 28\)$"):
+        write_whole(tmp_path / "a.safetensors", full)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    def private(path: Path) -> None:
+        save_file({"a": torch.zeros(2)}, path)
+        path.chmod(0o600)
+
+    before = os.umask(umask)
+    try:
+        write_whole(tmp_path / "one.safetensors", private)
+        with work_directory(tmp_path, "folder") as work:
+            private(work / "two.safetensors")
+            (work / "three").touch()
+        replace_directory(work, tmp_path / "folder")
+    finally:
+        os.umask(before)
+    files = [tmp_path / "one.safetensors", tmp_path / "folder" / "two.safetensors", tmp_path / "folder" / "three"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [mode] * 3
+
+
+def test_a_work_directory_goes_with_an_error_and_its_files_go_in_place_in_order(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), work_directory(tmp_path / "out", "c") as work:
+        (work / "a").touch()
+        raise KeyError
+    assert not list((tmp_path / "out").iterdir())
+    with work_directory(tmp_path / "out", "c") as work:
+        for name in "abcd":
+            (work / name).write_text("new")
+    (tmp_path / "out" / "b").mkdir()  # so that a file can't take its place
+    with pytest.raises(TemperTiltError, match=r"cannot write '.*out/b'"):
+        move_files(work, tmp_path / "out", "d", "b", "a")
+    assert sorted(path.name for path in work.iterdir()) == ["a", "b"], "those that are not in place are kept"
+    (tmp_path / "out" / "b").rmdir()
+    move_files(work, tmp_path / "out", "b", "a")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b", "c", "d"]
+
+
+def test_a_directory_takes_the_place_of_another(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with work_directory(tmp_path, "folder") as work:
+            (work / text).write_text(text)
+        replace_directory(work, tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+def test_a_lock_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+    pair = Pair()
+
+    def work() -> bool:
+        with locked(tmp_path / "thing", "making the thing"):
+            if not (tmp_path / "thing").exists():
+                pair.hold()
+                (tmp_path / "thing").touch()
+        return True
+
+    assert pair.run(work) == ([True, True], 1)
+
+
+def test_a_file_that_must_not_be_read_is_an_error(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    assert not is_readable(tmp_path / "a")
+    (tmp_path / "a").touch()
+    assert is_readable(tmp_path / "a")
+    unreadable(tmp_path / "a")
+    with pytest.raises(TemperTiltError, match=r"cannot read .*a': Permission denied"):
+        is_readable(tmp_path / "a")
 
 
 def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_stay(tmp_path: Path) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
 from tempertilt.errors import TemperTiltError
+
+log = logging.getLogger("tempertilt")
 
 UNFINISHED = ".unfinished-"
 DAY = 86400.0
@@ -58,19 +65,21 @@ def output_directory(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step.
+    """Let `write` fill a temporary file beside `path`, then put it in place in one step. Its mode follows the umask.
 
     A process that is killed leaves `path` as it was; its temporary file is removed by `remove_unfinished`.
+
+    Raises:
+        TemperTiltError: the file can't be written (a full disk, no permission); the old one stays.
     """
-    writer = f"{_machine()}-{os.getpid()}"
-    temporary = path.with_name(f"{UNFINISHED}{writer}-{secrets.token_hex(6)}-{path.name}")
+    temporary = _unfinished(path.parent, path.name)
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise TemperTiltError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        with writing(path):
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode
+            write(temporary)
+            _settle(temporary, mode)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -105,6 +114,112 @@ def read_stored(path: Path) -> bytes:
         raise OSError(f"{str(file)!r} is not a whole gzip file: {error}") from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, what keeps a file from being written becomes a `TemperTiltError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise TemperTiltError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise TemperTiltError(f"cannot write {str(path)!r}: {str(error).rpartition('I/O error: ')[2]}") from error
+
+
+@contextmanager
+def work_directory(target: Path, name: str) -> Iterator[Path]:
+    """A new folder in the directory `target`, which is made if it does not exist, to be filled inside. An error removes it.
+
+    The files get the modes of this process's umask and are through to the disk at the end. The folder of a killed process is
+    removed by `remove_unfinished`.
+
+    Raises:
+        TemperTiltError: the files can't be written.
+    """
+    work = _unfinished(make_dir(target), name)
+    with writing(target / name):
+        work.mkdir()
+        try:
+            probe = work / ".mode"
+            probe.touch()
+            mode = probe.stat().st_mode
+            probe.unlink()
+            yield work
+            for path in work.iterdir():
+                _settle(path, mode)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def move_files(work: Path, target: Path, *last: str) -> None:
+    """Put the files of a work directory in place in `target`, those named `last` at the end and in that order.
+
+    Where one can't be put in place, the work directory stays, with what is not in place yet.
+    """
+    for path in sorted(work.iterdir(), key=lambda path: last.index(path.name) if path.name in last else -1):
+        with writing(target / path.name):
+            path.replace(target / path.name)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def replace_directory(work: Path, target: Path) -> None:
+    """Put a work directory in place as the directory `target`, whose old content goes."""
+    with writing(target):
+        if target.exists():
+            target.rename(old := _unfinished(target.parent, target.name))
+            work.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            work.rename(target)
+
+
+def _settle(path: Path, mode: int) -> None:
+    path.chmod(stat.S_IMODE(mode))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _unfinished(parent: Path, name: str) -> Path:
+    """A new name in `parent` that says which process writes it."""
+    return parent / f"{UNFINISHED}{_machine()}-{os.getpid()}-{secrets.token_hex(6)}-{name}"
+
+
+@contextmanager
+def locked(target: Path, action: str) -> Iterator[None]:
+    """Hold a lock beside `target`, which ends with the process. Where another process has it, say so in one line and wait.
+
+    Args:
+        action: what the lock is held for, as in "converting the model".
+    """
+    path = make_dir(target.parent) / f".{target.name}.lock"
+    lock = FileLock(path, mode=0o666)
+    with writing(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process is %s: waiting for it", action)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        TemperTiltError: it is there, but must not or cannot be read. It is not damaged for that.
+    """
+    try:
+        with path.open("rb"):
+            return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise TemperTiltError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove the temporary files and directories that a killed process left in `directory`.
 
@@ -116,7 +231,8 @@ def remove_unfinished(directory: Path) -> None:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                leftover.unlink()
 
 
 def _being_written(path: Path) -> bool:

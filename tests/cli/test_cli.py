@@ -291,3 +291,24 @@ def test_an_unknown_verb_lists_the_known_ones(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         main(["forget"])
     assert stop.value.code == 2 and "unlearn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (OSError(28, "No space left on device", "a/b.log"), "t3 env: error: 'a/b.log': No space left on device\n"),
+        (OSError(28, "No space left on device"), "t3 env: error: No space left on device\n"),
+        (ConnectionError("no route\nto the hub"), "t3 env: error: no route to the hub\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    fault: OSError, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(_: object) -> int:
+        raise fault
+
+    monkeypatch.setattr("tempertilt.cli.env.run", refused)
+    assert main(["env"]) == 2
+    assert capsys.readouterr().err == message
+    with pytest.raises(type(fault)):
+        main(["env", "--debug"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from support.tiny import make_examples, make_llama
 from support.warm import warm_processes
 from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
-from tempertilt.errors import ConfigError, DataError, ModelError
+from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
 from tempertilt.fitting.features import FeatureConfig, Features, FeatureStore, extract_features, store_name
 
 
@@ -114,6 +115,17 @@ def test_a_damaged_shard_is_run_again_with_a_warning(tmp_path: Path, damage: str
     assert "damaged" in caplog.text and shard.name in caplog.text
     assert stats.reused == 0
     assert all(torch.equal(a[0], b[0]) for a, b in zip(expected, collect(features)))
+
+
+def test_a_shard_that_must_not_be_read_stays(tmp_path: Path, unreadable: Callable[[Path], None]) -> None:
+    extract_features(make_llama(), make_examples(4), FeatureStore(tmp_path), FeatureConfig(), progress=False)
+    [shard] = tmp_path.glob("*.safetensors")
+    later = FeatureStore(tmp_path, verify=False)
+    unreadable(shard)
+    for read in (lambda: FeatureStore(tmp_path), later.refresh):
+        with pytest.raises(TemperTiltError, match=f"cannot read .*{shard.name}': Permission denied"):
+            read()
+    assert shard.is_file()
 
 
 def _extract_slowly(directory: Path) -> None:

@@ -25,7 +25,8 @@ from tempertilt.methods.registry import find_method
 from tempertilt.methods.steered import SteeredLM
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.methods.uld import subtracted, uniform_loss
-from tempertilt.models.base import BaseModel, fingerprint
+from tempertilt.models.base import BaseModel
+from tempertilt.models.fingerprint import fingerprint
 from tempertilt.models.scoring import Question, Scorer
 from tempertilt.suites.measure import model_digest
 

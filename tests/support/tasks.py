@@ -12,7 +12,8 @@ from support.tiny import make_llama, question_rows
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import Record
 from tempertilt.methods.task import Task
-from tempertilt.models.base import BaseModel, fingerprint
+from tempertilt.models.base import BaseModel
+from tempertilt.models.fingerprint import fingerprint
 
 
 def records(n: int, topic: str) -> list[Record]:

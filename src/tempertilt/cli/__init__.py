@@ -71,6 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if args.debug:
+            raise
+        print(f"t3 {args.verb}: error: {_system_error(error)}", file=sys.stderr)
+        return 2
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused, in one line, and for which file."""
+    place = f"{str(error.filename)!r}: " if error.filename is not None else ""
+    return place + (error.strerror or " ".join(str(error).split()) or type(error).__name__)
 
 
 def _module(verb: str) -> ModuleType:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tempertilt.storage import make_dir, remove_unfinished, write_whole
+from tempertilt.storage import is_readable, make_dir, remove_unfinished, write_whole, writing
 
 log = logging.getLogger("tempertilt")
 
@@ -61,7 +61,7 @@ class FeatureStore:
     def refresh(self) -> None:
         """Have the shards that others have written since; their checksums are not computed again."""
         for path in self._files():
-            if path.name not in self._names:
+            if path.name not in self._names and is_readable(path):
                 self._register(path, _read_metadata(path))
 
     def rows(self, key: str) -> tuple[Tensor, Tensor]:
@@ -86,15 +86,24 @@ class FeatureStore:
         return self._mapped[shard]
 
     def _verify(self, path: Path) -> None:
-        """Register a shard that an earlier run wrote, one at a time in memory; remove it if it is damaged."""
+        """Register a shard that an earlier run wrote, one at a time in memory; remove it if it is damaged.
+
+        Raises:
+            TemperTiltError: the shard must not be read, or is damaged and can't be removed.
+        """
+        if not is_readable(path):
+            return
         try:
             metadata, tensors = _read_shard(path)
             if metadata.get("format") != FORMAT or metadata.get("crc32") != _checksum(tensors):
                 raise ValueError("its contents do not match its checksum")
             self._register(path, metadata)
-        except (SafetensorError, ValueError, OSError, KeyError) as error:
+        except FileNotFoundError:
+            return  # another process has removed it
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
             log.warning("the feature shard %s is damaged (%s): removed, its examples are run again", path, error)
-            path.unlink(missing_ok=True)
+            with writing(path):
+                path.unlink(missing_ok=True)
 
     def _register(self, path: Path, metadata: dict[str, Any]) -> None:
         start = first = 0

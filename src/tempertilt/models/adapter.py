@@ -8,6 +8,7 @@ README.md                      model card
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -16,14 +17,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import EvidenceGate
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.tilt import POOLINGS, TiltConfig
-from tempertilt.storage import file_sha256, make_dir, remove_unfinished, write_text, write_whole
+from tempertilt.storage import (
+    UNFINISHED,
+    file_sha256,
+    is_readable,
+    move_files,
+    remove_unfinished,
+    work_directory,
+)
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 KIND = "tempertilt"
@@ -89,17 +97,20 @@ class Adapter(NamedTuple):
 def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None = None) -> Path:
     """Write an adapter into `directory` (made if needed); return the directory.
 
-    The configuration goes last and holds the weights' checksum: a save that was interrupted is never taken for a finished
-    adapter, and an adapter that is replaced stays whole until its configuration is taken away.
+    All files are written before the first is put in place: a save that fails before leaves the adapter that was there. The
+    configuration, which holds the weights' checksum, goes last: a save that ends between the two is completed by `load_adapter`.
+
+    Raises:
+        TemperTiltError: the files can't be written.
     """
-    make_dir(directory)
+    weights = save(head.tensors() | (gate.tensors() if gate else {}), {"format": "pt"})
+    config = replace(config, weights_sha256=hashlib.sha256(weights).hexdigest())
+    with work_directory(directory, WEIGHTS) as work:
+        (work / WEIGHTS).write_bytes(weights)
+        (work / CARD).write_text(model_card(head, config), encoding="utf-8")
+        (work / CONFIG).write_text(json.dumps(asdict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    move_files(work, directory, WEIGHTS, CARD, CONFIG)
     remove_unfinished(directory)
-    (directory / CONFIG).unlink(missing_ok=True)
-    tensors = head.tensors() | (gate.tensors() if gate else {})
-    write_whole(directory / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
-    config = replace(config, weights_sha256=file_sha256(directory / WEIGHTS))
-    write_text(directory / CARD, model_card(head, config))
-    write_text(directory / CONFIG, json.dumps(asdict(config), indent=2, sort_keys=True) + "\n")
     return directory
 
 
@@ -112,10 +123,10 @@ def load_adapter(name: str | Path, *, revision: str | None = None, token: str | 
     directory = _locate(str(name), revision, token)
     config = read_config(directory)
     weights = directory / WEIGHTS
-    if not weights.is_file():
+    if not is_readable(weights):
         raise AdapterError(f"{str(directory)!r} has no {WEIGHTS}: the adapter is not complete; make it again with t3 unlearn")
-    if file_sha256(weights) != config.weights_sha256:
-        raise AdapterError(f"{str(weights)!r} is damaged or truncated (its SHA-256 is not the one in {CONFIG}); make it again")
+    if (digest := file_sha256(weights)) != config.weights_sha256:
+        config = _interrupted(directory, digest)
     try:
         tensors = load_file(weights)
     except SafetensorError as error:
@@ -130,7 +141,7 @@ def load_adapter(name: str | Path, *, revision: str | None = None, token: str | 
 def read_config(directory: Path) -> AdapterConfig:
     """The configuration in an adapter directory; `AdapterError` if it is missing, damaged or of another kind."""
     path = directory / CONFIG
-    if not path.is_file():
+    if not is_readable(path):
         raise AdapterError(f"{str(directory)!r} has no {CONFIG}; must be a directory that t3 unlearn has finished writing")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -146,6 +157,20 @@ def read_config(directory: Path) -> AdapterConfig:
         return AdapterConfig(**raw)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{str(path)!r} is not valid: {error}") from error
+
+
+def _interrupted(directory: Path, digest: str) -> AdapterConfig:
+    """The configuration that belongs to weights with this checksum, where a save ended before it was put in place."""
+    for path in directory.glob(f"{UNFINISHED}*/{CONFIG}"):
+        try:
+            config = read_config(path.parent)
+        except AdapterError:
+            continue
+        if config.weights_sha256 == digest:
+            return config
+    raise AdapterError(
+        f"{str(directory / WEIGHTS)!r} is damaged or truncated (its SHA-256 is not the one in {CONFIG}); make it again"
+    )
 
 
 def push_adapter(save: Callable[[Path], object], repo_id: str, *, private: bool | None, token: str | None, message: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tempertilt.errors import ModelError
+from tempertilt.models.fingerprint import fingerprint as fingerprint
+from tempertilt.models.fingerprint import fingerprint_with_peft, mark_as_merged
+from tempertilt.models.merging import merge, read_peft, tokenizer_of
 from tempertilt.models.smollm2 import ALIAS, smollm2_dir
 
 log = logging.getLogger("tempertilt")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FINGERPRINT_SAMPLES = 2048  # numbers read from each weight tensor
 
 Result = TypeVar("Result")
 
@@ -56,14 +56,16 @@ def load_base(
 
     Args:
         name: a hub id, a local directory, or the alias `smollm2`.
-        peft_adapter: a PEFT adapter (directory or hub id) to merge into the model, in memory only.
+        peft_adapter: a PEFT adapter (directory or hub id) to merge into the model, in memory only. Its own tokenizer and chat
+            template, where it has them, take the place of the model's.
         device: "auto" (CUDA, else MPS, else CPU; spread over several GPUs where there are), or a torch device.
         dtype: "float32", "float16", "bfloat16", or "auto": float32 on CPU, the checkpoint's own type elsewhere.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: allow code from the hub to run.
 
     Raises:
-        ModelError: the model does not exist, is damaged, is no causal LM, or does not expose its last hidden state.
+        ModelError: the model does not exist, is damaged, is no causal LM, or does not expose its last hidden state; or the PEFT
+            adapter does not belong to it or can't be merged.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -80,16 +82,27 @@ def load_base(
             source, config=config, dtype=torch_dtype, device_map=placement, use_safetensors=True, **options
         ),
     )
+    check_unlearnable(model)
     if peft_adapter is not None:
-        model = _load(f"PEFT adapter {peft_adapter!r}", lambda: _merge_peft(model, peft_adapter))
+        what, valid = f"PEFT adapter {peft_adapter!r}", "a directory made by a PEFT model's save_pretrained"
+        model, tokenizer = _load(what, lambda: _with_peft(model, tokenizer, peft_adapter, name, trust_remote_code), valid)
     model.requires_grad_(False).eval()
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    check_unlearnable(model)
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     kept_name = name if path is None or name == ALIAS else str(path.resolve())
     source_of = Source(device, dtype, revision, trust_remote_code)
     return BaseModel(model, tokenizer, kept_name, _absolute(peft_adapter), fingerprint(model), source_of)
+
+
+def _with_peft(model: Any, tokenizer: Any, peft_adapter: str, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Model and tokenizer with a PEFT adapter, known by the weights of both before they are merged."""
+    adapter = read_peft(peft_adapter)
+    tokenizer = tokenizer_of(adapter, tokenizer, name, trust_remote_code=trust_remote_code)
+    before = fingerprint_with_peft(fingerprint(model), adapter)
+    merged = merge(model, adapter)
+    mark_as_merged(merged, before)
+    return merged, tokenizer
 
 
 def _contiguous(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -175,35 +188,6 @@ def _same(state: Tensor, read: Tensor) -> bool:
     return state.shape == read.shape and torch.allclose(state, read.to(state.device), rtol=1e-5, atol=1e-6)
 
 
-def fingerprint(model: Any) -> str:
-    """A name for the weights: 32 hex digits, equal for the same weights in float32, bfloat16 or on another device.
-
-    Reads up to 2048 evenly spaced numbers of every weight, rounded to bfloat16: enough to tell fine-tuned, merged and
-    edited models apart, and cheap for large ones. Quantised weights count as another model.
-    """
-    return fingerprint_of_samples(
-        model.config.model_type, {name: weight_sample(name, weight) for name, weight in model.named_parameters()}
-    )
-
-
-def fingerprint_of_samples(model_type: str, samples: dict[str, bytes]) -> str:
-    """The fingerprint of a model of which `weight_sample` gave the samples, by the weights' names."""
-    digest = hashlib.sha256(json.dumps([model_type, FINGERPRINT_SAMPLES]).encode())
-    for _, sample in sorted(samples.items()):
-        digest.update(sample)
-    return digest.hexdigest()[:32]
-
-
-def weight_sample(name: str, weight: Tensor) -> bytes:
-    """What a fingerprint takes of one weight: its name, its shape, and some of its numbers in bfloat16."""
-    flat = weight.detach().reshape(-1)
-    step = max(1, flat.numel() // FINGERPRINT_SAMPLES)
-    sample = flat[::step][:FINGERPRINT_SAMPLES]
-    if sample.is_floating_point():
-        sample = sample.to("cpu", torch.bfloat16).view(torch.int16)
-    return f"{name}{tuple(weight.shape)}".encode() + sample.cpu().numpy().tobytes()
-
-
 def _placement(device: str) -> str:
     if device == "auto":
         if torch.cuda.is_available():
@@ -215,7 +199,7 @@ def _placement(device: str) -> str:
             torch.empty(0, device=parsed)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
-            f"device {device!r} is not usable here: {_first_line(error)}; must be one of auto, cpu, cuda, cuda:0, mps"
+            f"device {device!r} is not usable here: {_cause(error)}; must be one of auto, cpu, cuda, cuda:0, mps"
         ) from error
     return device
 
@@ -249,19 +233,9 @@ def _causal_lm_config(source: str, options: dict[str, Any]) -> Any:
     return config
 
 
-def _merge_peft(model: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    path = Path(adapter).expanduser()
-    if path.exists() and not (path / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter!r} has no adapter_config.json; must be a directory made by a PEFT model's save_pretrained")
-    if path.is_dir() and not (path / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{adapter!r} has no adapter_model.safetensors; pickled adapters (.bin) are not loaded")
-    peft_model = PeftModel.from_pretrained(model, str(path) if path.exists() else adapter)
-    return peft_model.merge_and_unload()
-
-
-def _load(what: str, load: Callable[[], Result]) -> Result:
+def _load(
+    what: str, load: Callable[[], Result], valid: str = f"a local directory made by save_pretrained (safetensors), or {ALIAS!r}"
+) -> Result:
     """Run a loader of transformers or peft; whatever it raises becomes one `ModelError` that says what to do."""
     try:
         return load()
@@ -269,15 +243,14 @@ def _load(what: str, load: Callable[[], Result]) -> Result:
         raise
     except Exception as error:
         log.debug("loading %s failed", what, exc_info=True)
-        raise ModelError(
-            f"cannot load {what}: {_first_line(error)}\n"
-            f"must be a hub id that can be reached, a local directory made by save_pretrained (safetensors), or {ALIAS!r}"
-        ) from error
+        raise ModelError(f"cannot load {what}: {_cause(error)}\nmust be a hub id that can be reached, {valid}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+def _cause(error: BaseException) -> str:
+    """The kind and the first line of an error; where that only announces the cause, the next one, too."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    end = next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines))
+    return f"{type(error).__name__}: {' '.join(lines[: end + 1])}"
 
 
 MEMORY_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "DefaultCPUAllocator")

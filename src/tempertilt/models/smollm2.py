@@ -8,13 +8,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
 from tempertilt.errors import MissingExtraError, ModelError
-from tempertilt.storage import cache_dir, file_sha256, make_dir
+from tempertilt.storage import (
+    cache_dir,
+    file_sha256,
+    is_readable,
+    locked,
+    remove_unfinished,
+    replace_directory,
+    work_directory,
+)
 
 ALIAS = "smollm2"
 KNOWN_SHA256 = (
@@ -34,12 +40,12 @@ def smollm2_dir() -> Path:
     """
     source = _packaged_gguf()
     target = cache_dir() / "models" / f"smollm2-{source.stat().st_size:x}"
-    if target.is_dir():
-        if _is_intact(target, source):
-            return target
-        log.warning("the converted model in %s is damaged or of another package version: converting again", target)
-        shutil.rmtree(target)
-    _convert(source, target)
+    if not _is_intact(target, source):
+        with locked(target, f"converting {source.name}"):
+            if not _is_intact(target, source):
+                if target.exists():
+                    log.warning("the converted model in %s is damaged or of another package version", target)
+                _convert(source, target)
     return target
 
 
@@ -56,13 +62,19 @@ def _packaged_gguf() -> Path:
 
 
 def _is_intact(target: Path, source: Path) -> bool:
-    """Whether the conversion finished, from this package file, and its files have the sizes and checksums noted then."""
+    """Whether the conversion finished, from this package file, and its files have the sizes and checksums noted then.
+
+    Raises:
+        TemperTiltError: a file of the conversion must not be read.
+    """
+    if not is_readable(target / MANIFEST):
+        return False
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
         return manifest["source_sha256"] == file_sha256(source) and all(
-            file_sha256(target / name) == digest for name, digest in manifest["files"].items()
+            is_readable(target / name) and file_sha256(target / name) == digest for name, digest in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -87,14 +99,13 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings  # absent from the GGUF file
     tokenizer.init_kwargs["local_files_only"] = False  # else the files, and keys of results, differ where HF_HUB_OFFLINE is set
     _forget_quantiser(model)
-    for leftover in target.parent.glob(f".unfinished-*-{target.name}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work = make_dir(target.parent / f".unfinished-{secrets.token_hex(6)}-{target.name}")
-    model.save_pretrained(work)
-    tokenizer.save_pretrained(work)
-    files = {path.name: file_sha256(path) for path in sorted(work.iterdir())}
-    (work / MANIFEST).write_text(json.dumps({"source_sha256": digest, "files": files}, indent=1), encoding="utf-8")
-    work.rename(target)
+    with work_directory(target.parent, target.name) as work:
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        files = {path.name: file_sha256(path) for path in sorted(work.iterdir())}
+        (work / MANIFEST).write_text(json.dumps({"source_sha256": digest, "files": files}, indent=1), encoding="utf-8")
+    replace_directory(work, target)
+    remove_unfinished(target.parent)
 
 
 def _forget_quantiser(model: Any) -> None:

@@ -23,12 +23,13 @@ from tempertilt.data.examples import Example
 from tempertilt.environment import Clock
 from tempertilt.errors import DataError
 from tempertilt.models.base import decoder_layers
-from tempertilt.storage import make_dir, remove_unfinished, write_text
+from tempertilt.storage import move_files, remove_unfinished, work_directory
 from tempertilt.training.loop import Step, TrainConfig, TrainRun, first_trained, train
 
 log = logging.getLogger("tempertilt")
 
 REPORT = "finetune.json"
+PEFT_CONFIG = "adapter_config.json"
 MEGABATCH = 16  # batches whose examples are sorted by length together
 
 
@@ -149,16 +150,18 @@ def finetune(
 
 
 def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, Any]) -> None:
-    """Write the PEFT adapter and `finetune.json` into `directory`; `adapter_config.json` goes last, whole files only."""
-    make_dir(directory)
-    remove_unfinished(directory)
-    with TemporaryDirectory(prefix=".unfinished-", dir=directory) as work:
+    """Write the PEFT adapter and `finetune.json` into `directory`, whole files only.
+
+    All files are written before the first is put in place. PEFT's configuration and the report are taken away first and go last,
+    so that a save that is killed is never taken for a finished one.
+    """
+    with work_directory(directory, PEFT_CONFIG) as work:
         result.model.save_pretrained(work)
-        written = sorted(Path(work).iterdir(), key=lambda path: path.name == "adapter_config.json")
-        (directory / "adapter_config.json").unlink(missing_ok=True)
-        write_text(directory / REPORT, json.dumps(report, indent=2, default=str) + "\n")
-        for path in written:
-            path.replace(directory / path.name)
+        (work / REPORT).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
+    for name in (REPORT, PEFT_CONFIG):
+        (directory / name).unlink(missing_ok=True)
+    move_files(work, directory, PEFT_CONFIG, REPORT)
+    remove_unfinished(directory)
 
 
 def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:
@@ -173,7 +176,7 @@ def is_finished(directory: Path, key: str) -> bool:
         report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return report.get("key") == key and (directory / "adapter_config.json").is_file()
+    return report.get("key") == key and (directory / PEFT_CONFIG).is_file()
 
 
 class SimilarLengths(Sampler[list[int]]):

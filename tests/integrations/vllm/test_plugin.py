@@ -7,11 +7,14 @@ import math
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
+from support.pair import Pair
 from support.tiny import make_llama
 from tempertilt.errors import AdapterError, ConfigError, ModelError, TemperTiltError
 from tempertilt.guidance.gate import EvidenceGate, Whitening
@@ -151,6 +154,7 @@ def test_peft_adapter_is_merged_once(served: Path, tiny_dir: Path, tmp_path: Pat
     from peft import LoraConfig, get_peft_model
 
     from tempertilt.models.base import load_base
+    from tempertilt.models.fingerprint import fingerprint_of_weights
 
     lora = get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     lora.save_pretrained(tmp_path / "lora")
@@ -158,18 +162,52 @@ def test_peft_adapter_is_merged_once(served: Path, tiny_dir: Path, tmp_path: Pat
         engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"))
     first = engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"]
     merged = load_base(str(tiny_dir), peft_adapter=str(tmp_path / "lora"))
-    assert load_base(first).fingerprint == merged.fingerprint
+    assert load_base(first).fingerprint == fingerprint_of_weights(merged.model)
     weights = Path(first) / "model.safetensors"
     before = weights.stat().st_mtime_ns
     assert engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"] == first
     assert weights.stat().st_mtime_ns == before
     weights.write_bytes(weights.read_bytes()[:-4])  # a damaged copy is made again
     engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)
-    assert load_base(first).fingerprint == merged.fingerprint
+    assert load_base(first).fingerprint == fingerprint_of_weights(merged.model)
+
+    def watch(directory: str, expected: str) -> None:
+        watched, config = WeightsWatch(expected), AutoConfig.from_pretrained(directory)
+        list(watched.through(load_file(weights).items()))
+        watched.check(config)
+
+    watch(first, merged.fingerprint)
+    with pytest.raises(AdapterError, match=f"this one has {merged.fingerprint}"):
+        watch(first, load_base(str(tiny_dir)).fingerprint)
+    with pytest.raises(AdapterError, match="was fitted on a base model with fingerprint"):
+        watch(str(tiny_dir), merged.fingerprint)
+    save_file({name: tensor * 1.1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(AdapterError, match="was fitted on a base model with fingerprint"):
+        watch(first, merged.fingerprint)
+
+
+def test_two_processes_at_once_merge_once(served: Path, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from tempertilt.models import base
+
+    get_peft_model(make_llama(), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    pair, load_base = Pair(), base.load_base
+
+    def slow(*args: Any, **options: Any) -> Any:
+        pair.hold()
+        return load_base(*args, **options)
+
+    def merge() -> bool:
+        place = engine_arguments(str(served), str(tiny_dir), str(tmp_path / "lora"), check_base=False)["model"]
+        return load_file(Path(place) / "model.safetensors").keys() == load_file(tiny_dir / "model.safetensors").keys()
+
+    monkeypatch.setattr(base, "load_base", slow)
+    assert pair.run(merge) == ([True, True], 1)
 
 
 def test_weights_are_known_by_their_stream(tiny_dir: Path) -> None:
-    from tempertilt.models.base import fingerprint
+    from tempertilt.models.fingerprint import fingerprint
 
     model = make_llama()
     tensors = load_file(tiny_dir / "model.safetensors")

@@ -9,18 +9,24 @@ import hashlib
 import json
 import logging
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import AdapterConfig, read_config
-from tempertilt.storage import cache_dir, file_sha256, make_dir
+from tempertilt.storage import (
+    cache_dir,
+    file_sha256,
+    is_readable,
+    locked,
+    remove_unfinished,
+    replace_directory,
+    work_directory,
+)
 
 if TYPE_CHECKING:
     from tempertilt.serving.config import ServeConfig
@@ -184,13 +190,14 @@ def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig 
     if peft_adapter is None:
         return str(Path(source).expanduser().resolve()) if Path(source).expanduser().is_dir() else source
     target = cache_dir() / "merged" / _key(source, peft_adapter)
-    seen = _intact(target)
-    if seen is None:
-        seen = _merge(name, peft_adapter, target)
-    if adapter is not None and seen != adapter.base_fingerprint:
+    manifest = read_manifest(target)
+    if manifest is None:
+        with locked(target, f"merging PEFT adapter {peft_adapter}"):
+            manifest = read_manifest(target) or _merge(name, peft_adapter, target)
+    if adapter is not None and manifest.fingerprint != adapter.base_fingerprint:
         raise AdapterError(
             f"the adapter was fitted on a base model with fingerprint {adapter.base_fingerprint}; {name!r} with PEFT adapter "
-            f"{peft_adapter!r} has {seen}: give the same base, or fit a new adapter with t3 unlearn"
+            f"{peft_adapter!r} has {manifest.fingerprint}: give the same base, or fit a new adapter with t3 unlearn"
         )
     return str(target)
 
@@ -200,40 +207,52 @@ def _key(source: str, peft_adapter: str) -> str:
     parts: list[Any] = [source, peft_adapter]
     for directory in (Path(source).expanduser(), Path(peft_adapter).expanduser()):
         for path in sorted(directory.glob("*")) if directory.is_dir() else []:
-            if path.suffix in (".json", ".safetensors", ".model"):
+            if path.suffix in (".json", ".jinja", ".model", ".safetensors", ".txt"):
                 stat = path.stat()
                 small = stat.st_size < 1 << 26
                 parts.append([path.name, stat.st_size, file_sha256(path) if small else stat.st_mtime_ns])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _intact(target: Path) -> str | None:
-    """The fingerprint of a merged model in the cache, None if it is not there whole."""
+class Manifest(NamedTuple):
+    """What is noted of a merged model in the cache: fingerprint of base and PEFT adapter, and of the merged weights."""
+
+    fingerprint: str
+    weights: str
+
+
+def read_manifest(target: Path) -> Manifest | None:
+    """What is noted of a merged model; None if it is not there whole.
+
+    Raises:
+        TemperTiltError: it must not be read.
+    """
+    if not is_readable(target / MANIFEST):
+        return None
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        whole = all((target / name).stat().st_size == size for name, size in manifest["files"].items())
-        return str(manifest["fingerprint"]) if whole else None
-    except (OSError, ValueError, KeyError):
+        content = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        whole = all((target / name).stat().st_size == size for name, size in content["files"].items())
+        return Manifest(content["fingerprint"], content["weights"]) if whole else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _merge(name: str, peft_adapter: str, target: Path) -> str:
-    """Merge and save as safetensors; return the fingerprint."""
+def _merge(name: str, peft_adapter: str, target: Path) -> Manifest:
+    """Merge and save as safetensors."""
     from tempertilt.models.base import load_base
+    from tempertilt.models.fingerprint import fingerprint_of_weights
 
     log.warning("merging PEFT adapter %s into %s for vLLM, once: %s", peft_adapter, name, target)
     base = load_base(name, peft_adapter=peft_adapter, device="cpu", dtype="auto")
-    if target.exists():
-        shutil.rmtree(target)
-    for leftover in target.parent.glob(f".unfinished-*-{target.name}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work = make_dir(target.parent / f".unfinished-{secrets.token_hex(6)}-{target.name}")
-    base.model.save_pretrained(work)
-    base.tokenizer.save_pretrained(work)
-    files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-    (work / MANIFEST).write_text(json.dumps({"fingerprint": base.fingerprint, "files": files}, indent=1), encoding="utf-8")
-    work.rename(target)
-    return base.fingerprint
+    manifest = Manifest(base.fingerprint, fingerprint_of_weights(base.model))
+    with work_directory(target.parent, target.name) as work:
+        base.model.save_pretrained(work)
+        base.tokenizer.save_pretrained(work)
+        files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+        (work / MANIFEST).write_text(json.dumps({**manifest._asdict(), "files": files}, indent=1), encoding="utf-8")
+    replace_directory(work, target)
+    remove_unfinished(target.parent)
+    return manifest
 
 
 def _architecture(source: str) -> str:

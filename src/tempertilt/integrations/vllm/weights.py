@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tempertilt.errors import AdapterError
-from tempertilt.models.base import fingerprint_of_samples, weight_sample
+from tempertilt.integrations.vllm.serve import read_manifest
+from tempertilt.models.fingerprint import fingerprint_of_samples, weight_sample
 
 UNCHECKED = 'If you know that it is the adapter\'s base, put "check_base": false beside the adapter in hf_overrides'
 
@@ -48,12 +50,21 @@ class WeightsWatch:
                 f"whether the model is the adapter's base can't be checked: its checkpoint has no {missing[0]!r}; "
                 f"{len(missing)} of {len(names)} weights have other names there. {UNCHECKED}"
             )
-        seen = fingerprint_of_samples(config.model_type, {name: sample for name, sample in bodies.items() if sample is not None})
-        if seen != self.expected:
+        samples = {name: sample for name, sample in bodies.items() if sample is not None}
+        if (
+            fingerprint := before_merging(config.name_or_path, fingerprint_of_samples(config.model_type, samples))
+        ) != self.expected:
             raise AdapterError(
-                f"the adapter was fitted on a base model with fingerprint {self.expected}; this one has {seen}. Give the same "
-                f"base (with its PEFT adapter merged), or fit a new adapter with t3 unlearn. {UNCHECKED}"
+                f"the adapter was fitted on a base model with fingerprint {self.expected}; this one has {fingerprint}. Give "
+                f"the same base and PEFT adapter to engine_arguments or t3 serve, or fit a new adapter by t3 unlearn. "
+                f"{UNCHECKED}"
             )
+
+
+def before_merging(directory: str, weights: str) -> str:
+    """The fingerprint by which an adapter knows weights: of base and PEFT adapter, where they are merged in our cache."""
+    manifest = read_manifest(Path(directory))
+    return manifest.fingerprint if manifest is not None and manifest.weights == weights else weights
 
 
 def _parameter_names(config: Any) -> tuple[list[str], str]:
