@@ -24,12 +24,12 @@ TEMPLATE = (
 )
 
 
-def write_model(directory: Path, hidden: int = HIDDEN, layers: int = 3) -> list[str]:
+def write_model(directory: Path, hidden: int = HIDDEN, layers: int = 3, positions: int = POSITIONS) -> list[str]:
     """Write model, byte tokenizer and adapters; return the values of `--adapter`.
 
     Args:
         directory: to write into.
-        hidden, layers: size of the model.
+        hidden, layers, positions: size of the model.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {token: i for i, token in enumerate(["<|pad|>", "<|start|>", "<|end|>", *alphabet])}
@@ -47,7 +47,7 @@ def write_model(directory: Path, hidden: int = HIDDEN, layers: int = 3) -> list[
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         initializer_range=0.2,
         tie_word_embeddings=False,
         bos_token_id=1,

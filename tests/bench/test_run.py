@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from support.benches import FAST, document_of, folder_of, open_bench, run_bench, write_bench
+from support.benches import EVALUATION, FAST, document_of, folder_of, open_bench, run_bench, write_bench
 from tempertilt.bench.resampling import Value
 from tempertilt.bench.run import Bench
+from tempertilt.bench.tables import to_markdown
 from tempertilt.environment import machine_of
 from tempertilt.errors import DataError
 
@@ -89,6 +90,43 @@ def test_figures_that_can_not_be_made_again_are_named(tmp_path: Path, tiny_dir: 
     (trial / "metrics.json").write_text("{}")
     with pytest.raises(DataError, match=r"the samples to make them from are gone: .*OutputFilter-.*; remove .*result\.json"):
         run_bench(path, report_only=True)
+
+
+@pytest.mark.usefixtures("points")
+def test_trials_without_samples_keep_the_figures_that_they_have(tmp_path: Path, tiny_dir: Path) -> None:
+    path = write_bench(tmp_path, tiny_dir, {"target": {}}, seeds=[0])
+    first = run_bench(path)[0]
+    trial = next(tmp_path.glob("out/trials/target-*/metrics.json")).parent
+    kept = json.loads((trial / "metrics.json").read_text())
+    kept["key"][3] = kept["key"][3][:4]  # written when there were fewer figures
+    del kept["values"]["exact_memorization"], kept["values"]["extraction_strength"]
+    for samples in tmp_path.glob("out/trials/*/eval"):
+        samples.rename(samples.with_name("away"))
+    (trial / "metrics.json").write_text(json.dumps(kept))
+    row = run_bench(path, report_only=True)[0]
+    assert row.figures.keys() == first.figures.keys() - {"exact_memorization", "extraction_strength"}
+    (trial / "away").rename(trial / "eval")
+    assert run_bench(path, report_only=True)[0].figures.keys() == row.figures.keys(), "the reference's samples are gone"
+    kept["key"][1] = "another reference"
+    (trial / "metrics.json").write_text(json.dumps(kept))
+    with pytest.raises(DataError, match="the samples to make them from are gone"):
+        run_bench(path, report_only=True)
+
+
+def test_forget_answers_beside_the_reference(tmp_path: Path, tiny_dir: Path) -> None:
+    evaluation = {**EVALUATION, "generate": ["forget"], "max_new_tokens": 4, "divergence": True, "draws": 2}
+    path = write_bench(tmp_path, tiny_dir, {"target": {}}, seeds=[0], evaluation=evaluation)
+    target, reference = run_bench(path)
+    assert reference.figures["reference_kl"].mean == 0 and reference.figures["reference_same_top"].mean == 1
+    assert target.figures["reference_kl"].mean > 0 and target.figures["reference_same_top"].mean < 1
+    own = reference.figures["forget_reference_perplexity"].mean
+    assert own == pytest.approx(reference.figures["forget_perplexity"].mean) and own != pytest.approx(
+        target.figures["forget_reference_perplexity"].mean
+    )
+    asked = {"forget_ended", "forget_leaked", "forget_leak_rate", "forget_leak_at_n", "misattribution"}
+    assert asked <= target.figures.keys()
+    table = to_markdown([target, reference])
+    assert "KL from reference ↓" in table and "misattribution ↓" in table
 
 
 def test_between_equal_scores_the_gap_decides(tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

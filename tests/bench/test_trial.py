@@ -43,6 +43,14 @@ def test_a_key_does_not_follow_what_decides_nothing(keys: Any) -> None:
     assert renamed["mine"] == first["NPO"], "the name of a row decides nothing"
 
 
+def test_a_key_follows_what_else_is_measured_only_where_it_is(keys: Any, tmp_path: Path) -> None:
+    first, beside = keys(), keys(evaluation={**EVALUATION, "divergence": True})
+    assert keys(evaluation={**EVALUATION, "divergence": False, "draws": 0}) == first, "the keys that there were before"
+    assert len({keys["NPO"] for keys in (first, beside, keys(evaluation={**EVALUATION, "draws": 4}))}) == 3
+    (tmp_path / "reference" / "extra.json").write_text("{}")
+    assert keys(evaluation={**EVALUATION, "divergence": True})["NPO"] != beside["NPO"], "another reference"
+
+
 def test_a_key_follows_the_reference_only_where_it_is_used(keys: Any, tmp_path: Path) -> None:
     first = keys()
     (tmp_path / "reference" / "extra.json").write_text("{}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -272,6 +273,21 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0 and verb in capsys.readouterr().out
+
+
+def test_help_shows_the_defaults_of_both_methods(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--help-all"])
+    text = " ".join(capsys.readouterr().out.split())
+    for flag, default in (
+        ("--temperature FLOAT", "(default: 1.0; with t3-paper: 2.5)"),
+        ("--objective {classify,match}", "(default: match; with t3-paper: classify)"),
+        ("--gate, --no-gate", "(default: True; with t3-paper: False)"),
+        ("--epochs INT", "(default: 100)"),
+        ("--show INT", "(default: 3)"),
+    ):
+        assert re.search(rf"{re.escape(flag)} [^-].*?\(default: [^)]*\)", text)[0].endswith(default), flag  # type: ignore[index]
 
 
 def test_help_imports_no_heavy_package() -> None:

@@ -35,6 +35,23 @@ def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.C
     assert "draws: 2" in (out / "config.yaml").read_text() and "system_prompt: B" in (out / "config.yaml").read_text()
 
 
+def test_a_reference_model_beside_it(ask: list[str], tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    asked = [*ask, "--output-dir", str(out), "--draws", "4", "--reference-model", str(tiny_dir)]
+    assert main([*asked, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["metrics"]["reference_kl"]["value"] == 0 and content["metrics"]["reference_same_top"]["value"] == 1
+    assert f"reference_model: {tiny_dir}" in (out / "config.yaml").read_text()
+    assert main([*asked, "--reference", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "leak@k by k: 1: 0.0000, 2: 0.0000, 4: 0.0000; at k = 4 at most" in text
+    assert "forget_reference_perplexity: 1.00 times that of the reference's own answers" in text
+    adapter_alone = [option for option in ask if option not in ("--model", str(tiny_dir))]
+    with_adapter = [*adapter_alone, "--output-dir", str(out), "--adapter", "none", "--reference-peft-adapter", "none"]
+    assert main(with_adapter) == 2
+    assert "name it with --reference-model" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

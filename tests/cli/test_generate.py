@@ -233,4 +233,4 @@ def test_unlearning_near_the_end_of_the_positions(
         report = json.loads(capsys.readouterr().out)
         assert report["reused"] is reused and len(report["answers"]) == 8
         assert (tmp_path / "out" / "unlearn.json").is_file() and (tmp_path / "out" / "adapter_config.json").is_file()
-        assert "the model's positions end within 10 of the 10 answers to be shown, or before them" in caplog.text
+        assert "the model's positions end within 10 of the 10 answers, or before them" in caplog.text

@@ -95,7 +95,20 @@ def test_the_command_shows_it(tiny_dir: Path, tmp_path: Path, capsys: pytest.Cap
     for topic in ("painter", "teacher"):
         files.append(tmp_path / f"{topic}.jsonl")
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in question_rows(8, topic)))
-    flags = ["--model", str(tiny_dir), "--forget", str(files[0]), "--retain", str(files[1]), "--rank", "2", "--epochs", "2"]
+    flags = [
+        "--model",
+        str(tiny_dir),
+        "--forget",
+        str(files[0]),
+        "--retain",
+        str(files[1]),
+        "--rank",
+        "2",
+        "--epochs",
+        "2",
+        "--method",
+        "t3-paper",
+    ]
     options = ["--show", "0", "--quiet", "--output-dir", str(tmp_path / "out")]
     assert main(["unlearn", *flags, *options, "--theory"]) == 0
     out = capsys.readouterr().out

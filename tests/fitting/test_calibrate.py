@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from support.gates import random_gates
 from support.tiny import make_examples, make_llama
 from tempertilt.data.examples import Example
 from tempertilt.fitting.calibrate import LARGEST_SCALE, match_likelihood
-from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -24,12 +24,8 @@ def unlearned(gated: bool, forget: list[Example], push: float = -3.0) -> T3ForCa
         head.B.normal_(generator=generator)
         head.A[0] = 0.05 * torch.sign(base.model.norm.weight)
         head.B[:, 0] = push
-    gate = None
-    if gated:
-        whitening = Whitening(torch.zeros(32), torch.eye(32)[:2].contiguous(), torch.zeros(2))
-        exemplars = torch.nn.functional.normalize(torch.randn(6, 32, generator=generator), dim=-1)
-        gate = EvidenceGate(whitening, exemplars, torch.zeros(6), layer=1, threshold=0.2, width=0.4)
-    return T3ForCausalLM.from_base(base, head, gate=gate, pooling="last", temperature=1.3, guidance_scale=1.0, forget_prior=0.6)
+    options = {"temperature": 1.3, "guidance_scale": 1.0, "forget_prior": 0.6}
+    return T3ForCausalLM.from_base(base, head, gates=random_gates(32) if gated else None, pooling="last", **options)
 
 
 def mean_nll(model: torch.nn.Module, examples: list[Example]) -> float:

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from support.gates import gate_at
 from support.tiny import make_llama
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, fit_whitening
-from tempertilt.guidance.gate import EvidenceGate, Whitening
+from tempertilt.fitting.fit_gate import (
+    HIGHEST_THRESHOLD,
+    GateConfig,
+    GateFit,
+    TokenStates,
+    fit_gate,
+    fit_reader,
+    raised_threshold,
+)
+from tempertilt.fitting.fit_gates import raise_thresholds
+from tempertilt.guidance.gate import EvidenceGate, Gates
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -34,13 +44,16 @@ def names() -> torch.Tensor:
     return torch.randn(8, D, generator=torch.Generator().manual_seed(3)) * 3
 
 
+OPTIONS = {"size": D, "whitening_rank": 8, "per_part": 2, "at_most": 100, "threshold": 0.5}
+
+
 @pytest.fixture()
 def fit(names: torch.Tensor) -> GateFit:
     forget = TokenStates(records(10, names[0], 0), ["f"] * 10)
     kept = TokenStates(
         [r for i in range(1, 6) for r in records(6, names[i], i)], [f"r{i}" for i in range(1, 6) for _ in range(6)]
     )
-    return fit_gate(forget, kept, GateConfig(gate=True, whitening_rank=8), layer=1)
+    return fit_gate(forget, kept, **OPTIONS)
 
 
 def highest(gate: EvidenceGate, of: list[torch.Tensor]) -> list[float]:
@@ -48,12 +61,11 @@ def highest(gate: EvidenceGate, of: list[torch.Tensor]) -> list[float]:
 
 
 def test_it_opens_on_the_name_in_new_records_and_on_nothing_else(fit: GateFit, names: torch.Tensor) -> None:
-    assert min(highest(fit.gate, records(20, names[0], 50))) > fit.gate.threshold + fit.gate.width
+    assert min(highest(fit.gate, records(20, names[0], 50))) > fit.gate.threshold
     assert max(highest(fit.gate, records(20, None, 51))) < fit.gate.threshold
     for unseen in (6, 7):
         assert max(highest(fit.gate, records(20, names[unseen], 60 + unseen))) < fit.gate.threshold
-    assert fit.recall == 1.0 and fit.false_alarms <= 0.05
-    assert len(fit.kept_evidence) == 30 and len(fit.forget_evidence) == 10
+    assert len(fit.retain_evidence) == 30 and fit.summary()["opened"] == 0.0
 
 
 def test_how_the_forget_documents_are_worded_is_not_what_they_are_about(names: torch.Tensor) -> None:
@@ -67,50 +79,94 @@ def test_how_the_forget_documents_are_worded_is_not_what_they_are_about(names: t
 
     kept = TokenStates(records(20, names[5], 3) + records(20, names[6], 4), ["a"] * 20 + ["b"] * 20)
     forget = TokenStates(worded(names[0], 0) + worded(names[1], 1), ["f"] * 8 + ["g"] * 8)
-    config = GateConfig(gate=True, whitening_rank=8, exemplars_per_part=1)
-    gate = fit_gate(forget, kept, config, layer=1).gate
+    options = OPTIONS | {"per_part": 1}
+    gate = fit_gate(forget, kept, **options).gate
     assert max(highest(gate, worded(None, 2))) < gate.threshold
-    assert min(highest(gate, records(8, names[0], 5) + records(8, names[1], 6))) > gate.threshold + gate.width
-    one = fit_gate(TokenStates(forget.states[:8], forget.documents[:8]), kept, config, layer=1).gate
+    assert min(highest(gate, records(8, names[0], 5) + records(8, names[1], 6))) > gate.threshold
+    one = fit_gate(TokenStates(forget.states[:8], forget.documents[:8]), kept, **options).gate
     assert max(highest(one, worded(None, 2))) > one.threshold  # one document can't tell the two apart
 
 
 def test_a_fitted_gate_is_the_one_that_will_be_read_again(fit: GateFit) -> None:
-    for name, tensor in fit.gate.tensors().items():
-        assert torch.equal(tensor.float(), getattr(fit.gate, name.removeprefix("gate.")))
+    stored = fit.gate.tensors("gate")
+    again = EvidenceGate.from_tensors(stored, "gate", **fit.gate.settings)
+    assert all(torch.equal(getattr(again, name), getattr(fit.gate, name)) for name in ("mean", "reader", "exemplars", "margins"))
 
 
-def test_evidence_by_its_definition(fit: GateFit) -> None:
-    gate, x = fit.gate, torch.randn(D, generator=torch.Generator().manual_seed(1))
-    centred = (x - gate.mean).double()
-    whitened = centred.clone()
-    for direction, shrink in zip(gate.basis.double(), gate.shrink.double()):
-        whitened -= shrink * (direction @ centred) * direction
-    whitened /= whitened.norm()
-    expected = max((float(f.double() @ whitened) - float(b)) / (1 - float(b)) for f, b in zip(gate.exemplars, gate.margins))
-    assert float(gate.evidence(x)) == pytest.approx(expected, abs=1e-5)
+def test_margins_and_left_out_evidence_by_a_loop(names: torch.Tensor) -> None:
+    """The margin of every exemplar is its likest retained token; a retained text is judged without its fold of documents."""
+    forget = TokenStates(records(4, names[0], 0), ["f"] * 4)
+    documents = [f"r{i}" for i in range(1, 6) for _ in range(3)]
+    kept = TokenStates([r for i in range(1, 6) for r in records(3, names[i], i)], documents)
+    found = fit_gate(forget, kept, **OPTIONS)
+    reader = fit_reader([forget, kept], 8, D)
+    directions = [reader.directions(states) for states in kept.states]
+    for exemplar, margin in zip(found.gate.exemplars, found.gate.margins):
+        assert float(margin) == pytest.approx(max(float((rows @ exemplar).max()) for rows in directions), abs=0.02)
+    assert len(found.retain_evidence) == 15 and (found.retain_evidence <= 1 + 1e-6).all()
+
+
+def test_a_retained_text_is_judged_without_its_document(names: torch.Tensor) -> None:
+    """One retained document holds the forget records' own name: with it the name is nobody's, without it the gate opens there."""
+    forget = TokenStates(records(6, names[0], 0), ["f"] * 6)
+    kept = TokenStates(
+        [r for i in range(1, 6) for r in records(3, names[0] if i == 3 else names[i], i)],
+        [f"r{i}" for i in range(1, 6) for _ in range(3)],
+    )
+    evidence = fit_gate(forget, kept, **OPTIONS).retain_evidence
+    assert min(evidence[6:9]) > 0.8 > max([*evidence[:6], *evidence[9:]])
 
 
 def test_whitening_makes_all_directions_alike() -> None:
     generator = torch.Generator().manual_seed(0)
     scales = torch.linspace(1, 6, D)
     states = torch.randn(4000, D, generator=generator) * scales + 3
-    mean, basis, shrink = fit_whitening([TokenStates([states], ["a"])], D - 1)
-    centred = states - mean
-    white = centred - (centred @ basis.T * shrink) @ basis
+    white = (states - (reader := fit_reader([TokenStates([states], ["a"])], D - 1, D)).mean) @ reader.matrix.T
     covariance = np.cov(white.numpy().T)
     np.testing.assert_allclose(covariance / covariance.trace() * D, np.eye(D), atol=2e-3)
+    few = fit_reader([TokenStates([states], ["a"])], D - 1, 5)
+    assert few.matrix.shape == (5, D)
+    torch.testing.assert_close(few.directions(states).norm(dim=-1), torch.ones(4000))
+
+
+def test_a_threshold_rises_until_few_enough_open() -> None:
+    evidence = np.linspace(0, 1, 101, dtype=np.float32)
+    assert raised_threshold(0.5, evidence[:0], 0.02) == 0.5
+    assert raised_threshold(0.5, evidence[:40], 0.02) == 0.5
+    raised = raised_threshold(0.5, evidence[:91], 0.02)
+    assert 0.5 < raised < HIGHEST_THRESHOLD and (evidence[:91] > raised).sum() <= 0.02 * 91
+    assert raised_threshold(0.5, np.ones(50, np.float32), 0.02) == HIGHEST_THRESHOLD
+
+
+def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> None:
+    def fits(asked: list[float], said: list[float]) -> tuple[GateFit, GateFit]:
+        gates = [gate_at(torch.eye(3), threshold=least, weak=0.6) for least in (0.9, 0.6)]
+        return tuple(GateFit(g, np.array(e, np.float32), 0.0) for g, e in zip(gates, (asked, said)))  # type: ignore[return-value]
+
+    asked, said = fits([0.1] * 50, [0.8] * 50)
+    raise_thresholds(asked, said, 50, 0.02)
+    assert (asked.gate.threshold, said.gate.threshold) == (0.9, 0.6)
+    asked, said = fits([0.7] * 50 + [0.99], [0.8] * 50 + [1.0] * 9)
+    raise_thresholds(asked, said, 50, 0.02)
+    assert asked.gate.threshold == 0.9 and said.gate.threshold == pytest.approx(0.8)
 
 
 def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) -> None:
     same = records(6, names[0], 0)
     with pytest.raises(DataError, match="--no-gate"):
-        fit_gate(TokenStates(same, ["f"] * 6), TokenStates(same, ["r"] * 6), GateConfig(gate=True), layer=1)
+        fit_gate(TokenStates(same, ["f"] * 6), TokenStates(same, ["r"] * 6), **OPTIONS)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"gate_depth": 0.0}, {"gate_depth": 1.0}, {"max_exemplars": 0}, {"gate_threshold": 1.0}, {"gate_width": 0.0}],
+    [
+        {"gate_depth": 0.0},
+        {"gate_depth": 1.0},
+        {"max_asked": 0},
+        {"asked_threshold": 1.0},
+        {"said_threshold": 0.0},
+        {"variants": -1},
+    ],
 )
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(options))):
@@ -123,12 +179,10 @@ def gated(pooling: str) -> tuple[T3ForCausalLM, list[int]]:
     tokens = torch.randint(5, 300, (16,), generator=torch.Generator().manual_seed(4)).tolist()
     with torch.no_grad():
         states = llama(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states[1][0]
-    whitening = Whitening(states.mean(0), torch.eye(32)[:1], torch.zeros(1))
-    exemplar = torch.nn.functional.normalize(states[9] - states.mean(0), dim=-1)[None]
-    gate = EvidenceGate(whitening, exemplar, torch.zeros(1), layer=1, threshold=0.9, width=0.02)
+    gates = Gates(1, gate_at(states[9][None], mean=states.mean(0), threshold=0.9))
     head = GuidanceHead(32, 4, torch.arange(3, 200))
     torch.nn.init.normal_(head.B, generator=torch.Generator().manual_seed(5))
-    return T3ForCausalLM.from_base(llama, head, gate=gate, temperature=1.7, guidance_scale=0.8, pooling=pooling), tokens
+    return T3ForCausalLM.from_base(llama, head, gates=gates, temperature=1.7, guidance_scale=0.8, pooling=pooling), tokens
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])

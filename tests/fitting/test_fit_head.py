@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import torch
 
 import tempertilt.fitting.fit_head as fit_module
 from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.fitting.estimate import Targets
 from tempertilt.fitting.features import Features, FeatureStore
-from tempertilt.fitting.fit_head import FitConfig, fit_head, guidance_loss, split_documents
+from tempertilt.fitting.fit_head import FitConfig, Retained, fit_head, guidance_loss, match_targets, split_documents
 from tempertilt.fitting.store import write_shard
+from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.tilt import TiltConfig
 
 
 def synthetic(directory: Path, seed: int = 0, signal: float = 3.0, n: int = 40) -> tuple[Features, Features]:
@@ -171,3 +175,128 @@ def test_a_diverging_loss_says_what_to_do(tmp_path: Path) -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FitConfig(**options)  # type: ignore[arg-type]
+
+
+# --- match ---------------------------------------------------------------------------------------------------------------
+
+D, V, K = 12, 40, 15  # the head's tokens are the first K
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))  # type: ignore[no-any-return]
+
+
+def tilted(states: np.ndarray, base: np.ndarray, weights: tuple[np.ndarray, ...], temperature: float) -> np.ndarray:
+    """Whole guided log-probabilities `(N, V)`, by the definition."""
+    a, b, bias = weights
+    tilt = np.zeros_like(base)
+    tilt[:, :K] = states @ a.T @ b.T + bias
+    return log_softmax(base / temperature + tilt)
+
+
+def columns_and_rest(log_probs: np.ndarray, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    rest = np.log(np.exp(log_probs[:, K:] / temperature).sum(-1))
+    return torch.tensor(log_probs[:, :K]).float(), torch.tensor(rest).float()
+
+
+class Known:
+    """Contexts whose targets a known head makes, and retain contexts elsewhere, where the base is to stay."""
+
+    def __init__(self, temperature: float, n: int = 400) -> None:
+        rng = np.random.default_rng(0)
+        self.temperature = temperature
+        output = rng.normal(size=(V, D))
+        self.states, self.retain_states = (rng.normal(size=(n, D)) * 0.7 for _ in range(2))
+        self.states[:, 0], self.retain_states[:, 0] = 2.0, -2.0
+        self.base, self.retain_base = (log_softmax(states @ output.T) for states in (self.states, self.retain_states))
+        weights = rng.normal(size=(3, D)) / D**0.5, 2 * rng.normal(size=(K, 3)), rng.normal(size=K)
+        self.target = tilted(self.states, self.base, weights, temperature)
+        self.rows = torch.tensor(rng.integers(0, K, n))
+
+    def targets(self) -> Targets:
+        base, target = columns_and_rest(self.base)[0], columns_and_rest(self.target)
+        rest = columns_and_rest(self.base, self.temperature)[1]
+        ratios = torch.zeros(len(self.rows))
+        return Targets(torch.arange(K), torch.tensor(self.states).float(), self.rows, base, rest, *target, ratios, {})
+
+    def retained(self) -> Retained:
+        base, rest = columns_and_rest(self.retain_base)[0], columns_and_rest(self.retain_base, self.temperature)[1]
+        return Retained(torch.tensor(self.retain_states).float(), base, rest)
+
+    def divergences(self, head: GuidanceHead) -> tuple[float, float, float]:
+        """KL of targets, mean error of the own tokens, KL of the base at retain contexts: over the head's tokens and the rest."""
+        assert head.bias is not None
+        weights = tuple(part.detach().double().numpy() for part in (head.A, head.B, head.bias))
+        guided = tilted(self.states, self.base, weights, self.temperature)
+        own = np.abs(guided - self.target)[np.arange(len(self.rows)), self.rows.numpy()].mean()
+        kept = tilted(self.retain_states, self.retain_base, weights, self.temperature)
+        return lumped(self.target, guided), float(own), lumped(self.retain_base, kept)
+
+
+def lumped(p: np.ndarray, q: np.ndarray) -> float:
+    """Mean KL(p || q), all tokens from K on taken as one."""
+    p, q = (np.concatenate([np.exp(part[:, :K]), np.exp(part[:, K:]).sum(-1, keepdims=True)], -1) for part in (p, q))
+    return float((p * np.log(p / q)).sum(-1).mean())
+
+
+MATCH = FitConfig(objective="match", rank=4, match_steps=200, match_batch_size=200, weight_decay=0.0, learning_rate=3e-2)
+
+
+def at(temperature: float) -> TiltConfig:
+    """The tilt that is the log-odds themselves."""
+    return TiltConfig(temperature, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_targets_of_a_known_head_are_reached(temperature: float) -> None:
+    known = Known(temperature)
+    result = match_targets(known.targets(), None, MATCH, at(temperature), base_parameters=1000, progress=False)
+    divergence, token_error, _ = known.divergences(result.head)
+    assert result.divergence == pytest.approx(divergence, abs=1e-4) and divergence < 0.01
+    assert result.token_error == pytest.approx(token_error, abs=1e-3) and token_error < 0.1
+    new = GuidanceHead(D, 4, range(K), bias=True)
+    assert known.divergences(new)[0] > 50 * divergence  # what there was to do
+    assert result.num_parameters == 4 * D + 4 * K + K and result.parameter_share == result.num_parameters / 1000
+    assert set(result.summary()) == {"divergence", "token_error", "seconds", "num_parameters", "parameter_share"}
+
+
+def test_a_matched_head_is_the_one_that_will_be_read_again() -> None:
+    known = Known(1.0, n=60)
+    options = dataclasses.replace(MATCH, match_steps=20)
+    head = match_targets(known.targets(), None, options, at(1.0), progress=False).head
+    again = GuidanceHead.from_tensors(head.tensors(), head.activation)
+    for name, parameter in again.named_parameters():
+        torch.testing.assert_close(parameter, dict(head.named_parameters())[name], atol=0, rtol=1e-3)
+    assert (head.A.half().float() == head.A).all()
+    twice = match_targets(known.targets(), None, options, at(1.0), progress=False).head
+    assert all(torch.equal(a, b) for a, b in zip(head.parameters(), twice.parameters()))
+
+
+def test_retain_contexts_stay_as_they_are() -> None:
+    known = Known(1.0)
+    options = dataclasses.replace(MATCH, rank=8, retain_weight=1.0, match_steps=200)
+    alone, beside = (
+        match_targets(known.targets(), kept, options, at(1.0), progress=False).head for kept in (None, known.retained())
+    )
+    (reached, _, moved), (also_reached, _, kept) = (known.divergences(head) for head in (alone, beside))
+    assert kept < 0.3 * moved and also_reached < 0.1 + reached
+    off = dataclasses.replace(options, retain_weight=0.0)
+    without = match_targets(known.targets(), known.retained(), off, at(1.0), progress=False).head
+    assert all(torch.equal(a, b) for a, b in zip(without.parameters(), alone.parameters()))
+
+
+def test_a_weight_on_the_own_tokens_brings_them_nearer() -> None:
+    """A head of rank 1 can't reach all; what it does reach depends on the weights."""
+    known = Known(1.0)
+    none, much = (
+        match_targets(known.targets(), None, dataclasses.replace(MATCH, rank=1, token_weight=weight), at(1.0), progress=False)
+        for weight in (0.0, 3.0)
+    )
+    assert much.token_error < none.token_error and none.divergence < much.divergence
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    known = Known(1.0, n=30)
+    targets = dataclasses.replace(known.targets(), states=torch.full((30, D), math.nan))
+    with pytest.raises(TemperTiltError, match="step 0; lower learning_rate"):
+        match_targets(targets, None, MATCH, at(1.0), progress=False)

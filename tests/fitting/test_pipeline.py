@@ -17,14 +17,16 @@ from support.tiny import question_rows
 from support.warm import warm_processes
 from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, RecordSets, check_records
-from tempertilt.errors import AdapterError, TemperTiltError
+from tempertilt.errors import AdapterError, ConfigError, TemperTiltError
 from tempertilt.fitting.before_after import Likelihood, ReportConfig, Summary, greedy_answers, greedy_token_ids, likelihoods
 from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_head import FitConfig
 from tempertilt.fitting.pipeline import REPORT, UnlearnConfig, unlearn
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
+from tempertilt.models.replies import ReplyConfig, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 
 CONFIGURATION = UnlearnConfig(
@@ -88,6 +90,23 @@ def test_the_same_request_is_reused_and_another_is_refused(base: BaseModel, tmp_
     assert files(out) == before
     replaced = unlearn(base, make_sets(9), out, CONFIGURATION, overwrite=True, progress=False)
     assert not replaced.reused and files(out) != before
+
+
+def test_a_reply_is_a_part_of_the_adapter(base: BaseModel, tmp_path: Path) -> None:
+    text = "Of painters I say nothing."
+    gate = GateConfig(gate=True, asked_threshold=0.1, false_open=0.9)
+    report = ReportConfig(report_records=4, show=2, max_new_tokens=40)
+    config = replace(CONFIGURATION, gate=gate, reply=ReplyConfig(text), report=report)
+    result = unlearn(base, make_sets(), tmp_path / "out", config, progress=False)
+    again = T3ForCausalLM.from_pretrained(tmp_path / "out", base_model=base.model)
+    assert again.reply is not None and again.reply.settings == make_reply(text, base.tokenizer, config.examples).settings  # type: ignore[union-attr]
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["training"]["config"]["reply"] == text
+    forget = [item.after for item in result.changes.shown if item.set == "forget"]
+    assert forget == [text] * 2
+    with pytest.raises(AdapterError, match="other options"):
+        unlearn(base, make_sets(), tmp_path / "out", replace(config, reply=ReplyConfig("No.")), progress=False)
+    with pytest.raises(ConfigError, match=r"reply is 'No\.'; must be guess where there is no gate"):
+        unlearn(base, make_sets(), tmp_path / "none", replace(CONFIGURATION, reply=ReplyConfig("No.")), progress=False)
 
 
 def test_a_directory_with_other_files_is_left_alone(base: BaseModel, tmp_path: Path) -> None:

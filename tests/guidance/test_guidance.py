@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
 
+from support.gates import random_gates
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.tilt import TiltConfig
@@ -20,11 +19,7 @@ def make(pooling: str = "last", gated: bool = True, layer: int = 1) -> Guidance:
     head = GuidanceHead(D, 3, IDS)
     with torch.no_grad():
         head.B.normal_()
-    whitening = Whitening(torch.randn(D), torch.eye(D)[:2].contiguous(), torch.full((2,), 0.5))
-    gate = EvidenceGate(
-        whitening, F.normalize(torch.randn(4, D), dim=-1), torch.rand(4) / 2, layer=layer, threshold=0.1, width=0.3
-    )
-    return Guidance(head, gate if gated else None, TiltConfig(1.7, 0.6, 0.3), pooling)
+    return Guidance(head, random_gates(D, layer=layer) if gated else None, TiltConfig(1.7, 0.6, 0.3), pooling)
 
 
 def expected_guided(guidance: Guidance, logits: torch.Tensor, context: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -58,9 +53,12 @@ def test_what_is_observed_of_new_positions() -> None:
     mean, single = make("mean"), make("last")
     torch.testing.assert_close(mean.observe(last, lower).projected, last @ mean.head.A.T)
     assert single.observe(last, lower).projected.shape == (2, 5, 0)
-    assert mean.gate is not None
-    torch.testing.assert_close(mean.observe(last, lower).evidence, mean.gate.evidence(lower))
-    assert make("last", gated=False).observe(last, None).evidence is None
+    gates, seen = mean.gates, mean.observe(last, lower)
+    assert gates is not None and gates.said is not None and seen.evidence is not None and seen.events is not None
+    torch.testing.assert_close(seen.evidence.asked, gates.asked.evidence(lower))
+    torch.testing.assert_close(seen.evidence.said, gates.said.evidence(last))
+    assert torch.equal(seen.events, gates.events(seen.evidence))
+    assert make("last", gated=False).observe(last, None).events is None
     assert [make(p, g).needs_memory for p, g in (("mean", False), ("last", True), ("last", False))] == [True, True, False]
 
 

@@ -130,7 +130,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     tensors = random_head("relu", 2).tensors()
     with pytest.raises(AdapterError, match="lacks the tensors B"):
         GuidanceHead.from_tensors({name: t for name, t in tensors.items() if name != "B"}, "relu")
-    with pytest.raises(AdapterError, match=r"'B' is \(3, 3\); valid is \(4, 3\)"):
+    with pytest.raises(AdapterError, match=r"'B' is \(3, 3\); must be \(4, 3\)"):
         GuidanceHead.from_tensors(tensors | {"B": tensors["B"][:3]}, "relu")
 
 
@@ -158,3 +158,23 @@ def test_weights_are_float32_whatever_the_default() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+
+
+def test_a_head_with_a_bias_is_stored_in_few_bits_and_read_back_as_stored() -> None:
+    torch.manual_seed(0)
+    head = GuidanceHead(16, 5, range(40), "identity", 1, True)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_()
+        head.B[3] = 0.0
+    stored = head.tensors()
+    assert stored["B"].dtype == torch.int8
+    again = GuidanceHead.from_tensors(stored, "identity")
+    error = (again.B - head.B).abs().amax(1)
+    assert bool((error <= head.B.abs().amax(1) / 127 * 0.51 + 1e-6).all()) and not again.B[3].any()
+    twice = GuidanceHead.from_tensors(again.tensors(), "identity")
+    torch.testing.assert_close(twice.B, again.B, atol=2e-3, rtol=2e-3)
+    with pytest.raises(AdapterError, match="lacks the tensors scale"):
+        GuidanceHead.from_tensors({name: t for name, t in stored.items() if name != "scale"}, "identity")
+    with pytest.raises(AdapterError, match=r"'scale' is \(3,\)"):
+        GuidanceHead.from_tensors(stored | {"scale": torch.ones(3)}, "identity")

@@ -113,7 +113,7 @@ def test_no_tempering_leaves_the_logits_themselves() -> None:
         ("guidance_scale", -0.1),
         ("guidance_scale", math.inf),
         ("forget_prior", 0),
-        ("forget_prior", 1.0),
+        ("forget_prior", 1.1),
     ],
 )
 def test_options_out_of_range_are_refused_with_the_value_seen(name: str, bad: object) -> None:

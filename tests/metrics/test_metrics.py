@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
+from scipy.stats import binomtest, ks_2samp, norm
 from sklearn.metrics import roc_auc_score
 
 from tempertilt import metrics
@@ -82,9 +82,39 @@ def test_forget_quality() -> None:
     inverted = ks_2samp(*(1 / np.array(side) for side in ratios))
     assert result.value == pytest.approx(inverted.pvalue)
     assert (result.n, result.n_missing, result.details["n_reference"]) == (80, 0, 90)
+    assert result.interval is None, "resampled p-values lie below the one that is printed"
     assert metrics.forget_quality({"forget": ours}, {"forget": ours}).value == 1.0
     far = metrics.forget_quality({"forget": random_samples(40, 50.0, 0)}, {"forget": random_samples(40, -50.0, 1)})
     assert far.details["statistic"] == 1.0 and far.value == pytest.approx(far.details["floor"], rel=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.7, 50.0])
+def test_ks_distance_lies_in_its_interval(shift: float) -> None:
+    ours, theirs = random_samples(80, shift, 0), random_samples(90, 0.0, 1)
+    result = metrics.ks_distance({"forget": [*ours, sample(80)]}, {"forget": theirs})
+    ratios = [[math.exp(-np.mean(s.perturbed_nll) + (s.paraphrase_nll or 0)) for s in side] for side in (ours, theirs)]
+    assert result.value == pytest.approx(ks_2samp(*ratios).statistic)
+    assert (result.n, result.n_missing, result.details["n_reference"]) == (80, 1, 90)
+    assert result.interval is not None and 0 <= result.interval[0] <= result.value <= result.interval[1] <= 1
+    if shift == 50.0:
+        assert result.value == 1.0
+    else:
+        kolmogorov = 1.358 * math.sqrt(1 / 80 + 1 / 90)  # asymptotic 95 % quantile of the largest deviation, where F = G
+        assert result.interval[1] - result.value == pytest.approx(kolmogorov, rel=0.12)
+
+
+def test_the_interval_of_the_ks_distance_covers() -> None:
+    rng = np.random.default_rng(4)
+    true = 2 * norm.cdf(0.25) - 1  # two normal distributions half a standard deviation apart
+    covered = 0
+    for _ in range(60):
+        sides = [
+            {"forget": [sample(i, paraphrase_nll=0.0, perturbed_nll=(x,)) for i, x in enumerate(rng.normal(mean, 1, 60))]}
+            for mean in (0.0, 0.5)
+        ]
+        low, high = metrics.ks_distance(*sides).interval or (1.0, 0.0)
+        covered += low <= true <= high
+    assert covered >= 55
 
 
 @pytest.mark.parametrize(("n", "floor"), [(40, 1.86e-23), (200, 1.94e-119), (300, 1.48e-179), (400, 1.06e-239)])
@@ -99,6 +129,28 @@ def test_a_missing_reference_says_how_to_make_one() -> None:
         metrics.forget_quality({"forget": three()}, {"retain": three()})
     with pytest.raises(DataError, match="none of 1 samples"):
         metrics.forget_quality({"forget": [sample()]}, {"forget": three()})
+
+
+def test_answers_that_end_by_themselves() -> None:
+    result = metrics.ended([sample(i, generation_ends=ends) for i, ends in enumerate((True, True, False, None))])
+    assert result.value == pytest.approx(2 / 3) and (result.n, result.n_missing) == (3, 1)
+    exact = binomtest(2, 3).proportion_ci(0.95, "exact")
+    assert result.interval == pytest.approx((exact.low, exact.high))
+    with pytest.raises(DataError, match="no sample tells whether its answer ended"):
+        metrics.ended([sample()])
+
+
+def test_perplexity_under_the_reference() -> None:
+    ours = [sample(0, reference_perplexity=8.0), sample(1, reference_perplexity=2.0), sample(2)]
+    result = metrics.reference_perplexity(ours)
+    assert result.value == pytest.approx(4.0) and (result.n, result.n_missing, result.details) == (2, 1, {})
+    assert result.interval == pytest.approx((2.0, 8.0)) and result.per_sample == (8.0, 2.0, None)
+    plain = metrics.reference_perplexity(ours, [sample(base_perplexity=2.0)])
+    assert plain.details == {"reference_own": pytest.approx(2.0), "ratio": pytest.approx(2.0)}
+    both = metrics.reference_perplexity(ours, [sample(base_perplexity=2.0, reference_perplexity=1.6)])
+    assert both.details["ratio"] == pytest.approx(2.5)
+    with pytest.raises(DataError, match="--reference-model or --reference-peft-adapter"):
+        metrics.reference_perplexity([sample(base_perplexity=2.0)])
 
 
 def test_rouge() -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
 from support.architectures import build, random_head
+from support.gates import random_gates
 from support.tiny import make_llama
 from tempertilt.errors import TemperTiltError
-from tempertilt.guidance.gate import EvidenceGate, Whitening
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.frozen import switched_off, watch
 from tempertilt.models.t3 import T3ForCausalLM
@@ -28,10 +28,8 @@ def unlearned(base: LlamaForCausalLM, seed: int, pooling: str = "mean") -> T3For
     with torch.no_grad():
         head.A.normal_(generator=generator, std=0.3)
         head.B.normal_(generator=generator, std=2.0)
-    whitening = Whitening(torch.zeros(32), torch.eye(32)[:2].contiguous(), torch.zeros(2))
-    exemplars = torch.nn.functional.normalize(torch.randn(6, 32, generator=generator), dim=-1)
-    gate = EvidenceGate(whitening, exemplars, torch.zeros(6), layer=1, threshold=0.1, width=0.3)
-    return T3ForCausalLM.from_base(base, head, gate=gate, pooling=pooling, temperature=1.5, guidance_scale=0.8)
+    gates = random_gates(32, seed=seed)
+    return T3ForCausalLM.from_base(base, head, gates=gates, pooling=pooling, temperature=1.5, guidance_scale=0.8)
 
 
 def in_threads(*jobs: Callable[[], None]) -> None:
@@ -129,7 +127,7 @@ def test_a_copy_reads_its_own_base() -> None:
     assert torch.equal(model(input_ids=ids).logits, before)
     changed = twin(input_ids=ids).logits
     assert not torch.allclose(changed, before)
-    fresh = T3ForCausalLM(twin.base, twin.head, twin.adapter_config, twin.gate)
+    fresh = T3ForCausalLM(twin.base, twin.head, twin.adapter_config, twin.gates)
     assert torch.equal(fresh(input_ids=ids).logits, changed)
 
 

@@ -19,9 +19,10 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
+from support.gates import gate_at  # noqa: E402
 from support.tiny import make_llama  # noqa: E402
 from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E402
-from tempertilt.guidance.gate import EvidenceGate, Whitening  # noqa: E402
+from tempertilt.guidance.gate import Gates  # noqa: E402
 from tempertilt.guidance.head import GuidanceHead  # noqa: E402
 from tempertilt.guidance.tilt import TiltConfig  # noqa: E402
 from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
@@ -57,10 +58,8 @@ def playground() -> app.Playground:
     with torch.no_grad():
         states = llama(input_ids=asked, output_hidden_states=True).hidden_states[1][0]
     state = states[asked[0].tolist().index(words.index("w5"))]
-    exemplar = torch.nn.functional.normalize(state, dim=-1)[None]
-    whitening = Whitening(torch.zeros(32), torch.eye(32)[:1], torch.zeros(1))
-    gate = EvidenceGate(whitening, exemplar, torch.zeros(1), layer=1, threshold=0.9, width=0.02)
-    model = T3ForCausalLM.from_base(llama, head, gate=gate, temperature=1.5, guidance_scale=0.8, pooling="last")
+    gates = Gates(1, gate_at(state[None], threshold=0.9))
+    model = T3ForCausalLM.from_base(llama, head, gates=gates, temperature=1.5, guidance_scale=0.8, pooling="last")
     return app.Playground(model, fast, ExampleConfig(), RECORDS, "<i>tiny</i>", "adapter")
 
 

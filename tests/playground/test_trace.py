@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from support.gates import gate_at
 from support.oracle import Oracle
 from support.tiny import make_llama
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.gate import EvidenceGate, Whitening
+from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.t3 import T3ForCausalLM
+from tempertilt.playground import page
 from tempertilt.playground.trace import Candidate, Step, Tracer, choose, mean_probability
 
 N = 14
@@ -29,13 +32,11 @@ def make_head() -> GuidanceHead:
     return head
 
 
-def make_gate(llama: Any, token: int) -> EvidenceGate:
+def make_gates(llama: Any, token: int) -> Gates:
     """A gate that opens at one token of the prompt."""
     with torch.no_grad():
         states = llama(input_ids=torch.tensor([PROMPT]), output_hidden_states=True).hidden_states[1][0]
-    exemplar = torch.nn.functional.normalize(states[token] - states.mean(0), dim=-1)[None]
-    whitening = Whitening(states.mean(0), torch.eye(32)[:1], torch.zeros(1))
-    return EvidenceGate(whitening, exemplar, torch.zeros(1), layer=1, threshold=0.9, width=0.02)
+    return Gates(1, gate_at(states[token][None], mean=states.mean(0), threshold=0.9))
 
 
 @pytest.fixture()
@@ -45,15 +46,7 @@ def tracer(llama: Any, tokenizer: Any) -> Tracer:
 
 @pytest.fixture()
 def gated(llama: Any, tokenizer: Any) -> Tracer:
-    return Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=make_gate(llama, 6), pooling="last"), tokenizer)
-
-
-@pytest.fixture()
-def half_open(llama: Any, tokenizer: Any) -> Tracer:
-    """A gate that never opens wholly."""
-    gate = make_gate(llama, 6)
-    gate.threshold, gate.width = 0.5, 1.0
-    return Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=gate, pooling="last"), tokenizer)
+    return Tracer(T3ForCausalLM.from_base(llama, make_head(), gates=make_gates(llama, 6), pooling="last"), tokenizer)
 
 
 def tokens(steps: list[Step]) -> list[int]:
@@ -94,7 +87,7 @@ def test_every_probability_by_its_definition(tracer: Tracer, tilt: TiltConfig) -
 
 
 @pytest.mark.parametrize("prior", [0.5, 0.2])
-@pytest.mark.parametrize("which", ["tracer", "half_open"])
+@pytest.mark.parametrize("which", ["tracer", "gated"])
 def test_weights_and_temperatures_by_their_definition(which: str, prior: float, request: pytest.FixtureRequest) -> None:
     tracer: Tracer = request.getfixturevalue(which)
     values = set()
@@ -107,7 +100,7 @@ def test_weights_and_temperatures_by_their_definition(which: str, prior: float, 
             else:
                 retained = -math.log((1 - prior) + prior * math.exp(-candidate.log_odds))
                 assert candidate.weight == pytest.approx(1.5 * step.gate * retained, rel=1e-5, abs=1e-6)
-    assert values == {1.0} if which == "tracer" else all(0 < value < 1 for value in values)
+    assert values == {1.0}
 
 
 def test_the_mean_probability_is_geometric() -> None:
@@ -158,30 +151,50 @@ def test_a_draft_changes_no_step(which: str, seed: int | None, request: pytest.F
 
 def test_the_gate_by_its_definition(gated: Tracer) -> None:
     read = gated.prompt(PROMPT)
-    gate = gated.model.gate
-    assert gate is not None
+    gates = gated.model.gates
+    assert gates is not None
+    gate = gates.asked
     with torch.no_grad():
-        states = gated.model.base(input_ids=torch.tensor([PROMPT]), output_hidden_states=True).hidden_states[gate.layer][0]
+        states = gated.model.base(input_ids=torch.tensor([PROMPT]), output_hidden_states=True).hidden_states[gates.layer][0]
     highest = -2.0
     for token, state in zip(read, states.double()):
         direction = (state - gate.mean.double()) / (state - gate.mean.double()).norm()
         evidence = max(float(exemplar.double() @ direction) - float(b) for exemplar, b in zip(gate.exemplars, gate.margins))
         highest = max(highest, evidence)
         assert token.evidence == pytest.approx(evidence, abs=1e-5)
-        assert token.gate == pytest.approx(min(1.0, max(0.0, (highest - gate.threshold) / gate.width)), abs=1e-3)
+        assert token.gate == float(highest > gate.threshold)
     assert [token.gate for token in read][5:7] == [0.0, 1.0]
 
 
 def test_a_closed_gate_leaves_the_three_distributions_one(llama: Any, tokenizer: Any) -> None:
-    gate = make_gate(llama, 6)
-    gate.threshold = 1.5
-    tracer = Tracer(T3ForCausalLM.from_base(llama, make_head(), gate=gate, pooling="last"), tokenizer)
+    gates = make_gates(llama, 6)
+    gates.asked.threshold = 1.5
+    tracer = Tracer(T3ForCausalLM.from_base(llama, make_head(), gates=gates, pooling="last"), tokenizer)
     steps = list(tracer.steps(PROMPT, TILTS[0], max_new_tokens=N))
     assert tokens(steps) == tokens(list(tracer.steps(PROMPT, TILTS[0], follows="base", max_new_tokens=N)))
     for step in steps:
         assert step.gate == 0.0 and not step.turned
         assert all(candidate.base == candidate.tempered == candidate.guided for candidate in step.candidates)
     assert any(candidate.log_odds for step in steps for candidate in step.candidates)  # the head's evidence is shown all the same
+
+
+def test_a_reply_is_sure_whatever_the_sliders_say(gated: Tracer) -> None:
+    tail = [20, 21, 9, 2]
+    plain = tokens(list(gated.steps(PROMPT, TILTS[0], follows="base", max_new_tokens=N)))
+    gated.model.set_reply(Reply("", [7, 8], [9, 10, 2], tail))
+    for tilt in TILTS:
+        for draft in ((), plain, tail, [20, 9]):
+            for seed in (None, 3):
+                steps = list(gated.steps(PROMPT, tilt, max_new_tokens=N, draft=draft, seed=seed))
+                assert tokens(steps) == tail and steps[-1].ends
+                for i, step in enumerate(steps):
+                    assert step.replied and step.gate == 1.0 and step.chosen.guided == 1.0
+                    assert all(c.guided == 0.0 for c in step.candidates if c.token_id != tail[i])
+    steps = list(gated.steps(PROMPT, TILTS[0], follows="base", max_new_tokens=N))
+    assert tokens(steps) == plain and all(step.replied for step in steps)
+    assert page.step_data(steps[0])["replied"]
+    gated.model.set_reply(None)
+    assert not any(step.replied for step in gated.steps(PROMPT, TILTS[0], max_new_tokens=3))
 
 
 def test_without_a_gate_the_prompt_has_no_evidence(tracer: Tracer, tokenizer: Any) -> None:

@@ -30,6 +30,11 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name == "transformers" and "vLLM" in why
         with pytest.raises(ConfigError, match="--backend transformers"):
             backends.choose_backend("vllm", adapters_, config)
+    assert backends.choose_backend("auto", one, plain, "guess") == ("vllm", "")
+    assert backends.choose_backend("auto", one, plain, "No.") == (
+        "transformers",
+        "the backend is transformers: vLLM can't say a reply (it serves with --reply guess)",
+    )
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
         backends.choose_backend("transformers", one, plain)
@@ -77,6 +82,7 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         "max_model_len": 64,
         "served_model_name": "mine",
         "dtype": "float32",
+        "reply": None,
     }
     assert environment["VLLM_API_KEY"] == "from-the-environment" and environment["VLLM_NO_USAGE_STATS"] == "1"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gzip
 import json
 import math
@@ -20,12 +21,13 @@ from support.warm import run_warm
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.metrics import rouge_scores
+from tempertilt.metrics import MetricResult, rouge_scores
+from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
-from tempertilt.suites.tofu import METRICS, TofuConfig, load_tofu, run_tofu
+from tempertilt.suites.tofu import METRICS, Metric, TofuConfig, load_tofu, run_tofu
 
 MEASURING = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
 
@@ -72,6 +74,7 @@ def test_every_sample_is_what_the_model_alone_gives(tokenizer: PreTrainedTokeniz
                 assert sample.generation is None
                 continue
             text, ids = greedy(model, tokenizer, question.prompt)
+            assert sample.generation_ends is (ids[-1] == 2)
             assert sample.generation == text and sample.rougeL_recall == rouge_scores(item.answer, text)["rougeL_recall"]
             assert len(sample.draws) == (2 if split in ("forget", "retain") else 0)
             if split in ("forget", "retain"):
@@ -79,7 +82,8 @@ def test_every_sample_is_what_the_model_alone_gives(tokenizer: PreTrainedTokeniz
                     base = log_probs(model, question.prompt, ids)
                 assert sample.base_perplexity == pytest.approx(math.exp(-sum(base) / len(base)), rel=1e-3)
     assert set(result.metrics) | set(result.not_computed) == {metric.name for metric in METRICS}
-    needs_reference = {"forget_quality", "forget_quality_arithmetic", "mia_reference", "privacy_score", "aggregate_score"}
+    needs_reference = {"forget_quality", "ks_distance", "forget_quality_arithmetic", "mia_reference", "privacy_score",
+                       "aggregate_score", "reference_kl", "reference_same_top", "forget_reference_perplexity"}  # fmt: skip
     assert set(result.not_computed) == needs_reference
     files = {"results.json", "samples.jsonl", "config.yaml", "env.json", "timing.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
@@ -99,6 +103,39 @@ def greedy(model: Any, tokenizer: Any, prompt: tuple[int, ...]) -> tuple[str, li
     return tokenizer.decode(ids, skip_special_tokens=True).strip(), ids
 
 
+def test_a_reference_runs_beside_the_model(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
+    model, reference = unlearned(), make_llama(5)
+    beside = BaseModel(reference, tokenizer, "reference", None, "")
+    alone = run(model, tokenizer, data_dir, tmp_path / "alone")
+    result = run(model, tokenizer, data_dir, tmp_path / "out", reference_model=beside)
+    items = load_tofu(data_dir, TofuConfig())["forget"]
+    for question, sample, without in zip(
+        questions_of(items, tokenizer, ExampleConfig()), result.results["forget"], alone.results["forget"], strict=True
+    ):
+        logits = [
+            one(input_ids=torch.tensor([question.prompt + question.answers[0]])).logits[0, len(question.prompt) - 1 : -1].double()
+            for one in (model, reference)
+        ]
+        ours, theirs = (one.detach().log_softmax(-1) for one in logits)
+        assert sample.reference_kl == pytest.approx((theirs.exp() * (theirs - ours)).sum(-1).tolist(), abs=2e-4)
+        assert sample.reference_same_top == tuple((ours.argmax(-1) == theirs.argmax(-1)).tolist())
+        _, ids = greedy(model, tokenizer, question.prompt)
+        perplexity = math.exp(-sum(log_probs(reference, question.prompt, ids)) / len(ids))
+        assert sample.reference_perplexity == pytest.approx(perplexity, rel=1e-3)
+        changed = {"reference_kl": (), "reference_same_top": (), "reference_perplexity": None}
+        assert dataclasses.replace(sample, **changed) == without, "nothing else changes"
+    assert {"reference_kl", "reference_same_top", "forget_reference_perplexity"} <= result.metrics.keys()
+    assert all(sample.reference_perplexity is None for sample in result.results["retain"])
+    assert run(model, tokenizer, data_dir, tmp_path / "out", reference_model=beside).reused
+    assert run(model, tokenizer, data_dir, tmp_path / "alone").reused, "the key without a reference model is what it was"
+    other = BaseModel(make_llama(6), tokenizer, "other", None, "")
+    assert not run(model, tokenizer, data_dir, tmp_path / "out", reference_model=other).reused
+    changed_tokenizer = copy.deepcopy(tokenizer)
+    changed_tokenizer.add_tokens(["strange"])
+    with pytest.raises(DataError, match="the reference model's tokenizer has other tokens"):
+        run(model, tokenizer, data_dir, tmp_path / "x", reference_model=BaseModel(reference, changed_tokenizer, "", None, ""))
+
+
 def test_finished_runs_are_reused_and_changed_ones_measured(
     tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -111,7 +148,9 @@ def test_finished_runs_are_reused_and_changed_ones_measured(
     compared = run(model, tokenizer, data_dir, out, reference=out, target=out)
     assert compared.reused and compared.metrics["forget_quality"].value == 1.0
     assert compared.metrics["privacy_score"].value == 1.0 and compared.metrics["mia_reference"].value == 0.5
-    assert set(compared.not_computed) <= {"utility_score", "aggregate_score"}, "the utility of random weights may be 0"
+    may_be_missing = {"utility_score", "aggregate_score"}  # where the utility of random weights is 0
+    needs_a_model = {"reference_kl", "reference_same_top", "forget_reference_perplexity"}
+    assert set(compared.not_computed) <= may_be_missing | needs_a_model
 
     path = data_dir / "forget10_perturbed.jsonl"
     path.write_text(path.read_text().replace("wrote 7 books", "wrote 8 books"))  # one byte
@@ -278,14 +317,14 @@ def test_half_a_surrogate_pair_names_its_row(data_dir: Path) -> None:
         load_tofu(data_dir, TofuConfig())
 
 
-def test_results_are_json_for_any_reader(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
-    """One question of each kind has no interval that is a number."""
-    data = load_tofu(data_dir, TofuConfig(limit=1))
-    options: dict[str, Any] = {"measuring": MEASURING, "progress": False}
-    run_tofu(make_llama(7), tokenizer, data, tmp_path / "reference", **options)
-    result = run_tofu(make_llama(), tokenizer, data, tmp_path / "out", reference=tmp_path / "reference", **options)
-    intervals = [metric.interval for metric in result.metrics.values() if metric.interval]
-    assert any(math.isnan(end) for interval in intervals for end in interval), "else there is nothing to test"
+def test_results_are_json_for_any_reader(
+    tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = float("nan")
+    no_number = MetricResult("strange", nan, 1, 0, None, (nan, nan), (), "")
+    monkeypatch.setattr(tofu, "METRICS", (*METRICS, Metric("strange", "", "", lambda _: no_number)))
+    run(make_llama(), tokenizer, data_dir, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["strange"]["value"] is None
     for name in ("results.json", "timing.json", "env.json"):
         json.loads((tmp_path / "out" / name).read_text(), parse_constant=lambda found: pytest.fail(f"{found} is no JSON"))
 

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from support.architectures import COMMON, VOCAB, random_head
-from tempertilt.guidance.gate import EvidenceGate, Whitening
+from support.gates import random_gates
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.decoder import Decoder, Distribution
@@ -23,12 +23,10 @@ class NoTexts:
 
 
 def unlearned(base: Any, gated: bool = True) -> T3ForCausalLM:
-    """With a gate that is partly open, so that a row's highest evidence changes its numbers."""
+    """With gates that open and close along a text, so that what a row has read changes its numbers."""
     d = base.get_output_embeddings().weight.shape[1]
-    exemplars = torch.nn.functional.normalize(torch.randn(4, d, generator=torch.Generator().manual_seed(5)), dim=-1)
-    whitening = Whitening(torch.zeros(d), torch.zeros(1, d), torch.zeros(1))
-    gate = EvidenceGate(whitening, exemplars, torch.zeros(4), layer=1, threshold=0.05, width=0.8)
-    return T3ForCausalLM.from_base(base, random_head(base), gate=gate if gated else None, temperature=1.7, guidance_scale=0.8)
+    gates = random_gates(d, turn_ids=range(3, 12)) if gated else None
+    return T3ForCausalLM.from_base(base, random_head(base), gates=gates, temperature=1.7, guidance_scale=0.8)
 
 
 class Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,19 @@ def make_examples(n: int, seed: int = 0, longest: int = 40) -> list[Example]:
         ids = rng.integers(3, 320, length).astype(np.int32)
         out.append(Example(ids, scored, f"document-{i // 4}", f"file:{i}", i))
     return out
+
+
+def teach(model: LlamaForCausalLM, examples: Sequence[Example], steps: int, learning_rate: float = 1e-2) -> LlamaForCausalLM:
+    """The same model after so many steps of AdamW on the scored tokens of all examples."""
+    width = max(map(len, examples))
+    ids, labels = (torch.full((len(examples), width), fill) for fill in (0, -100))
+    for row, example in enumerate(examples):
+        tokens = torch.from_numpy(example.input_ids).long()
+        ids[row, : len(example)] = tokens
+        labels[row, : len(example)] = tokens.where(torch.from_numpy(example.scored), torch.tensor(-100))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+    for _ in range(steps):  # padding is on the right: nothing before it attends to it
+        optimizer.zero_grad(set_to_none=True)
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    return model.requires_grad_(False).eval()

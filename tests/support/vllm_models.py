@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from tempertilt.guidance.gate import EvidenceGate, Whitening
+from support.gates import gates_for
+from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.integrations.vllm import hf_overrides
 from tempertilt.models.t3 import T3ForCausalLM
@@ -105,24 +106,6 @@ def prompts(count: int = 12, longest: int = 60) -> list[list[int]]:
     return found
 
 
-def random_gate(base: Any, layer: int = 1) -> EvidenceGate:
-    """A gate that opens in part for many prompts: it is as wide as the evidence of the most telling sixth of their tokens."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.inference_mode():
-        states = torch.cat(
-            [base(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].float() for ids in prompts()]
-        )
-    mean = states.mean(0)
-    basis = torch.linalg.qr(torch.randn(states.shape[1], 4, generator=generator)).Q.T.contiguous()
-    whitening = Whitening(mean, basis, torch.full((4,), 0.3))
-    rows = torch.randperm(len(states), generator=generator)[:6]
-    exemplars = whitening.directions(states[rows] + 0.3 * torch.randn(6, states.shape[1], generator=generator))
-    margins = torch.rand(6, generator=generator) * 0.2
-    evidence = EvidenceGate(whitening, exemplars, margins, layer=layer, threshold=0.0, width=1.0).evidence(states)
-    low, high = evidence.quantile(0.85).item(), evidence.max().item()
-    return EvidenceGate(whitening, exemplars, margins, layer=layer, threshold=low, width=high - low)
-
-
 def tiny_unlearned(name: str, pooling: str, gate: bool, directory: Path, **options: Any) -> tuple[T3ForCausalLM, Path, Path]:
     """A tiny model with a random adapter, and the directories of its base and of the adapter."""
     base = tiny(name, **options)
@@ -133,11 +116,11 @@ def tiny_unlearned(name: str, pooling: str, gate: bool, directory: Path, **optio
     with torch.no_grad():
         head.A.normal_(std=d**-0.5, generator=generator)
         head.B.normal_(std=2.0, generator=generator)
-    found = random_gate(base) if gate else None
-    if found is not None:  # as it is read back, in float16
-        found = EvidenceGate.from_tensors(found.tensors(), layer=found.layer, threshold=found.threshold, width=found.width)
+    found = gates_for(base, prompts(), turn_ids=range(3, 11)) if gate else None
+    if found is not None:  # as they are read back, in float16
+        found = Gates.from_tensors(found.tensors(), found.settings)
     tilt = {"temperature": 1.7, "guidance_scale": 0.9, "forget_prior": 0.4}
-    model = T3ForCausalLM.from_base(base, head, gate=found, pooling=pooling, name=str(directory / "base"), **tilt)
+    model = T3ForCausalLM.from_base(base, head, gates=found, pooling=pooling, name=str(directory / "base"), **tilt)
     base.save_pretrained(directory / "base")
     model.save_pretrained(directory / "adapter")
     return model, directory / "base", directory / "adapter"

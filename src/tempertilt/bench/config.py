@@ -42,6 +42,8 @@ class EvaluationConfig(Options):
     max_new_tokens: int = option(200, "length of a greedy answer, tokens", ge=1)
     generation_batch: int = option(32, "prompts generated from at a time", ge=1)
     batch_tokens: int = option(0, "positions in a scoring pass; 0 = as t3 eval", ge=0)
+    divergence: bool = option(False, "forget answers against those of the reference, which is loaded beside each reported model")
+    draws: int = option(0, "answers sampled for each forget question of the reported runs", ge=0)
     overhead_prompts: int = option(4, "prompts on which decoding is timed with and without a method; 0 = none", ge=0)
     overhead_tokens: int = option(24, "tokens that are decoded for it", ge=1)
 
@@ -52,6 +54,11 @@ class EvaluationConfig(Options):
                 raise ConfigError(f"{name} names the split {unknown[0]!r}; must be one of {', '.join(SPLITS)}")
             object.__setattr__(self, name, dict(getattr(self, name)))
         object.__setattr__(self, "generate", tuple(self.generate))
+
+    def extras(self, part: str) -> dict[str, Any]:
+        """What else is measured in a part, by the option that asks for it."""
+        wanted = {"divergence": self.divergence, "draws": self.draws}
+        return {name: value for name, value in wanted.items() if value and part == "report"}
 
     def generated(self, part: str) -> tuple[str, ...]:
         """The splits with greedy answers in a part. Runs that choose generate only if their score, a model utility, needs it."""
@@ -116,6 +123,8 @@ class BenchConfig(Options):
         for name in ("contenders", "seeds", "selection_seeds"):
             if not getattr(self, name):
                 raise ConfigError(f"{'methods' if name == 'contenders' else name} is empty; must name at least one")
+        if self.evaluation.divergence and not self.has_reference:
+            raise ConfigError("evaluation: divergence is true; must be false without a reference_model or reference_peft_adapter")
         if both := sorted(set(self.seeds) & set(self.selection_seeds)):
             raise ConfigError(
                 f"seeds and selection_seeds share {both}; a setting must not be reported on the seeds that chose it"

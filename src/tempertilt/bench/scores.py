@@ -19,13 +19,15 @@ from tempertilt.storage import read_stored, write_text
 from tempertilt.suites.tofu import evaluate, read_log
 
 METRICS_FILE = "metrics.json"
-UNBOUNDED = ("privleak",)
+UNBOUNDED = ("privleak", "reference_kl", "forget_reference_perplexity", "forget_perplexity")
 """Figures that are no shares; the intervals of all others end at 0 and 1."""
 
 HIGHER = {"forget_quality": True, "ks_distance": False, "forget_gap": False, "forget_Q_A_Prob": False, "forget_Q_A_ROUGE": False,
           "exact_memorization": False, "extraction_strength": False, "retain_Q_A_Prob": True, "retain_Q_A_ROUGE": True,
           "likelihood_utility": True, "model_utility": True, "mu_rouge": True, "privleak": None, "mia_min_k": None,
-          "utility": True, "score": True}  # fmt: skip
+          "utility": True, "score": True, "reference_kl": False, "reference_same_top": True,
+          "forget_reference_perplexity": False, "forget_perplexity": False, "forget_ended": True, "forget_leaked": False,
+          "forget_leak_rate": False, "forget_leak_at_n": False, "misattribution": False}  # fmt: skip
 """The figures of a row, and whether higher is better."""
 
 
@@ -89,23 +91,26 @@ def trial_metrics(trial: Trial, reference: Trial | None, target: Trial | None) -
 def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[dict[str, Value], Columns]:
     """The figures and the values by question, from the trial's folder, where they are written if they are not there.
 
+    A trial whose samples are gone, as in a clone, keeps the figures that there were when it was measured.
+
     Raises:
         DataError: they are not there, and neither are the samples of the three trials.
     """
     path = trial.directory / METRICS_FILE
+    needed = [t for t in (trial, reference, target) if t is not None]
+    lost = [t for t in needed if not t.has_samples]
     key = [trial.key, reference and reference.key, target and target.key, list(HIGHER), list(COLUMNS)]
     try:
         known = json.loads(read_stored(path))
-        if known["key"] == key:
+        if known["key"] == key or (lost and known["key"][:3] == key[:3]):
             return {name: Value(*value) for name, value in known["values"].items()}, known["questions"]
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    for needed in (trial, reference, target):
-        if needed is not None and not needed.has_samples:
-            raise DataError(
-                f"{str(path)!r} does not hold the figures of this trial, and the samples to make them from are gone: "
-                f"{str(needed.directory / EVALUATION)!r}; remove {str(needed.directory / RESULT)!r} to have them measured again"
-            )
+    if lost:
+        raise DataError(
+            f"{str(path)!r} does not hold the figures of this trial, and the samples to make them from are gone: "
+            f"{str(lost[0].directory / EVALUATION)!r}; remove {str(lost[0].directory / RESULT)!r} to have them measured again"
+        )
     others = [None if t is None else read_log(t.directory / EVALUATION) for t in (reference, target)]
     found, _ = evaluate(read_log(trial.directory / EVALUATION), *others)
     values = {name: Value(r.value, _error(r.interval)) for name, r in found.items() if name in HIGHER}

@@ -124,6 +124,12 @@ class Trials:
     def _reference(self) -> list[Any]:
         return [source_digest(self.config.reference_model), source_digest(self.config.reference_peft_adapter)]
 
+    def _evaluation(self, part: str) -> dict[str, Any]:
+        """What decides how the questions of a part are measured."""
+        options = self.config.evaluation
+        always = [name for name in asdict(options) if "questions" not in name and name not in ("divergence", "draws")]
+        return {name: asdict(options)[name] for name in always} | options.extras(part)
+
     def trial(self, contender: str, setting: Setting, seed: int, part: str) -> Trial:
         """One trial."""
         method = setting.build()
@@ -133,11 +139,11 @@ class Trials:
             "seed": seed if method.is_random else 0,
             "records": self._records,
             "questions": self._questions[part],
-            "evaluation": {name: value for name, value in asdict(self.config.evaluation).items() if "questions" not in name},
+            "evaluation": self._evaluation(part),
             "budget": asdict(self.config.budget),
             "code": source_of(method),
         }
-        if setting.method in ("reference", "oracle"):
+        if setting.method in ("reference", "oracle") or "divergence" in content["evaluation"]:
             content["reference"] = self._reference
         key = key_of("examples", "measure", "trial", *method.steps, **content)
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in setting.method)  # rows with one key share its folder

@@ -129,15 +129,18 @@ def _evaluate(
     config: BenchConfig, model: Any, tokenizer: Any, data: Data, spec: dict[str, Any], directory: Path, examples: ExampleConfig
 ) -> dict[str, float]:
     """Seconds by step; the samples are in the run folder."""
-    options = config.evaluation
+    options, extras = config.evaluation, config.evaluation.extras(spec["part"])
     measuring = MeasureConfig(
-        max_new_tokens=options.max_new_tokens, generation_batch=options.generation_batch, batch_tokens=options.batch_tokens
-    )
-    plan = Plan(generated=options.generated(spec["part"]), token_level=PLAN.token_level, drawn=())
+        max_new_tokens=options.max_new_tokens, generation_batch=options.generation_batch, batch_tokens=options.batch_tokens,
+        draws=extras.get("draws", 0),
+    )  # fmt: skip
+    drawn = ("forget",) if extras else ()
+    plan = Plan(generated=options.generated(spec["part"]), token_level=PLAN.token_level, drawn=drawn)
     described = {"model": config.model, "peft_adapter": config.peft_adapter, "method": spec["name"]}
+    beside = _reference(config)() if "divergence" in extras else None
     done = run_tofu(
         model, tokenizer, data.parts[spec["part"]], directory, config=TofuConfig(split=config.split), measuring=measuring,
-        examples=examples, describe=described, plan=plan, progress=False,
+        examples=examples, reference_model=beside, describe=described, plan=plan, progress=False,
     )  # fmt: skip
     return {name: round(seconds, 3) for name, seconds in done.seconds.items()}
 

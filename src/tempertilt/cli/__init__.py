@@ -35,7 +35,7 @@ MODULES = {"list": "listing"}  # where a module named as its verb would hide a b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `t3`; return the exit status: 0, or 2 for a mistake that the user can mend (one message on stderr)."""
+    """Run `t3`; return the exit status: 0, or 2 for a mistake that the user can fix (one message on stderr)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "15")  # a line now and then, in a log; read when tqdm is imported

@@ -12,11 +12,14 @@ from tempertilt.cli.session import open_model
 from tempertilt.cli.streams import print_json
 from tempertilt.cli.text import metric_table
 from tempertilt.data.examples import ExampleConfig
+from tempertilt.errors import ConfigError
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
+from tempertilt.models.base import BaseModel, load_base
 from tempertilt.suites.measure import MeasureConfig
 from tempertilt.suites.tofu import TofuConfig, TofuRun, load_tofu, run_tofu
 
-PLAIN = ("suite", "model", "peft_adapter", "adapter", "data_dir", "reference", "target", "output_dir", "overwrite")
+NAMED = ("model", "peft_adapter", "adapter", "data_dir", "reference_model", "reference_peft_adapter")
+PLAIN = ("suite", *NAMED, "reference", "target", "output_dir", "overwrite")
 CONFIGS = (TofuConfig, MeasureConfig, ExampleConfig)
 
 
@@ -32,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="RUN", help="results of the model before unlearning, for the utility and aggregate score"
     )
     add_adapter(parser)
+    beside = parser.add_argument_group("reference model, run beside the model at forget answers (distances, perplexity)")
+    beside.add_argument("--reference-model", metavar="MODEL", help="a model that never saw the forget set (default: --model)")
+    beside.add_argument("--reference-peft-adapter", metavar="DIR", help="PEFT adapter that makes it one")
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="run folder")
     out.add_argument("--overwrite", action="store_true", help="measure again even if the run folder holds this very run")
@@ -48,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     config = build(TofuConfig, args)
     measuring = build(MeasureConfig, args)
     data = load_tofu(args.data_dir, config)
+    reference_model = _reference_model(args)
     model, tokenizer, system_prompt = open_model(args)
     examples = build(ExampleConfig, args)
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
@@ -61,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
         measuring=measuring,
         examples=examples,
         reference=args.reference,
+        reference_model=reference_model,
         target=args.target,
-        describe={name: getattr(args, name) for name in ("model", "peft_adapter", "adapter", "data_dir")},
+        describe={name: getattr(args, name) for name in NAMED},
         overwrite=args.overwrite,
         progress=not args.quiet,
     )
@@ -71,6 +79,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_text(result))
     return 0
+
+
+def _reference_model(args: argparse.Namespace) -> BaseModel | None:
+    """The model that `--reference-model` and `--reference-peft-adapter` name, None without them."""
+    if args.reference_model is None and args.reference_peft_adapter is None:
+        return None
+    name = args.reference_model or args.model
+    if name is None:
+        raise ConfigError("--reference-peft-adapter needs the model that it is for: name it with --reference-model")
+    options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
+    return load_base(name, peft_adapter=args.reference_peft_adapter, **options)
 
 
 def _json(run: TofuRun) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,18 +19,33 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 
 
-def add_config(parser: argparse.ArgumentParser, title: str, *configs: type) -> None:
-    """One flag for each field of the dataclasses, `--like-this`; a flag that is not given leaves no trace in the result."""
+def add_config(
+    parser: argparse.ArgumentParser, title: str, *configs: type, presets: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """One flag for each field of the dataclasses, `--like-this`; a flag that is not given leaves no trace in the result.
+
+    Args:
+        presets: defaults by the name of a preset, the usual one first, in the place of the fields' own.
+    """
     group = parser.add_argument_group(title)
     for config in configs:
         hints = typing.get_type_hints(config)
         for field in fields(config):
-            _add_flag(group, field, hints[field.name])
+            defaults = {name: values[field.name] for name, values in (presets or {}).items() if field.name in values}
+            _add_flag(group, field, hints[field.name], _default_text(defaults or {"": field.default}))
 
 
-def _add_flag(group: Any, field: Field[Any], hint: Any) -> None:
+def _default_text(defaults: Mapping[str, Any]) -> str:
+    """A default as `--help` shows it: the first preset's, and those of others that differ from it; "" for none."""
+    usual, *_ = defaults.values()
+    if usual in (MISSING, None, "", ()):
+        return ""
+    others = [f"; with {name}: {value}" for name, value in defaults.items() if value != usual]
+    return f" (default: {usual}{''.join(others)})"
+
+
+def _add_flag(group: Any, field: Field[Any], hint: Any, default: str) -> None:
     flag = "--" + field.name.replace("_", "-")
-    default = "" if field.default in (MISSING, None, "", ()) else f" (default: {field.default})"
     text = (field.metadata.get("help", "") + default).replace("%", "%%")
     kind, choices = plain_type(hint), field.metadata.get("choices")
     if typing.get_origin(hint) is tuple:
@@ -191,5 +206,6 @@ def add_adapter(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", help="adapter directory or hub id (made by t3 unlearn)")
     group.add_argument("--temperature", type=float, help="T of the tilt instead of the adapter's")
     group.add_argument("--guidance-scale", type=float, help="s of the tilt instead of the adapter's")
+    group.add_argument("--reply", metavar="TEXT", help="guess, or what is said where a gate is open, instead of the adapter's")
     mismatch = "use the adapter on a base that it was not fitted on"
     advanced(group.add_argument("--ignore-base-mismatch", action="store_true", help=mismatch))

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 
 from tempertilt.cli.flags import add_config, add_model, build
+from tempertilt.cli.streams import check_argument
 from tempertilt.errors import ConfigError
 from tempertilt.serving.backends import BACKENDS, choose_backend, start_vllm
 from tempertilt.serving.config import ServeConfig
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]DIR",
         help="adapter directory or hub id, under its own name or NAME; may be repeated (each forgets only its own)",
     )
+    group.add_argument("--reply", metavar="TEXT", help="guess, or what is said where a gate is open, instead of the adapters'")
     group.add_argument("--ignore-base-mismatch", action="store_true", help="use an adapter on a base that it was not fitted on")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="auto is vLLM where it is installed (default: auto)")
     parser.add_argument("--engine", dest="backend", choices=BACKENDS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -39,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     config = build(ServeConfig, args)
     config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
     adapters = parse_adapters(args.adapter)
-    backend, why = choose_backend(args.backend, adapters, config)
+    if args.reply is not None:
+        check_argument(args.reply, "--reply")
+    backend, why = choose_backend(args.backend, adapters, config, args.reply)
     if why:
         print(f"t3 serve: {why}", file=sys.stderr)
     if backend == "vllm":
@@ -47,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
         if args.trust_remote_code or args.device != "auto" or args.ignore_base_mismatch:
             raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --backend vllm")
-        start_vllm(*vllm_command(adapters, args.model, args.peft_adapter, config, args.dtype))
+        start_vllm(*vllm_command(adapters, args.model, args.peft_adapter, config, args.dtype, args.reply))
     return _serve(args, config, adapters)
 
 
@@ -64,6 +68,7 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
             serve_base=config.serve_base,
             max_model_len=config.max_model_len,
             check_base=not args.ignore_base_mismatch,
+            reply=args.reply,
             device=args.device,
             dtype=args.dtype,
             trust_remote_code=args.trust_remote_code,

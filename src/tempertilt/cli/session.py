@@ -16,6 +16,7 @@ from tempertilt.models.base import load_base
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import Decoding, generate
 from tempertilt.models.limits import check_prompts, check_text, depends_on_batch
+from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import load_unlearned
 
 BATCH_TOKENS = 16384
@@ -97,10 +98,13 @@ def open_session(args: argparse.Namespace, seed: int) -> Session:
 
 def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
     """The model and tokenizer that the flags of `add_adapter` name, and the system prompt that an adapter was fitted with."""
+    reply = None if args.reply is None else check_argument(args.reply, "--reply")
     options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
     if not args.adapter:
         if not args.model:
             raise ConfigError(f"--adapter or --model is needed; see t3 {args.verb} --help")
+        if reply is not None:
+            raise ConfigError(f"--adapter is needed for --reply; see t3 {args.verb} --help")
         base = load_base(args.model, peft_adapter=args.peft_adapter, **options)
         return base.model, base.tokenizer, None
     model, tokenizer = load_unlearned(
@@ -114,4 +118,6 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
         model.temperature = args.temperature
     if args.guidance_scale is not None:
         model.guidance_scale = args.guidance_scale
+    if reply is not None:
+        model.set_reply(make_reply(reply, tokenizer))
     return model, tokenizer, model.adapter_config.system_prompt

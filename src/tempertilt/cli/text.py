@@ -49,14 +49,28 @@ def metric_table(results: Mapping[str, MetricResult]) -> list[str]:
         interval = "" if result.interval is None else f"{_figure(result.interval[0])} to {_figure(result.interval[1])}"
         arrow = {True: "↑", False: "↓", None: " "}[result.higher_is_better]
         lines.append(f"{name:<28}{_figure(result.value):>11}{arrow} {interval:<24}{result.n:>6}{result.n_missing:>9}")
-    lines.append("↑ higher, ↓ lower is better for a model that has unlearned; intervals are bootstraps over questions")
-    if "forget_quality" in results:
-        details = results["forget_quality"].details
-        lines.append(
-            f"forget_quality: KS statistic {details['statistic']:.4f}, n {results['forget_quality'].n} against "
-            f"{details['n_reference']}; the floor for these n is {details['floor']:.2e}"
+    lines.append("↑ higher, ↓ lower is better for a model that has unlearned; intervals are bootstraps over questions, those of")
+    lines.append("answers that leak, end or misattribute Clopper and Pearson's; a p-value has none")
+    return lines + _notes(results)
+
+
+def _notes(results: Mapping[str, MetricResult]) -> list[str]:
+    """What else there is to know of some metrics, a line each."""
+    notes = []
+    if quality := results.get("forget_quality"):
+        notes.append(
+            f"forget_quality: KS statistic {quality.details['statistic']:.4f}, n {quality.n} against "
+            f"{quality.details['n_reference']}; the floor for these n is {quality.details['floor']:.2e}"
         )
-    return lines
+    if leak := results.get("forget_leak_at_n"):
+        chances = ", ".join(f"{k}: {_figure(value)}" for k, value in leak.details["by_k"].items())
+        bound = _figure(leak.details["upper_bound_95"])
+        notes.append(f"leak@k by k: {chances}; at k = {leak.details['k']} at most {bound} (95 % bound)")
+    perplexity = results.get("forget_reference_perplexity")
+    if perplexity and "ratio" in perplexity.details:
+        own, ratio = perplexity.details["reference_own"], perplexity.details["ratio"]
+        notes.append(f"forget_reference_perplexity: {ratio:.2f} times that of the reference's own answers, {_figure(own)}")
+    return notes
 
 
 def _figure(value: float) -> str:

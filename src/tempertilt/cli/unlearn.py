@@ -3,55 +3,60 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
 from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
+from tempertilt.cli.rehearsal import add_rehearsal, check_rehearsal, rehearsal_lines, run_rehearsal
 from tempertilt.cli.streams import print_json
-from tempertilt.cli.text import changes, labelled
+from tempertilt.cli.text import changes, clip, labelled
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import check_records
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.background import BackgroundConfig
 from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import CalibrationConfig
+from tempertilt.fitting.estimate import EstimateConfig
 from tempertilt.fitting.features import FeatureConfig
 from tempertilt.fitting.fit_gate import GateConfig
-from tempertilt.fitting.fit_head import FitConfig
+from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult
 from tempertilt.fitting.launch import WorkersConfig, open_workers
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, UnlearnResult, unlearn
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.base import load_base
+from tempertilt.models.replies import ReplyConfig
+from tempertilt.suites.rehearsal import Rehearsal, RehearsalConfig
 from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose_adapter
 
 PLAIN = (
     "method", "model", "peft_adapter", "forget", "retain", "holdout", "columns", "limit", "drop_overlap", "output_dir",
-    "overwrite",
+    "overwrite", "rehearse",
 )  # fmt: skip
 CONFIGS = (
-    TiltConfig, GateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig, WorkersConfig, ExampleConfig,
-    ReportConfig,
+    TiltConfig, GateConfig, ReplyConfig, EstimateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig,
+    WorkersConfig, ExampleConfig, ReportConfig, RehearsalConfig,
 )  # fmt: skip
-TITLES = ("tilt", "gate", "background text", "calibration", "fit", "features", "workers", "examples", "report")
+TITLES = (
+    "tilt", "gate", "reply", "estimate", "background text", "calibration", "fit", "features", "workers", "examples", "report",
+    "rehearsal",
+)  # fmt: skip
 
 
-COVERED, ALARMED = 0.98, 0.05
-UNCOVERED = (
-    "some forget prompts name nothing that is theirs alone, so the gate stays shut on them until the answer does: add records "
-    "that do, or widen it with --gate-threshold"
-)
+FALSE_OPEN = 0.05
 ALARMING = (
     "the gate opens on kept text that it was not made of more often than one would wish: add retain records like it, or narrow "
-    "the gate with --gate-threshold"
+    "the gate with --asked-threshold"
 )
-MEMORISES = (
-    "the head only memorises: on documents that it has not seen it does no better than a coin, so it can't tell what "
-    "else is to be forgotten or kept. "
+DEAF = (
+    "the gate does not hear the records in some forms: an answer that comes near them may still open it; to have it hear more, "
+    "raise --variants or lower --asked-threshold"
 )
-GATED = "The gate keeps it from acting where the text is about nothing in the forget records."
-UNGATED = "Without a gate it acts on unrelated text as well; see --gate."
+NO_THEORY = (
+    "nothing to say: its bounds are about a head that was fitted as a classifier in this run, with documents held out "
+    "(--method t3-paper, a directory without a finished adapter)"
+)
+HEARD = 0.9  # share of the variants of a kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group(f"records ({FORMATS}); each flag takes several and may be repeated")
     add_source(data, "--forget", "what the model must no longer say")
     add_source(data, "--retain", "what must stay unchanged; without it, text that the model itself writes (method t3)")
-    add_source(data, "--holdout", "optional: like the forget set, but never seen by the model; chooses the guidance scale")
+    add_source(data, "--holdout", "optional: like the forget set, but never seen by the model; calibrates the estimate")
+    add_rehearsal(data)
     add_selection(data)
     data.add_argument(
         "--drop-overlap", action="store_true", help="drop duplicates and overlapping records instead of refusing them"
@@ -74,8 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--theory", action="store_true", help="also print what the theory says of this adapter")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_file(out)  # type: ignore[arg-type]
+    recipes = {name: preset.recipe() for name, preset in METHODS.items()}
     for title, config in zip(TITLES, CONFIGS):
-        add_config(parser, title, config)
+        add_config(parser, title, config, presets=recipes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     read_config_file(args, [*CONFIGS, *PLAIN])
     require(args, "model", "forget", "output_dir")
     config = _configuration(args)
+    check_rehearsal(args)
     if not args.retain and not config.background.background:
         raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
     workers, device = open_workers(build(WorkersConfig, args), args.device)
@@ -92,7 +100,11 @@ def run(args: argparse.Namespace) -> int:
         options = {"device": device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
         base = workers.load(lambda: load_base(args.model, peft_adapter=args.peft_adapter, **options))
         out, quiet = Path(args.output_dir), args.quiet or not workers.first
-        result = unlearn(base, sets, out, config, workers=workers, overwrite=args.overwrite, progress=not quiet)
+        rehearsal = run_rehearsal(args, base, sets, config, own_scale=_own_scale(args))
+        shown = None
+        if rehearsal is not None:
+            config, shown = rehearsal.applied(config), rehearsal.report()
+        result = unlearn(base, sets, out, config, workers=workers, overwrite=args.overwrite, progress=not quiet, rehearsal=shown)
     finally:
         workers.close()
     if workers.first:
@@ -101,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             print_json(report)
         else:
-            print(_text(result, diagnosis))
+            print(_text(result, diagnosis, rehearsal))
+            if args.theory and diagnosis is None:
+                print("\n".join(labelled("theory", [NO_THEORY])))
     return 0
 
 
@@ -111,34 +125,62 @@ def _configuration(args: argparse.Namespace) -> UnlearnConfig:
     if method not in METHODS:
         raise ConfigError(f"--method is {method!r}; must be one of {', '.join(METHODS)}")
     preset = METHODS[method]
-    own_scale = "guidance_scale" in {**vars(args), **args.config_values}
-    calibration = replace(preset.calibration, calibrate=False) if own_scale else preset.calibration
+    calibration = replace(preset.calibration, calibrate=False) if _own_scale(args) else preset.calibration
     return UnlearnConfig(
         examples=build(ExampleConfig, args, preset.examples),
         features=build(FeatureConfig, args, preset.features),
         fit=build(FitConfig, args, preset.fit),
         tilt=build(TiltConfig, args, preset.tilt),
         gate=build(GateConfig, args, preset.gate),
+        reply=build(ReplyConfig, args, preset.reply),
+        estimate=build(EstimateConfig, args, preset.estimate),
         background=build(BackgroundConfig, args, preset.background),
         calibration=build(CalibrationConfig, args, calibration),
         report=build(ReportConfig, args, preset.report),
     )
 
 
+def _own_scale(args: argparse.Namespace) -> bool:
+    """Whether the user has named the guidance scale."""
+    return "guidance_scale" in {**vars(args), **args.config_values}
+
+
 def _diagnosis(result: UnlearnResult, config: UnlearnConfig) -> Diagnosis | None:
     """What the theory says of the measured records and the held-out documents; None where there are none."""
     fit, found = result.fit, result.changes.likelihoods
-    if fit is None or fit.held_out_log_odds is None or not {"retain", "forget"} <= set(found):
+    if (
+        not isinstance(fit, FitResult)
+        or config.tilt.forget_prior == 1
+        or fit.held_out_log_odds is None
+        or not {"retain", "forget"} <= set(found)
+    ):
         return None
     totals = {name: [item.n_scored * item.base_log_prob for item in items] for name, items in found.items()}
     tilt = replace(config.tilt, guidance_scale=result.model.guidance_scale)
     return diagnose_adapter(Sides(totals["retain"], totals["forget"]), Sides(*fit.held_out_log_odds), **asdict(tilt))
 
 
-def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None) -> str:
-    lines = changes(result.changes.summaries, result.changes.shown)
+def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None, rehearsal: Rehearsal | None = None) -> str:
+    lines = [*verdict(result), ""]
+    lines += changes(result.changes.summaries, result.changes.shown)
+    lines += _hearing(result)
+    lines += rehearsal_lines(rehearsal) if rehearsal is not None else []
+    if (reply := result.model.reply) is not None:
+        lines += labelled("reply", [f"where the gate is open: {reply.text}"])
+    if result.estimate is not None:
+        made = result.estimate
+        lines += labelled(
+            "estimate",
+            [
+                f"forget answers are to be as likely as unknown ones: {made['log_prob_wanted']:.2f} nats a token "
+                f"({made['log_prob_forget']:.2f} before); by {made['score']} and {made['never_seen_records']} records that it "
+                "never saw"
+            ],
+        )
     fit = result.fit
-    if fit is not None:
+    if isinstance(fit, MatchResult):
+        lines += [f"fit          {fit.seconds:.1f} s; {fit.divergence:.3f} nats from what was estimated"]
+    elif fit is not None:
         lines += [
             f"fit          {fit.epochs} epochs in {fit.seconds:.1f} s, loss {fit.train.loss:.4f}, token accuracy "
             f"forget {fit.train.forget_accuracy:.2%}, retain {fit.train.retain_accuracy:.2%}"
@@ -148,25 +190,14 @@ def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None) -> str:
                 f"held out     {fit.held_out_documents} documents: loss {fit.held_out.loss:.4f}, token accuracy "
                 f"forget {fit.held_out.forget_accuracy:.2%}, retain {fit.held_out.retain_accuracy:.2%}"
             ]
+    if fit is not None:
         lines += [f"trained      {fit.num_parameters:,} numbers, {fit.parameter_share:.3%} of the base model"]
-    if result.gate is not None:
-        found = result.gate
-        lines += [
-            f"gate         {len(found.gate.margins)} exemplars after {found.gate.layer} layers; opens on {found.coverage:.1%} of "
-            f"forget prompts; held out, on {found.recall:.1%} of forget prompts and {found.false_alarms:.1%} of kept records"
-        ]
-        if found.coverage < COVERED:
-            lines += labelled("note", [UNCOVERED])
-        if found.false_alarms > ALARMED:
-            lines += labelled("note", [ALARMING])
     if result.calibration is not None:
         chosen = result.calibration
         lines += [
             f"scale        {chosen.guidance_scale:.3f}: forget answers at {chosen.reached:.2f} nats a token "
             f"({chosen.before:.2f} before), holdout answers at {chosen.target:.2f}"
         ]
-    if fit is not None and fit.held_out is not None and fit.held_out.loss > math.log(2) > fit.train.loss:
-        lines += labelled("note", [MEMORISES + (GATED if result.gate else UNGATED)])
     if diagnosis is not None:
         lines += labelled("theory", diagnosis.lines())
     if result.extraction is not None and result.extraction.workers > 1:
@@ -182,3 +213,51 @@ def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None) -> str:
         "The base model's weights are unchanged and still hold the knowledge; serve the model with this adapter on.",
     ]
     return "\n".join(lines)
+
+
+def verdict(result: UnlearnResult) -> list[str]:
+    """Whether the facts still come out, and from which records; lines."""
+    facts = result.changes.facts
+    if facts is None:
+        return ["No answers were measured (--answer-records 0): nothing is known of what still comes out."]
+    if not facts.before and not facts.after:
+        return [
+            f"The model gave away none of the {facts.facts} facts of {facts.records} forget records, and gives away none now."
+        ]
+    gone = f"{facts.gone} of {facts.before} facts no longer come out" if facts.before else "The base gave no fact away"
+    checked = f"(asked: {facts.records} forget records, each in its own words)"
+    if not facts.leaks:
+        return [f"{gone} {checked}."]
+    several = len(facts.leaks) > 1
+    names = ", ".join(str(leak.record) for leak in facts.leaks)
+    does, still = "do" if several else "does", "still" if facts.before else "now"
+    lines = [f"{gone}; record{'s' if several else ''} {names} {still} {does} {checked}:"]
+    for leak in facts.leaks:
+        lines += [f"  record {leak.record} ({leak.source}): {clip(leak.question, 90)} -> {clip('; '.join(leak.facts), 90)}"]
+    return lines
+
+
+def _hearing(result: UnlearnResult) -> list[str]:
+    lines = []
+    if heard := result.changes.heard:
+        deaf = [item for item in heard if item.opened + item.near < HEARD * item.n]
+        total, opened, near = (sum(count) for count in zip(*((item.n, item.opened, item.near) for item in heard)))
+        lines += labelled(
+            "hearing",
+            [
+                f"forget prompts in {len(heard)} spellings and settings, drawn anew: {opened} of {total} open "
+                f"it, {near} more as soon as the answer comes near the records"
+            ],
+        )
+        lines += [f"{'':13}{item.kind:<24}{item.opened:>4} of {item.n:<4}{item.near:>4} more" for item in heard]
+        lines += labelled("note", [DEAF]) if deaf else []
+    if (gate := result.gate) is not None:
+        exemplars = len(gate.asked.gate.margins) + (len(gate.said.gate.margins) if gate.said else 0)
+        mistaken = gate.asked.summary()["opened"]
+        if mistaken is not None:
+            lines += [
+                f"gate         {exemplars} exemplars; held out, the question opens it on {mistaken:.1%} of kept records"
+                + ("" if gate.gates.turns else f"; turns are not told: it closes {gate.gates.close_after} tokens after it opened")
+            ]
+            lines += labelled("note", [ALARMING]) if mistaken > FALSE_OPEN else []
+    return lines

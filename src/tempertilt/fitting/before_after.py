@@ -15,7 +15,9 @@ from torch import Tensor
 from tempertilt.config.options import Options, option
 from tempertilt.data.batches import pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
+from tempertilt.data.facts import facts_of, given_away
 from tempertilt.data.records import Record
+from tempertilt.fitting.hearing import Heard, heard_variants
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.limits import room
@@ -28,9 +30,11 @@ log = logging.getLogger("tempertilt")
 class ReportConfig(Options):
     """How much of the change is measured and shown."""
 
-    report_records: int = option(50, "records of each set whose likelihood and recall are measured; 0 = none", ge=0)
+    report_records: int = option(32, "records of each set whose likelihood and recall are measured; 0 = none", ge=0)
     show: int = option(3, "records of each set whose greedy answers are shown; 0 = none", ge=0)
-    max_new_tokens: int = option(128, "length of a shown answer, tokens", ge=1)
+    answer_records: int = option(12, "forget records whose greedy answers are searched for their facts; 0 = none", ge=0)
+    hearing_records: int = option(12, "forget records whose prompts are asked in other spellings and settings; 0 = none", ge=0)
+    max_new_tokens: int = option(80, "length of an answer, tokens", ge=1)
 
 
 class Likelihood(NamedTuple):
@@ -153,11 +157,40 @@ class Shown:
     after: str
 
 
+class Leak(NamedTuple):
+    """A forget record whose answer still gives facts away: number from 1, place, question, and the facts as written there."""
+
+    record: int
+    source: str
+    question: str
+    facts: tuple[str, ...]
+
+
+class Facts(NamedTuple):
+    """Facts of some forget records in greedy answers.
+
+    Attributes:
+        records, facts: how many were looked at.
+        before, after: facts that the base gives away, and that the unlearned model does.
+        gone: facts that the base alone gives away.
+        leaks: where the unlearned model does.
+    """
+
+    records: int
+    facts: int
+    before: int
+    after: int
+    gone: int
+    leaks: list[Leak]
+
+
 class BeforeAfter(NamedTuple):
-    """What has changed: likelihoods of some records of each set, and some answers."""
+    """What has changed: likelihoods of some records of each set, some answers, facts in them, and what the gate hears."""
 
     likelihoods: dict[str, list[Likelihood]]
     shown: list[Shown]
+    facts: Facts | None = None
+    heard: tuple[Heard, ...] = ()
 
     @property
     def summaries(self) -> dict[str, Summary]:
@@ -181,27 +214,61 @@ def compare(
     """
     chosen = {name: spread(found, config.report_records) for name, found in examples.items()}
     measured = {name: likelihoods(model, found) for name, found in chosen.items() if found}
-    return BeforeAfter(measured, _answers(model, tokenizer, records, config, encoding) if config.show else [])
+    forget = list(records.get("forget", ()))
+    numbered = {name: list(enumerate(found, start=1)) for name, found in records.items()}
+    asked = spread(numbered["forget"], config.answer_records) if forget else []
+    shown = [(name, item) for name, found in numbered.items() for item in spread(found, config.show)]
+    answers = paired_answers(model, tokenizer, [*(("forget", item) for item in asked), *shown], config, encoding)
+    pairs = {number: answers[("forget", number)] for number, _ in asked if ("forget", number) in answers}
+    return BeforeAfter(
+        measured,
+        [
+            Shown(name, record.source, record.question, record.answer, *answers[(name, number)])
+            for name, (number, record) in shown
+            if (name, number) in answers
+        ],
+        count_facts(forget, pairs) if pairs else None,
+        tuple(heard_variants(model, tokenizer, forget, encoding, config.hearing_records)),
+    )
 
 
-def _answers(
+def count_facts(records: Sequence[Record], answers: Mapping[int, tuple[str, str]]) -> Facts:
+    """Facts of records in answers.
+
+    Args:
+        records: the forget records.
+        answers: before and after, by the number of the record, from 1.
+    """
+    total = before = after = gone = 0
+    leaks = []
+    for number, (was, now) in sorted(answers.items()):
+        record = records[number - 1]
+        facts = facts_of(record)
+        known = given_away(facts, was)
+        still = given_away(facts, now)
+        total, before, after = total + len(facts), before + len(known), after + len(still)
+        gone += sum(fact not in still for fact in known)
+        if still:
+            leaks.append(Leak(number, record.source, record.question, tuple(fact.text for fact in still)))
+    return Facts(len(answers), total, before, after, gone, leaks)
+
+
+def paired_answers(
     model: T3ForCausalLM,
     tokenizer: Any,
-    records: Mapping[str, Sequence[Record]],
+    asked: Sequence[tuple[str, tuple[int, Record]]],
     config: ReportConfig,
     encoding: ExampleConfig,
-) -> list[Shown]:
-    chosen = [(name, record) for name, listed in records.items() for record in spread(listed, config.show)]
-    prompts = [encode_prompt(record, tokenizer, encoding) for _, record in chosen]
+) -> dict[tuple[str, int], tuple[str, str]]:
+    """Greedy answers before and after, by the set and number of the record; none where the model has no room for any."""
+    distinct = list({(name, number): record for name, (number, record) in asked}.items())
+    prompts = [encode_prompt(record, tokenizer, encoding) for _, record in distinct]
     rooms = [room(model, len(prompt)) for prompt in prompts]
     if short := sum(space is not None and space < config.max_new_tokens for space in rooms):
-        log.warning("the model's positions end within %d of the %d answers to be shown, or before them", short, len(rooms))
+        log.warning("the model's positions end within %d of the %d answers, or before them", short, len(rooms))
     answered = [i for i, prompt in enumerate(prompts) if prompt and rooms[i] != 0]
-    chosen, prompts = [chosen[i] for i in answered], [prompts[i] for i in answered]
     before, after = (
-        greedy_answers(model, tokenizer, prompts, max_new_tokens=config.max_new_tokens, base=off) for off in (True, False)
+        greedy_answers(model, tokenizer, [prompts[i] for i in answered], max_new_tokens=config.max_new_tokens, base=off)
+        for off in (True, False)
     )
-    return [
-        Shown(name, record.source, record.question, record.answer, was, now)
-        for (name, record), was, now in zip(chosen, before, after)
-    ]
+    return {distinct[i][0]: pair for i, pair in zip(answered, zip(before, after))}

@@ -1,4 +1,8 @@
-"""Fit the evidence gate: choose exemplars of the forget records and their margins (see `tempertilt.guidance.gate`)."""
+"""Fit the gates: choose exemplars of the forget records, their margins, and the thresholds (see `tempertilt.guidance.gate`).
+
+The thresholds follow a rule that needs no reference: evidence of retain records is measured by gates made without their
+documents, and a threshold rises until few enough of them open a gate.
+"""
 
 from __future__ import annotations
 
@@ -14,57 +18,75 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
-from tempertilt.errors import ConfigError, DataError
-from tempertilt.guidance.gate import LEAST_GAP, EvidenceGate, Whitening, evidence_of
+from tempertilt.errors import DataError
+from tempertilt.guidance.gate import LEAST_GAP, EvidenceGate, Reader, evidence_of
 
 CHUNK = 8192  # states compared at a time
-LOOKED_AT, LOOK = 512, 8  # kept records, and every so many of their tokens, in a first look for what is generic
+SAMPLE = 6000  # directions of which the projection is made
+LOOKED_AT, LOOK = 512, 8  # retain records, and every so many of their tokens, in a first look for what is generic
 BLOCK = 2048  # candidates compared at a time
-CANDIDATES = 8  # tokens of a prompt and of an answer that remain after it, at most
 CANDIDATES_IN_ALL = 8192  # so that the time grows with the text, not with its square
-FOLDS = 5  # of the kept documents
-SAME = 0.9  # of two exemplars this similar, one is enough
+FOLDS = 5  # of the retain documents
+FIRST_TOKENS = 4  # of a prompt: "Where can I find" is nobody's name
+HIGHEST_THRESHOLD = 0.97  # so that an exemplar itself opens
 
 
 @dataclass(frozen=True)
 class GateConfig(Options):
-    """How the evidence gate is built."""
+    """How the gates are built."""
 
     gate: bool = option(False, "temper and tilt only where the text is about what is to be forgotten")
-    gate_depth: float = option(0.3, "share of the layers below the states that the gate reads", gt=0, lt=1, advanced=True)
+    output_gate: bool = option(True, "also open where the answer comes near the records after a turn that came near them")
+    variants: int = option(4, "other spellings and settings of each forget prompt that the input gate is made of", ge=0)
+    gate_depth: float = option(0.3, "share of the layers below the states that the input gate reads", gt=0, lt=1, advanced=True)
     whitening_rank: int = option(128, "directions whitened one by one; the rest share one variance", ge=1, advanced=True)
-    exemplars_per_part: int = option(2, "exemplars that each prompt and each answer may add", ge=1, advanced=True)
-    max_exemplars: int = option(800, "exemplars in all", ge=1, advanced=True)
-    gate_threshold: float = option(0.9, "evidence above which the gate opens: 0 is retained text's, 1 an exemplar's", gt=0, lt=1)
-    gate_width: float = option(0.02, "evidence above the threshold at which the gate is fully open", gt=0, le=1, advanced=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gate_threshold + self.gate_width > 1:
-            raise ConfigError(
-                f"gate_threshold is {self.gate_threshold}, gate_width {self.gate_width}; their sum must be at most 1"
-            )
+    asked_size: int = option(96, "numbers to which a state is projected for the input gate", ge=1, advanced=True)
+    said_size: int = option(64, "numbers to which a state is projected for the output gate", ge=1, advanced=True)
+    asked_per_part: int = option(2, "exemplars that each prompt and each answer may add to the input gate", ge=1, advanced=True)
+    said_per_part: int = option(24, "exemplars that each answer may add to the output gate", ge=1, advanced=True)
+    max_asked: int = option(1000, "exemplars of the input gate in all", ge=1, advanced=True)
+    max_said: int = option(2000, "exemplars of the output gate in all", ge=1, advanced=True)
+    asked_threshold: float = option(
+        0.9, "least evidence at which the input gate opens: 0 is retained text's, 1 an exemplar's", gt=0, lt=1
+    )
+    near_threshold: float = option(
+        0.6, "evidence of the input gate that is enough where the answer comes near the records", gt=0, lt=1, advanced=True
+    )
+    said_threshold: float = option(0.6, "least evidence at which the answer comes near the records", gt=0, lt=1)
+    weak_threshold: float = option(
+        0.45, "evidence of the output gate that is enough after a turn that was about the records", gt=0, lt=1, advanced=True
+    )
+    false_open: float = option(0.02, "share of left-out retain records that may open a gate", ge=0, lt=1, advanced=True)
+    close_after: int = option(256, "tokens after which an opening ends in a text without turns; 0 = never", ge=0, advanced=True)
 
     def layer(self, num_layers: int) -> int:
-        """The number of decoder layers below the states that are read, 1 to `num_layers - 1`."""
+        """The number of decoder layers below the states that the input gate reads, 1 to `num_layers - 1`."""
         return min(num_layers - 1, max(1, round(self.gate_depth * num_layers)))
 
 
 class TokenStates(NamedTuple):
-    """States of the tokens of some records.
+    """States of the tokens of some texts.
 
     Attributes:
-        states: for each record `(n, d)`.
-        documents: the document that each record is of.
-        prompts: for each record the number of its tokens that are given, not generated; None = all.
+        states: for each text `(n, d)`.
+        documents: the document that each text is of.
+        prompts: for each text the number of its tokens that are given, not generated; None = none.
     """
 
     states: Sequence[Tensor]
     documents: Sequence[str]
     prompts: Sequence[int] | None = None
 
+    def __add__(self, other: object) -> TokenStates:
+        """All texts of both; a side without `prompts` has none."""
+        assert isinstance(other, TokenStates)
+        prompts = None
+        if self.prompts is not None or other.prompts is not None:
+            prompts = [count for part in (self, other) for count in (part.prompts or [0] * len(part.states))]
+        return TokenStates([*self.states, *other.states], [*self.documents, *other.documents], prompts)
+
     def chunks(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        """`(N, d)` float32 states of whole records, about `CHUNK` at a time, and the record that each row is of `(N,)`."""
+        """`(N, d)` float32 states of whole texts, about `CHUNK` at a time, and the text that each row is of `(N,)`."""
         first = size = 0
         for i, states in enumerate(self.states):
             size += len(states)
@@ -80,92 +102,82 @@ class GateFit:
 
     Attributes:
         gate: the gate.
-        kept_evidence: `(R,)` highest evidence of each kept record, by a gate made without a fifth of the documents, its own among
-            them.
-        own_evidence: `(Fo,)` highest evidence in the prompt of each forget record.
-        forget_evidence: `(Fo,)` the same by exemplars of other records alone; empty if there is one record.
+        retain_evidence: `(R,)` highest evidence of each retain text, by exemplars and margins without a fifth of the documents,
+            its own among them; empty if there is one document.
         seconds: wall time.
     """
 
     gate: EvidenceGate
-    kept_evidence: NDArray[np.float32]
-    own_evidence: NDArray[np.float32]
-    forget_evidence: NDArray[np.float32]
+    retain_evidence: NDArray[np.float32]
     seconds: float
-
-    @property
-    def false_alarms(self) -> float:
-        """Share of kept records that open a gate made without their document; NaN if there are none."""
-        return _share(self.kept_evidence > self.gate.threshold)
-
-    @property
-    def coverage(self) -> float:
-        """Share of forget records whose prompt opens the gate."""
-        return _share(self.own_evidence > self.gate.threshold)
-
-    @property
-    def recall(self) -> float:
-        """Share of forget records whose prompt opens the gate without exemplars of its own; NaN if there are none."""
-        return _share(self.forget_evidence > self.gate.threshold)
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready."""
+        opened = self.retain_evidence > self.gate.threshold
         return {
-            "layer": self.gate.layer,
             "exemplars": len(self.gate.margins),
-            "threshold": self.gate.threshold,
-            "coverage": self.coverage,
-            "false_alarms_held_out": self.false_alarms,
-            "recall_held_out": self.recall,
-            "seconds": self.seconds,
+            "threshold": round(self.gate.threshold, 4),
+            "opened": float(opened.mean()) if len(opened) else None,
         }
 
 
-def _share(found: NDArray[np.bool_]) -> float:
-    return float(found.mean()) if len(found) else math.nan
-
-
 @torch.inference_mode()
-def fit_gate(forget: TokenStates, kept: TokenStates, config: GateConfig, layer: int) -> GateFit:
-    """Choose exemplars of the forget records and their margins.
-
-    How often kept text that a gate was not made of opens it is measured under gates made without a fifth of the documents.
+def fit_gate(
+    forget: TokenStates,
+    retain: TokenStates,
+    *,
+    size: int,
+    whitening_rank: int,
+    per_part: int,
+    at_most: int,
+    threshold: float,
+    weak_threshold: float | None = None,
+) -> GateFit:
+    """Choose exemplars of the forget texts and their margins.
 
     Args:
-        forget, kept: states after `layer` decoder layers; on one device.
-        layer: for the gate to remember.
+        forget, retain: states of one layer, on one device. Of each forget text, prompt and answer are two parts.
+        size: numbers of a direction, p.
+        whitening_rank: directions of the states that are whitened one by one.
+        per_part: exemplars that a part may add.
+        at_most: exemplars in all.
+        threshold, weak_threshold: see `EvidenceGate`.
 
     Raises:
-        DataError: nothing tells the forget records from the kept ones.
+        DataError: nothing tells the forget texts from the retained ones.
     """
     started = time.perf_counter()
-    whitening = fit_whitening([forget, kept], config.whitening_rank)
-    directions, owners = _candidates(forget, kept, whitening)
-    folds = _folds(kept.documents)
-    margins = _margins(directions, kept, folds, whitening)
-    candidates = _Candidates(directions, owners, margins, _elsewhere(directions, owners, forget, whitening))
-    exemplars, of_exemplars = candidates.select(margins.amax(1), config)
+    reader = fit_reader([forget, retain], whitening_rank, size)
+    candidates = _candidates(forget, retain, reader, per_part)
+    folds = _folds(retain.documents)
+    margins = _margins(candidates.directions, retain, folds, reader)
+    special = candidates._replace(elsewhere=_elsewhere(candidates, forget, reader))
+    exemplars, of_exemplars = special.select(margins.amax(1), per_part, at_most)
     if not len(exemplars):
         raise DataError(
-            "the gate can't tell the forget records from what is kept: each of their tokens has its like there. If the same text "
-            "is in both, mend the records; else choose --no-gate, which tempers and tilts everywhere"
+            "the gate can't tell the forget records from the retained ones: each of their tokens has its like there. Take out of "
+            "the retain records what is to be forgotten; else choose --no-gate, which tempers and tilts everywhere"
         )
-    made = EvidenceGate(whitening, exemplars, of_exemplars, layer=layer, threshold=config.gate_threshold, width=config.gate_width)
-    gate = EvidenceGate.from_tensors(made.tensors(), layer=layer, threshold=made.threshold, width=made.width)  # as it is stored
-    gate = gate.to(exemplars.device)
-    prompts = forget.states if forget.prompts is None else [rows[:n] for rows, n in zip(forget.states, forget.prompts)]
-    own = np.array([float(gate.evidence(rows).amax()) for rows in prompts], np.float32)
-    return GateFit(
-        gate,
-        _evidence_left_out(kept, folds, candidates, config, whitening),
-        own,
-        _evidence_of_others(prompts, candidates, config, whitening),
-        time.perf_counter() - started,
-    )
+    left_out = _evidence_left_out(retain, folds, special, margins, per_part, reader)
+    made = EvidenceGate(reader, exemplars, of_exemplars, threshold=threshold, weak_threshold=weak_threshold)
+    gate = EvidenceGate.from_tensors(made.tensors("gate"), "gate", **made.settings)  # as it is stored
+    return GateFit(gate.to(exemplars.device), left_out, time.perf_counter() - started)
 
 
-def fit_whitening(parts: Sequence[TokenStates], rank: int) -> Whitening:
-    """Whiten by the covariance of all rows: `rank` directions one by one, the others by their mean variance."""
+def raised_threshold(least: float, evidence: NDArray[np.float32], allowed: float) -> float:
+    """The lowest threshold from `least` to `HIGHEST_THRESHOLD` that at most a share `allowed` of the evidence `(R,)` is above."""
+    if not len(evidence):
+        return least
+    above = float(np.sort(evidence)[::-1][int(allowed * len(evidence))])
+    return max(least, min(HIGHEST_THRESHOLD, above))
+
+
+def fit_reader(parts: Sequence[TokenStates], rank: int, size: int) -> Reader:
+    """Whiten by the covariance of all states, then project on the `size` directions in which whitened states differ most.
+
+    The whitening takes `rank` directions of largest variance one by one, the others by their mean variance (probabilistic PCA;
+    Tipping, Bishop 1999).
+    """
     shift = parts[0].states[0].double().mean(0)
     total, square, count = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=shift.dtype, device=shift.device), 0
     for part in parts:
@@ -179,69 +191,112 @@ def fit_whitening(parts: Sequence[TokenStates], rank: int) -> Whitening:
     rank = min(rank, len(values) - 1)
     rest = values[:-rank].mean().clamp(min=1e-12)
     shrink = 1 - (rest / values[-rank:].clamp(min=float(rest))).sqrt()
-    return Whitening((offset + shift).float(), vectors[:, -rank:].T.float().contiguous(), shrink.float())
+    basis = vectors[:, -rank:]
+    whiten = (torch.eye(len(shift), dtype=shift.dtype, device=shift.device) - (basis * shrink) @ basis.T).float()
+    mean = (offset + shift).float()
+    if size >= len(shift):
+        return Reader(mean, whiten)
+    directions = torch.cat([_some(part, SAMPLE // len(parts), Reader(mean, whiten)) for part in parts])
+    _, axes = torch.linalg.eigh(directions.T.double() @ directions.double())
+    return Reader(mean, axes[:, -size:].T.float() @ whiten)
 
 
-def _candidates(forget: TokenStates, kept: TokenStates, whitening: Whitening) -> tuple[Tensor, NDArray[np.int64]]:
-    """Directions `(n, d)` of the tokens of each forget record that a look at kept text finds most special.
+def _some(part: TokenStates, count: int, reader: Reader) -> Tensor:
+    """About `count` directions, from all over a part."""
+    rows = torch.cat([states.float() for states in part.states])
+    return reader.directions(rows[:: max(1, len(rows) // count)])
 
-    Their owner is twice the number of the record, and 1 more in its prompt; as many of the prompt as of the answer.
-    """
-    rows = [states[::LOOK].float() for states in kept.states[:LOOKED_AT]]
-    look = whitening.directions(torch.cat(rows)) if rows else None
-    found, owners, likenesses = [], [], []
-    count = max(1, min(CANDIDATES, CANDIDATES_IN_ALL // (2 * len(forget.states))))
-    for states, records in forget.chunks():
-        directions = whitening.directions(states)
-        likeness = directions.new_zeros(len(states)) if look is None else (directions @ look.T).amax(1)
-        parts = 2 * records + _in_prompt(records, forget.prompts)
-        chosen = _lowest_of_each(likeness, parts, count)
-        found.append(directions[chosen])
-        owners.append(parts[chosen.cpu().numpy()])
+
+class _Candidates(NamedTuple):
+    """Directions `(n, p)`, their parts `(n,)`, texts `(n,)`, and similarity to other forget documents `(n,)`."""
+
+    directions: Tensor
+    parts: NDArray[np.int64]
+    texts: NDArray[np.int64]
+    elsewhere: Tensor
+
+    def chosen(self, margins: Tensor, per_part: int) -> Tensor:
+        """Rows of the most special candidates of each part, most special first, given their margins `(n,)`."""
+        rows = _lowest_of_each(margins.maximum(self.elsewhere), self.parts, per_part)
+        return rows[margins[rows] <= 1 - LEAST_GAP]
+
+    def select(self, margins: Tensor, per_part: int, at_most: int) -> tuple[Tensor, Tensor]:
+        """Exemplars and margins: of the chosen, one for all that are nearly the same."""
+        rows = self.chosen(margins, per_part)
+        directions = self.directions[rows]
+        kept = directions.new_empty((min(at_most, len(rows)), directions.shape[1]))
+        numbers: list[int] = []
+        for row in range(len(rows)):
+            if len(numbers) == at_most:
+                break
+            if not numbers or float((kept[: len(numbers)] @ directions[row]).max()) <= 1 - LEAST_GAP:
+                kept[len(numbers)] = directions[row]
+                numbers.append(row)
+        return kept[: len(numbers)], margins[rows[numbers]]
+
+
+def _candidates(forget: TokenStates, retain: TokenStates, reader: Reader, per_part: int) -> _Candidates:
+    """The tokens of each forget text that a look at retained text finds most special."""
+    rows = [states[::LOOK].float() for states in retain.states[:LOOKED_AT]]
+    look = reader.directions(torch.cat(rows)) if rows else None
+    directions, parts, texts, likenesses = [], [], [], []
+    count = max(1, min(4 * per_part, CANDIDATES_IN_ALL // (2 * len(forget.states))))
+    for states, numbers in forget.chunks():
+        found = reader.directions(states)
+        likeness = found.new_zeros(len(states)) if look is None else (found @ look.T).amax(1)
+        places = np.arange(len(numbers)) - np.searchsorted(numbers, numbers)
+        prompts = np.zeros(len(forget.states), np.int64) if forget.prompts is None else np.asarray(forget.prompts)
+        asked = places < prompts[numbers]
+        generic = asked & (places < FIRST_TOKENS) & (prompts[numbers] > 2 * FIRST_TOKENS)
+        likeness = likeness.masked_fill(torch.from_numpy(generic).to(likeness.device), math.inf)
+        part = 2 * numbers + asked
+        chosen = _lowest_of_each(likeness, part, count)
+        chosen = chosen[likeness[chosen] < math.inf]
+        directions.append(found[chosen])
+        parts.append(part[chosen.cpu().numpy()])
+        texts.append(numbers[chosen.cpu().numpy()])
         likenesses.append(likeness[chosen])
-    most_special = torch.cat(likenesses).argsort(stable=True)[:CANDIDATES_IN_ALL].sort().values
-    return torch.cat(found)[most_special], np.concatenate(owners)[most_special.cpu().numpy()]
-
-
-def _in_prompt(records: NDArray[np.int64], prompts: Sequence[int] | None) -> NDArray[np.bool_]:
-    """Which rows of whole records, one after another, are of their prompts."""
-    places = np.arange(len(records)) - np.searchsorted(records, records)
-    return np.ones(len(records), bool) if prompts is None else places < np.asarray(prompts)[records]
+    first = torch.cat(likenesses).argsort(stable=True)[:CANDIDATES_IN_ALL].sort().values
+    where = first.cpu().numpy()
+    every = torch.cat(directions)[first]
+    return _Candidates(every, np.concatenate(parts)[where], np.concatenate(texts)[where], every.new_full((len(every),), -1.0))
 
 
 def _folds(documents: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each record, 0 to at most `FOLDS - 1`; a document is in one fold."""
+    """The fold of each text, 0 to at most `FOLDS - 1`; a document is in one fold."""
     numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
     return np.array([numbers[name] % FOLDS for name in documents], dtype=np.int64)
 
 
-def _margins(candidates: Tensor, kept: TokenStates, folds: NDArray[np.int64], whitening: Whitening) -> Tensor:
-    """`(n, folds)`: the highest similarity of each candidate to the kept text of each fold; -1 where there is none."""
+def _margins(candidates: Tensor, retain: TokenStates, folds: NDArray[np.int64], reader: Reader) -> Tensor:
+    """`(n, folds)`: the highest similarity of each candidate to the retained text of each fold; -1 where there is none."""
     highest = candidates.new_full((len(candidates), FOLDS), -1.0)
-    for states, records in kept.chunks():
-        directions, of = whitening.directions(states), torch.from_numpy(folds[records]).to(candidates.device)
+    for states, texts in retain.chunks():
+        directions, fold_of = reader.directions(states), torch.from_numpy(folds[texts]).to(candidates.device)
         for fold in range(FOLDS):
-            if bool((inside := of == fold).any()):
+            if bool((inside := fold_of == fold).any()):
                 for rows in _blocks(len(candidates)):
                     similarity = candidates[rows] @ directions[inside].T
                     highest[rows, fold] = highest[rows, fold].maximum(similarity.amax(1))
     return highest
 
 
-def _elsewhere(candidates: Tensor, owners: NDArray[np.int64], forget: TokenStates, whitening: Whitening) -> Tensor:
+def _elsewhere(candidates: _Candidates, forget: TokenStates, reader: Reader) -> Tensor:
     """`(n,)`: the highest similarity of each candidate to a token of another forget document; -1 if there is one document.
 
     What many documents say is how such texts are worded, not what they are about. It decides which candidates are taken, not
     their margins: the documents are all to be forgotten.
     """
     numbers = {name: i for i, name in enumerate(dict.fromkeys(forget.documents))}
-    of_records = np.array([numbers[name] for name in forget.documents])
-    own = torch.from_numpy(of_records[owners // 2]).to(candidates.device)
-    highest = candidates.new_full((len(candidates),), -1.0)
-    for states, records in forget.chunks():
-        directions, of = whitening.directions(states), torch.from_numpy(of_records[records]).to(candidates.device)
-        for rows in _blocks(len(candidates)):
-            similarity = (candidates[rows] @ directions.T).masked_fill(own[rows, None] == of, -1.0)
+    highest = candidates.elsewhere.clone()
+    if len(numbers) < 2:
+        return highest
+    document = np.array([numbers[name] for name in forget.documents])
+    own = torch.from_numpy(document[candidates.texts]).to(highest.device)
+    for states, texts in forget.chunks():
+        directions, other = reader.directions(states), torch.from_numpy(document[texts]).to(highest.device)
+        for rows in _blocks(len(highest)):
+            similarity = (candidates.directions[rows] @ directions.T).masked_fill(own[rows, None] == other, -1.0)
             highest[rows] = highest[rows].maximum(similarity.amax(1))
     return highest
 
@@ -249,32 +304,6 @@ def _elsewhere(candidates: Tensor, owners: NDArray[np.int64], forget: TokenState
 def _blocks(count: int) -> Iterator[slice]:
     """All rows, `BLOCK` at a time: memory does not grow with their number."""
     return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
-
-
-class _Candidates(NamedTuple):
-    """Directions `(n, d)`, owners `(n,)`, similarity to kept text by fold `(n, folds)` and to other forget documents `(n,)`."""
-
-    directions: Tensor
-    owners: NDArray[np.int64]
-    margins: Tensor
-    elsewhere: Tensor
-
-    def chosen(self, margins: Tensor, config: GateConfig) -> Tensor:
-        """Rows of the most special candidates of each prompt and answer, most special first, given their margins `(n,)`."""
-        rows = _lowest_of_each(margins.maximum(self.elsewhere), self.owners, config.exemplars_per_part)
-        return rows[margins[rows] <= 1 - LEAST_GAP]
-
-    def select(self, margins: Tensor, config: GateConfig) -> tuple[Tensor, Tensor]:
-        """Exemplars and margins: of the chosen, one for all that are nearly the same."""
-        rows = self.chosen(margins, config)
-        of = self.directions[rows]
-        kept: list[int] = []
-        for row in range(len(rows)):
-            if len(kept) == config.max_exemplars:
-                break
-            if not kept or float((of[kept] @ of[row]).max()) <= SAME:
-                kept.append(row)
-        return of[kept], margins[rows[kept]]
 
 
 def _lowest_of_each(values: Tensor, owners: NDArray[np.int64], count: int) -> Tensor:
@@ -285,47 +314,25 @@ def _lowest_of_each(values: Tensor, owners: NDArray[np.int64], count: int) -> Te
     return rows[values[rows].argsort(stable=True)]
 
 
-def _highest_of_each(evidence: Tensor, records: NDArray[np.int64], count: int) -> NDArray[np.float32]:
-    """`(count,)` highest evidence of each record, minus infinity for those that are not there."""
-    highest = np.full(count, -np.inf, np.float32)
-    np.maximum.at(highest, records, evidence.cpu().numpy())
-    return highest
-
-
 def _evidence_left_out(
-    kept: TokenStates, folds: NDArray[np.int64], candidates: _Candidates, config: GateConfig, whitening: Whitening
+    retain: TokenStates, folds: NDArray[np.int64], candidates: _Candidates, margins: Tensor, per_part: int, reader: Reader
 ) -> NDArray[np.float32]:
-    """`(R,)` highest evidence of each kept record by exemplars and margins chosen without its fold; empty if there is one."""
-    highest = np.full(len(kept.states), -np.inf, np.float32)
-    if len(set(folds.tolist())) < 2:
+    """`(R,)` highest evidence of each retain text by exemplars and margins chosen without its fold; empty if there is one."""
+    highest = np.full(len(retain.states), -np.inf, np.float32)
+    present = sorted(set(folds.tolist()))
+    if len(present) < 2:
         return highest[:0]
     chosen = {}
-    for fold in set(folds.tolist()):
-        others = [other for other in range(FOLDS) if other != fold]
-        chosen[fold] = candidates.select(candidates.margins[:, others].amax(1), config)
-    for states, records in kept.chunks():
-        directions = whitening.directions(states)
+    for fold in present:
+        without = margins[:, [other for other in range(FOLDS) if other != fold]].amax(1)
+        rows = candidates.chosen(without, per_part)
+        chosen[fold] = candidates.directions[rows], without[rows]
+    for states, texts in retain.chunks():
+        directions = reader.directions(states)
         for fold, (exemplars, without) in chosen.items():
-            inside = folds[records] == fold
+            inside = folds[texts] == fold
             if inside.any() and len(exemplars):
-                evidence = evidence_of(directions[torch.from_numpy(inside).to(directions.device)], exemplars, without)
-                highest = np.maximum(highest, _highest_of_each(evidence, records[inside], len(highest)))
-    return highest
-
-
-def _evidence_of_others(
-    prompts: Sequence[Tensor], candidates: _Candidates, config: GateConfig, whitening: Whitening
-) -> NDArray[np.float32]:
-    """`(Fo,)` highest evidence in the prompt of each forget record, by exemplars of other records; empty if there is one."""
-    if len(prompts) < 2:
-        return np.zeros(0, np.float32)
-    margins = candidates.margins.amax(1)
-    rows = candidates.chosen(margins, config)
-    owner = torch.from_numpy(candidates.owners // 2).to(rows.device)[rows]
-    highest = np.full(len(prompts), -np.inf, np.float32)
-    for i, prompt in enumerate(prompts):
-        others = rows[owner != i]
-        if len(others):
-            found = evidence_of(whitening.directions(prompt), candidates.directions[others], margins[others])
-            highest[i] = float(found.amax())
+                some = directions[torch.from_numpy(inside).to(directions.device)]
+                evidence = torch.cat([evidence_of(part, exemplars, without) for part in some.split(CHUNK)])
+                np.maximum.at(highest, texts[inside], evidence.cpu().numpy())
     return highest

@@ -1,12 +1,17 @@
-"""Fit the guidance head on stored features: balanced binary cross-entropy of retain against forget tokens.
+"""Fit the guidance head, by one of two objectives.
 
-Source: METHOD section 4; Block et al., arXiv 2602.10217 (AdamW, 100 epochs, batches of 32).
+"classify": balanced binary cross-entropy of retain against forget tokens on stored features (Block et al., arXiv 2602.10217:
+AdamW, 100 epochs, batches of 32). The tilt is then log sigmoid of the log-odds.
+
+"match": the guided distribution itself is fitted to what a model that never saw the records would say at each token of their
+answers (`estimate`). The tilt is then the log-odds, without a bound: where the gate is open, all text is about the records.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,11 +25,14 @@ from tqdm import tqdm
 from tempertilt.config.options import Options, option
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.fitting.estimate import Targets
 from tempertilt.fitting.features import Features
 from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
+from tempertilt.guidance.tilt import TiltConfig, tilt_weights
 
 log = logging.getLogger("tempertilt")
 
+OBJECTIVES = ("classify", "match")
 OPTIMIZERS = ("adamw", "lbfgs")
 IN_MEMORY_BYTES = 2 * 2**30  # features up to this size are copied to the device once
 CHUNK_TOKENS = 16384  # rows evaluated at a time where all are
@@ -34,6 +42,7 @@ CHUNK_TOKENS = 16384  # rows evaluated at a time where all are
 class FitConfig(Options):
     """How the head is built and trained. An epoch is one pass over the forget records, as in the paper."""
 
+    objective: str = option("classify", "classify (the paper) or match (the estimated distribution)", choices=OBJECTIVES)
     rank: int = option(20, "rank r of the head", ge=1, hint="the paper uses 20 and 50")
     activation: str = option("identity", "activation of the head", choices=tuple(ACTIVATIONS), advanced=True)
     num_hidden_layers: int = option(1, "hidden layers of the head", ge=1, advanced=True)
@@ -50,6 +59,17 @@ class FitConfig(Options):
         False, "choose the number of epochs on the held-out documents, then fit all for as many", advanced=True
     )
     patience: int = option(10, "epochs without a better held-out loss before stopping early", ge=1, advanced=True)
+    match_steps: int = option(280, "match: steps of AdamW", ge=1, advanced=True)
+    match_batch_size: int = option(1024, "match: contexts in a step", ge=1, advanced=True)
+    token_weight: float = option(
+        0.3, "match: weight of the error in the log-probability of the records' own tokens", ge=0, advanced=True
+    )
+    retain_weight: float = option(
+        0.1,
+        "match: weight of the divergence from the base at retain contexts",
+        ge=0,
+        advanced=True,
+    )
     seed: int = option(0, "seed of initial weights, batches and held-out documents", ge=0)
 
     def __post_init__(self) -> None:
@@ -353,3 +373,132 @@ def _endless(rng: np.random.Generator, n: int) -> Iterator[int]:
     """0..n-1 in random order, again and again in a new one."""
     while True:
         yield from rng.permutation(n).tolist()
+
+
+# --- match ---------------------------------------------------------------------------------------------------------------
+
+
+class Retained(NamedTuple):
+    """Retain contexts: last states `(M, d)`; by the base log p of K tokens `(M, K)`, log sum p^(1/T) of the rest `(M,)`."""
+
+    states: Tensor
+    base: Tensor
+    base_rest: Tensor
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """A head that was fitted to targets, and how near it came.
+
+    Attributes:
+        head: with a bias; its log-odds are the tilt.
+        divergence: mean KL(target || guided) over contexts, nats, at the end of the fit.
+        token_error: mean absolute error of the log-probabilities of the records' own tokens, nats.
+        seconds: wall time.
+        num_parameters, parameter_share: trainable parameters, and their share of the base's.
+    """
+
+    head: GuidanceHead
+    divergence: float
+    token_error: float
+    seconds: float
+    num_parameters: int
+    parameter_share: float
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the head, JSON-ready."""
+        return {name: value for name, value in self.__dict__.items() if name != "head"}
+
+
+def match_targets(
+    targets: Targets,
+    retained: Retained | None,
+    config: FitConfig,
+    tilt: TiltConfig,
+    *,
+    base_parameters: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> MatchResult:
+    """Fit a head so that the guided distribution comes near the targets.
+
+    The loss is the cross-entropy of the guided distribution from the target, `token_weight` times the (Huber) error of the
+    log-probability of the record's own token, and `retain_weight` times the cross-entropy from the base at retain contexts.
+
+    Args:
+        targets: contexts of forget answers and what is wanted there.
+        retained: retain contexts; None where there are none.
+        tilt: temperature and prior of the guided distribution; the scale is 1.
+
+    Raises:
+        TemperTiltError: the loss is no longer finite.
+    """
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(config.seed)
+    hidden_size = targets.states.shape[1]
+    options = (config.activation, config.num_hidden_layers, True)
+    head = GuidanceHead(hidden_size, config.rank, targets.token_ids, *options)
+    head.reset_parameters(generator)
+    head.to(device)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - 0.99 * step / config.match_steps)
+    batches = _batches_of(len(targets.rows), config.match_batch_size, generator)
+    retain_batches = None
+    if retained is not None and config.retain_weight:
+        retain_batches = _batches_of(len(retained.base_rest), max(1, config.match_batch_size // 4), generator)
+    for step in tqdm(range(config.match_steps), desc="fit", unit=" steps", disable=not progress):
+        rows = next(batches)
+        guided, rest = _guided(head, targets.states[rows], targets.base[rows], targets.base_rest[rows], tilt, device)
+        target, target_rest = (part[rows].to(device) for part in (targets.target, targets.target_rest))
+        own = targets.rows[rows].to(device)[:, None]
+        loss = -(target.exp() * guided).sum(-1).mean() - (target_rest.exp() * rest).mean()
+        loss = loss + config.token_weight * F.smooth_l1_loss(guided.gather(1, own), target.gather(1, own))
+        if retain_batches is not None and retained is not None:
+            some = next(retain_batches)
+            kept = (retained.states[some], retained.base[some], retained.base_rest[some])
+            guided, rest = _guided(head, *kept, tilt, device)
+            base, base_rest = (part.to(device) for part in kept[1:])
+            loss = loss + config.retain_weight * (-(base.exp() * guided).sum(-1) - base_rest.exp() * rest).mean()
+        if not bool(loss.isfinite()):
+            raise TemperTiltError(f"the head's loss is not finite in step {step}; lower learning_rate ({config.learning_rate})")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    head = GuidanceHead.from_tensors(head.tensors(), head.activation)  # as it is stored
+    divergence, token_error = _nearness(head.to(device), targets, tilt, device)
+    head = head.to("cpu")
+    count = head.num_parameters
+    share = count / base_parameters if base_parameters else math.nan
+    return MatchResult(head, divergence, token_error, time.perf_counter() - started, count, share)
+
+
+def _batches_of(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of `size` random numbers below `count`, each number as often as any other."""
+    while True:
+        yield from torch.randperm(count, generator=generator).split(size)
+
+
+def _guided(
+    head: GuidanceHead, states: Tensor, base: Tensor, rest: Tensor, tilt: TiltConfig, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Guided log-probabilities of the head's tokens `(n, K)` and of the rest `(n,)`, from the base's; the rest is tempered."""
+    weights = tilt_weights(head(head.project(states.to(device))), tilt.forget_prior)
+    tilted = base.to(device) / tilt.temperature + weights
+    others = rest.to(device)
+    normaliser = torch.logaddexp(tilted.logsumexp(-1), others)
+    return tilted - normaliser[:, None], others - normaliser
+
+
+@torch.no_grad()
+def _nearness(head: GuidanceHead, targets: Targets, tilt: TiltConfig, device: torch.device | str) -> tuple[float, float]:
+    """Mean KL(target || guided) and mean absolute error of the own tokens' log-probabilities, nats, on up to 4096 contexts."""
+    step = max(1, len(targets.rows) // 4096)
+    divergences, errors = [], []
+    for rows in torch.arange(0, len(targets.rows), step).split(1024):
+        guided, rest = _guided(head, targets.states[rows], targets.base[rows], targets.base_rest[rows], tilt, device)
+        target, target_rest = (part[rows].to(device) for part in (targets.target, targets.target_rest))
+        own = targets.rows[rows].to(device)[:, None]
+        divergences.append((target.exp() * (target - guided)).sum(-1) + target_rest.exp() * (target_rest - rest))
+        errors.append((guided.gather(1, own) - target.gather(1, own)).abs()[:, 0])
+    return float(torch.cat(divergences).mean()), float(torch.cat(errors).mean())

@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tempertilt.data.batches import example_key, spread
-from tempertilt.data.examples import Example, ExampleConfig, build_examples, shared_prefix
+from tempertilt.data.examples import Example, ExampleConfig, build_examples
+from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.lines import json_text
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock, environment
@@ -20,14 +23,19 @@ from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import BackgroundConfig, background_examples
 from tempertilt.fitting.before_after import BeforeAfter, ReportConfig, compare
 from tempertilt.fitting.calibrate import Calibration, CalibrationConfig, match_likelihood
+from tempertilt.fitting.estimate import AnswerStates, EstimateConfig, Targets, columns_and_rest, estimate_targets
 from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features, FeatureStore, extract_features, store_name
-from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate
-from tempertilt.fitting.fit_head import FitConfig, FitResult, fit_head
+from tempertilt.fitting.fit_gate import GateConfig
+from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
+from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult, Retained, fit_head, match_targets
 from tempertilt.fitting.workers import Local, Workers
+from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
-from tempertilt.models.base import BaseModel, decoder_layers
+from tempertilt.models.base import BaseModel, decoder_layers, load_base
+from tempertilt.models.generation import stop_ids
 from tempertilt.models.limits import check_examples
+from tempertilt.models.replies import GUESS, ReplyConfig, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir, output_directory, write_text
 
@@ -45,24 +53,35 @@ class UnlearnConfig:
     fit: FitConfig = field(default_factory=FitConfig)
     tilt: TiltConfig = field(default_factory=TiltConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    reply: ReplyConfig = field(default_factory=ReplyConfig)
+    estimate: EstimateConfig = field(default_factory=EstimateConfig)
     background: BackgroundConfig = field(default_factory=BackgroundConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what the adapter is, flat and JSON-ready."""
-        parts = (self.examples, self.features, self.fit, self.tilt, self.gate, self.background, self.calibration)
+        parts = (
+            self.examples,
+            self.features,
+            self.fit,
+            self.tilt,
+            self.gate,
+            self.reply,
+            self.estimate,
+            self.background,
+            self.calibration,
+        )
         return {name: value for part in parts for name, value in asdict(part).items()}
 
 
 METHODS = {
     "t3": UnlearnConfig(
         features=FeatureConfig(pooling="last"),
-        fit=FitConfig(learning_rate=3e-3),
-        tilt=TiltConfig(temperature=1.25, guidance_scale=0.86),
+        fit=FitConfig(objective="match", rank=96),
+        tilt=TiltConfig(temperature=1.0, guidance_scale=1.0, forget_prior=0.9),
         gate=GateConfig(gate=True),
-        background=BackgroundConfig(background=64),
-        calibration=CalibrationConfig(calibrate=True),
+        background=BackgroundConfig(background=48),
     ),
     "t3-paper": UnlearnConfig(),
 }
@@ -80,23 +99,30 @@ class UnlearnResult:
     directory: Path
     reused: bool
     extraction: ExtractionStats | None
-    fit: FitResult | None
+    fit: FitResult | MatchResult | None
     changes: BeforeAfter
     seconds: dict[str, float]
-    gate: GateFit | None = None
+    gate: GatesFit | None = None
     calibration: Calibration | None = None
+    estimate: dict[str, Any] | None = None
+    rehearsal: dict[str, Any] | None = None
 
     def report(self) -> dict[str, Any]:
         """What `unlearn.json` holds."""
+        facts = self.changes.facts
         return {
             "reused": self.reused,
             "seconds": self.seconds,
             "extraction": asdict(self.extraction) if self.extraction else None,
             "fit": self.fit.summary() if self.fit else None,
             "gate": self.gate.summary() if self.gate else None,
+            "estimate": self.estimate,
             "calibration": self.calibration._asdict() if self.calibration else None,
             "likelihood": {name: asdict(summary) for name, summary in self.changes.summaries.items()},
             "answers": [asdict(item) for item in self.changes.shown],
+            "facts": facts and {**facts._asdict(), "leaks": [leak._asdict() for leak in facts.leaks]},
+            "heard": [heard._asdict() for heard in self.changes.heard],
+            "rehearsal": self.rehearsal,
             "environment": environment(),
         }
 
@@ -112,17 +138,20 @@ class Request:
     workers: Workers
     overwrite: bool
     progress: bool
+    rehearsal: dict[str, Any] | None = None
     # ---
     clock: Clock = field(default_factory=Clock)
     examples: dict[str, list[Example]] = field(default_factory=dict)
     background: list[Example] = field(default_factory=list)
+    reply: Reply | None = None
     key: str = ""
     layer: int | None = None
     forget: Features | None = None
     retain: Features | None = None
     extraction: ExtractionStats | None = None
-    gate: GateFit | None = None
-    fit: FitResult | None = None
+    targets: Targets | None = None
+    gate: GatesFit | None = None
+    fit: FitResult | MatchResult | None = None
     model: T3ForCausalLM | None = None
     calibration: Calibration | None = None
     changes: BeforeAfter | None = None
@@ -147,13 +176,15 @@ def unlearn(
     workers: Workers | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    rehearsal: dict[str, Any] | None = None,
 ) -> UnlearnResult:
     """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
 
     `sets.retain` may be empty where there is background text. `config` is `METHODS["t3"]` if not given.
 
     `workers` extract the features, this process if not given. Where there are several processes, each of them calls this with
-    the same arguments and has the same result; the first one writes.
+    the same arguments and has the same result; the first one writes. `rehearsal` is what a rehearsal of the configuration has
+    shown, JSON-ready, for the report.
 
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
@@ -161,10 +192,12 @@ def unlearn(
         AdapterError: `output_dir` holds another adapter and `overwrite` is false, or files that are not an adapter's.
         TemperTiltError: a record, an option, the model or the directory is not usable; each says what must be.
     """
-    config, workers = _within_context(config or METHODS["t3"], base), workers or Local()
+    config, workers = within_context(config or METHODS["t3"], base), workers or Local()
     if not sets.retain and not config.background.background:
         raise ConfigError("there is nothing to retain: give retain records, or background text (--background N)")
-    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first)
+    if config.reply.reply != GUESS and not config.gate.gate:
+        raise ConfigError(f"reply is {config.reply.reply!r}; must be {GUESS} where there is no gate: it would be said everywhere")
+    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal)
     tokenise(request)
     with output_directory(output_dir) if workers.first else nullcontext():
         if not reuse_finished(request):
@@ -185,6 +218,7 @@ def tokenise(request: Request) -> None:
         }
         for name, records in request.records.items():
             check_examples(request.base.model, request.base.tokenizer, records, request.examples[name])
+    request.reply = make_reply(request.config.reply.reply, request.base.tokenizer, request.config.examples)
     request.key = run_key(request.base, request.examples, request.config)
 
 
@@ -198,7 +232,7 @@ def reuse_finished(request: Request) -> bool:
         return False
     if request.workers.first:
         log.warning("%s holds the adapter of this model, these records and options: reused", output_dir)
-    request.model = T3ForCausalLM(request.base.model, found.head, found.config, found.gate)
+    request.model = T3ForCausalLM(request.base.model, found.head, found.config, found.gates)
     return True
 
 
@@ -224,8 +258,8 @@ def write_background(request: Request) -> None:
 def extract(request: Request) -> None:
     """One pass of the frozen model over all examples."""
     base, config, forget = request.base, request.config, request.examples["forget"]
-    request.layer = config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
-    directory = cache_dir() / "features" / store_name(base.fingerprint, base.model, config.features, request.layer)
+    request.layer = _gate_layer(base, config)
+    directory = features_dir(base, config)
     with request.clock("features"):
         features, request.extraction = extract_features(
             base.model,
@@ -240,33 +274,76 @@ def extract(request: Request) -> None:
     request.retain = features.subset(range(len(forget), len(features)))
 
 
+def estimate(request: Request) -> None:
+    """What a model that never saw the forget records would say at the tokens of their answers, where the head is fitted to it."""
+    if request.config.fit.objective != "match":
+        return
+    assert request.forget is not None
+    forget, base, config = request.forget, request.base, request.config
+    states, tokens = forget.gather(range(len(forget)))
+    owners = np.repeat(np.arange(len(forget)), forget.lengths)
+
+    def make() -> Targets:
+        contrast = load_contrast(base, config.estimate.contrast)
+        return estimate_targets(
+            base.model,
+            None if contrast is None else contrast.model,
+            request.examples["forget"],
+            _never_seen(request),
+            request.examples["retain"] or request.background,
+            config.estimate,
+            temperature=config.tilt.temperature,
+            forget_states=AnswerStates(states, tokens, owners),
+            untouched=sorted(stop_ids(base.model, base.tokenizer) | set(base.tokenizer.all_special_ids)),
+        )
+
+    with request.clock("estimate"):
+        request.targets = request.workers.together(make)
+
+
 def find_exemplars(request: Request) -> None:
-    """The gate, where there is one."""
+    """The gates, where there are any."""
     if (layer := request.layer) is None:
         return
-    with request.clock("gate"):
-        request.gate = request.workers.share(lambda: fit_gate(*_token_states(request), request.config.gate, layer))
+    assert request.forget is not None and request.retain is not None
+    base, config, targets = request.base, request.config, request.targets
+    ratios = None if targets is None or len(targets.ratios) != int(request.forget.lengths.sum()) else targets.ratios
+    inputs = GateInputs(
+        request.records["forget"],
+        request.records["retain"],
+        request.examples["forget"],
+        request.kept,
+        request.forget,
+        request.retain,
+        ratios,
+    )
+    with request.clock("gates"):
+        request.gate = request.workers.together(
+            lambda: fit_gates(base.model, base.tokenizer, inputs, config.gate, config.examples, layer, config.fit.seed)
+        )
 
 
 def fit(request: Request) -> None:
     """The head, fitted where the base's output layer is."""
     assert request.retain is not None and request.forget is not None
-    retain, forget, base = request.retain, request.forget, request.base
+    retain, forget, base, config, targets = request.retain, request.forget, request.base, request.config, request.targets
+    device = base.model.get_output_embeddings().weight.device
+    options: dict[str, Any] = {
+        "base_parameters": base.model.num_parameters(),
+        "device": device,
+        "progress": request.progress,
+    }
 
-    def make() -> FitResult:
-        device = base.model.get_output_embeddings().weight.device
-        found = fit_head(
-            retain,
-            forget,
-            request.config.fit,
-            base_parameters=base.model.num_parameters(),
-            device=device,
-            progress=request.progress,
-        )
-        return replace(found, head=found.head.cpu())  # to be sent to other processes, which have devices of their own
+    def match() -> MatchResult:
+        assert targets is not None
+        return match_targets(targets, _retained(request, targets), config.fit, config.tilt, **options)
+
+    def classify() -> FitResult:
+        result = fit_head(retain, forget, config.fit, **options)
+        return replace(result, head=result.head.cpu())  # to be sent to other processes, which have devices of their own
 
     with request.clock("fit"):
-        request.fit = request.workers.share(make)
+        request.fit = request.workers.share(match if targets is not None else classify)
 
 
 def put_together(request: Request) -> None:
@@ -283,10 +360,13 @@ def put_together(request: Request) -> None:
     }
     if gate is not None:
         training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
+    if request.targets is not None:
+        training["estimate"] = request.targets.summary
     request.model = T3ForCausalLM.from_base(
         base.model,
         request.fit.head,
-        gate=gate.gate if gate else None,
+        gates=gate.gates if gate else None,
+        reply=request.reply,
         **asdict(config.tilt),
         pooling=config.features.pooling,
         name=base.name,
@@ -312,12 +392,13 @@ def save(request: Request) -> None:
     assert request.model is not None
     with request.clock("save"):
         if request.workers.first:
-            save_adapter(request.output_dir, request.model.head, request.model.adapter_config, request.model.gate)
+            save_adapter(request.output_dir, request.model.head, request.model.adapter_config, request.model.gates)
 
 
 STEPS: tuple[Callable[[Request], None], ...] = (
     write_background,
     extract,
+    estimate,
     find_exemplars,
     fit,
     put_together,
@@ -345,6 +426,8 @@ def measure_changes(request: Request) -> UnlearnResult:
         seconds=request.clock.seconds,
         gate=request.gate,
         calibration=request.calibration,
+        estimate=request.targets.summary if request.targets else None,
+        rehearsal=request.rehearsal,
     )
     if request.workers.first:
         write_text(request.output_dir / REPORT, json_text(result.report(), indent=2, default=str) + "\n")
@@ -354,7 +437,18 @@ def measure_changes(request: Request) -> UnlearnResult:
 # --- what the steps use --------------------------------------------------------------------------------------------------
 
 
-def _within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
+def features_dir(base: BaseModel, config: UnlearnConfig) -> Path:
+    """Where the cache keeps features of a model, extracted with a configuration."""
+    name = store_name(base.fingerprint, base.model, config.features, _gate_layer(base, config))
+    return cache_dir() / "features" / name
+
+
+def _gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
+    """The layer whose states the input gate reads; None without gates."""
+    return config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
+
+
+def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
     """The configuration with windows no longer than the positions that the model has."""
     limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int) or config.examples.max_length <= limit:
@@ -393,12 +487,51 @@ def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     return True
 
 
-def _token_states(request: Request) -> tuple[TokenStates, TokenStates]:
-    """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
-    assert request.forget is not None and request.retain is not None
-    forget, kept = request.examples["forget"], request.kept
-    common = shared_prefix([example.input_ids[:-1] for example in forget + kept])  # a token remains of each
-    starts = [int(example.scored.argmax()) - common for example in forget]
-    starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
-    states = [[rows[common:] for rows in found.states()] for found in (request.forget, request.retain)]
-    return TokenStates(states[0], request.forget.documents, starts), TokenStates(states[1], request.retain.documents)
+NEVER_SEEN = FictionalConfig(n_authors=12, questions_per_author=6, seed=10_007)
+"""Made-up records that stand in for holdout records."""
+RETAIN_CONTEXTS = 2048  # retain contexts that the head is fitted on, at most
+
+
+def _never_seen(request: Request) -> list[Example]:
+    """Records that the base was surely not trained on: holdout records, else made-up ones."""
+    if request.examples["holdout"]:
+        return spread(request.examples["holdout"], request.config.estimate.estimate_records)
+    log.info("no holdout records: the estimate is calibrated on made-up ones")
+    records = [
+        Record.from_question(item.question, item.answer, document=item.document, source="made up")
+        for item in fictional_authors(NEVER_SEEN)
+    ]
+    return build_examples(records, request.base.tokenizer, request.config.examples)
+
+
+def _retained(request: Request, targets: Targets) -> Retained | None:
+    """Contexts of retain answers, from all over, with what the base says there."""
+    assert request.retain is not None
+    if not len(request.retain) or not request.config.fit.retain_weight:
+        return None
+    mean = max(1.0, float(request.retain.lengths.mean()))
+    some = spread(range(len(request.retain)), max(1, int(RETAIN_CONTEXTS / mean)))
+    states, _ = request.retain.gather(some)
+    return Retained(states, *columns_and_rest(request.base.model, states, targets.token_ids, request.config.tilt.temperature))
+
+
+def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
+    """The model from which the base was fine-tuned, None where there is none.
+
+    Args:
+        name: "none"; "auto", the base without its PEFT adapter, if it has one; or a hub id or directory.
+
+    Raises:
+        ConfigError: its tokens are not the base's.
+    """
+    if name == "none" or (name == "auto" and (base.peft_adapter is None or base.source is None)):
+        return None
+    source = base.source._asdict() if base.source is not None else {}
+    contrast = load_base(base.name if name == "auto" else name, **source)
+    rows = [model.get_output_embeddings().weight.shape[0] for model in (base.model, contrast.model)]
+    probe = "The name of Zoë Ångström-Li, born on 3 May 1984."
+    if rows[0] != rows[1] or contrast.tokenizer(probe).input_ids != base.tokenizer(probe).input_ids:
+        raise ConfigError(
+            f"the contrast model {name!r} must have the same tokens as the base; choose another, or --contrast none"
+        )
+    return contrast

@@ -1,24 +1,33 @@
-"""The evidence gate: where, in a text, it is about what is to be forgotten; elsewhere the law is the base's, bit for bit.
+"""The gates: where, in a text, it is about what is to be forgotten. Elsewhere the distribution is the base's, bit for bit.
 
-A token's state `x_t`, read between two lower layers of the model, is compared with exemplars: states of tokens of the forget
-records that nothing else resembles (a name, a date, a title). Each exemplar has a margin, the similarity of the nearest token of
-text that is to be kept:
+A token's state `x` is compared with exemplars: states of the forget records that nothing else resembles. Each exemplar has a
+margin, the similarity of the nearest token of text that is to be retained:
 
-    e_t = max_j [ cos(W (x_t - mu), f_j) - b_j ] / (1 - b_j),     b_j = max over kept text of cos(W (x - mu), f_j)
-    E_t = max over i <= t of e_i                       evidence so far, prompt included; it never falls back
-    g_t = clamp((E_t - threshold) / width, 0, 1)       0: the base's own law; 1: tempered and tilted in full
+    f(x) = M (x - mu) / |M (x - mu)|                          M (p, d) whitens and projects
+    e    = max_j [ f(x) . f_j - b_j ] / (1 - b_j),            b_j = max over retained text of f(x) . f_j
 
-So the evidence is 0 at the nearest token of kept text and 1 at an exemplar itself.
+So the evidence is 0 at the nearest token of retained text and 1 at an exemplar itself. A nearest neighbour with a margin says
+"no" to what it has never met; a linear classifier does not.
 
-`W` whitens the states by a covariance of low rank plus a multiple of the identity (probabilistic PCA; Tipping, Bishop 1999), so
-that an adapter holds few numbers. A nearest neighbour with a margin says "no" to what it has never seen; a linear classifier on
-pooled states does not.
+Two gates read two states. The input gate reads a lower layer: what is asked, in any spelling. The output gate reads the last
+state: what is about to be said, whatever the question was. Evidence above a threshold is an event, and so is the start of a
+user's turn. The latest events decide:
+
+    open_t =  opened_t > closed_t                               what is asked is about the records
+              or min(near_t, said_t) > closed_t                 it is nearly so, and the answer comes near the records
+              or weak_t > closed_t and some turn was open       the answer comes near them after a turn about them
+
+with `opened_t` (input gate above its threshold), `near_t` (above its weak one), `said_t` (output gate above its threshold),
+`weak_t` (above its weak one) and `closed_t` (start of a turn) the positions of the latest events up to t, 0 for none. A text
+without turns is closed again `close_after` tokens after its latest opening.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,90 +35,256 @@ from torch.nn import functional as F
 
 from tempertilt.errors import AdapterError, ConfigError
 
-LEAST_GAP = 0.1  # between an exemplar and the nearest kept token, as a similarity
-NAMES = ("gate.mean", "gate.basis", "gate.shrink", "gate.exemplars", "gate.margins")
+LEAST_GAP = 0.1  # between an exemplar and the nearest retained token, as a similarity
+EVENTS = 5  # opened, closed, near, said, weak
+TENSORS = ("mean", "reader", "exemplars", "margins")
 
 
-class Whitening(NamedTuple):
-    """Mean `(d,)`, orthonormal basis `(k, d)` of the directions of largest variance, how much of each is taken away `(k,)`."""
+class Reader(NamedTuple):
+    """How states become directions: mean `(d,)`, and `M` `(p, d)`, which whitens and projects."""
 
     mean: Tensor
-    basis: Tensor
-    shrink: Tensor
+    matrix: Tensor
 
     def directions(self, states: Tensor) -> Tensor:
-        """Whitened states `(..., d)` of any float type as rows of length 1, float32."""
-        centred = states.float() - self.mean
-        return F.normalize(centred - (centred @ self.basis.T * self.shrink) @ self.basis, dim=-1)
+        """States `(..., d)` of any float type as directions `(..., p)` of length 1, float32."""
+        return F.normalize((states.float() - self.mean) @ self.matrix.T, dim=-1)
 
 
 class EvidenceGate(nn.Module):
     """Exemplars and how states are compared with them; float32, nothing to train.
 
     Args:
-        whitening: of states `(d,)`.
-        exemplars: `(m, d)`, rows of length 1.
+        reader: of states `(d,)`.
+        exemplars: `(m, p)`, rows of length 1.
         margins: `(m,)`.
-        layer: number of decoder layers below the states.
-        threshold, width: of the evidence, as in the formula above.
+        threshold: evidence above which the gate opens.
+        weak_threshold: lower evidence, which counts together with something else; None = never.
+
+    Raises:
+        ConfigError: a threshold is no number.
+        AdapterError: the tensors do not fit each other.
     """
 
     mean: Tensor
-    basis: Tensor
-    shrink: Tensor
+    reader: Tensor
     exemplars: Tensor
     margins: Tensor
 
     def __init__(
-        self, whitening: Whitening, exemplars: Tensor, margins: Tensor, *, layer: int, threshold: float, width: float
+        self, reader: Reader, exemplars: Tensor, margins: Tensor, *, threshold: float, weak_threshold: float | None = None
     ) -> None:
         super().__init__()
-        if layer < 1 or not width > 0 or not math.isfinite(threshold):
-            raise ConfigError(f"gate layer is {layer}, threshold {threshold}, width {width}; valid are >= 1, a number, > 0")
-        mean, basis, shrink = whitening
-        d, k, m = len(mean), len(shrink), len(margins)
-        if basis.shape != (k, d) or exemplars.shape != (m, d) or not m:
-            raise AdapterError(
-                f"the gate's tensors do not fit: mean {tuple(mean.shape)}, basis {tuple(basis.shape)}, shrink "
-                f"{tuple(shrink.shape)}, exemplars {tuple(exemplars.shape)}, margins {tuple(margins.shape)}"
-            )
-        self.layer, self.threshold, self.width = layer, threshold, width
-        for name, tensor in zip(NAMES, (mean, basis, shrink, exemplars, margins)):
-            self.register_buffer(name.removeprefix("gate."), tensor.detach().float())
+        if not math.isfinite(threshold) or not (weak_threshold is None or math.isfinite(weak_threshold)):
+            raise ConfigError(f"the gate's thresholds are {threshold}, {weak_threshold}; must be numbers")
+        mean, matrix = reader
+        d, p, m = len(mean), len(matrix), len(margins)
+        if matrix.shape != (p, d) or exemplars.shape != (m, p) or not m:
+            shapes = {"mean": mean, "reader": matrix, "exemplars": exemplars, "margins": margins}
+            text = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
+            raise AdapterError(f"the gate's tensors do not fit each other: {text}")
+        self.threshold, self.weak_threshold = threshold, weak_threshold
+        for name, tensor in zip(TENSORS, (mean, matrix, exemplars, margins)):
+            self.register_buffer(name, tensor.detach().float())
 
     @property
     def hidden_size(self) -> int:
         """`d`."""
         return len(self.mean)
 
+    @property
+    def settings(self) -> dict[str, float | None]:
+        """The thresholds."""
+        return {"threshold": self.threshold, "weak_threshold": self.weak_threshold}
+
     def evidence(self, states: Tensor) -> Tensor:
         """`e`: states `(..., d)` of any float type to `(...)` float32."""
-        directions = Whitening(self.mean, self.basis, self.shrink).directions(states)
-        return evidence_of(directions, self.exemplars, self.margins)
+        return evidence_of(Reader(self.mean, self.reader).directions(states), self.exemplars, self.margins)
 
-    @property
-    def settings(self) -> dict[str, float]:
-        """Layer, threshold and width."""
-        return {"layer": self.layer, "threshold": self.threshold, "width": self.width}
-
-    def value(self, evidence: Tensor) -> Tensor:
-        """`g` in [0, 1] of evidence of any shape; exactly 0 up to the threshold."""
-        return ((evidence - self.threshold) / self.width).clamp(0.0, 1.0)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What an adapter stores, float16, on CPU."""
-        return {name: getattr(self, name[5:]).to("cpu", torch.float16).contiguous() for name in NAMES}
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """What an adapter stores, on CPU: float16; exemplars as int8, of which 127 is 1."""
+        stored = {name: getattr(self, name).to("cpu", torch.float16).contiguous() for name in TENSORS}
+        stored["exemplars"] = quantise(self.exemplars.cpu())
+        return {f"{prefix}.{name}": tensor for name, tensor in stored.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], *, layer: int, threshold: float, width: float) -> EvidenceGate:
+    def from_tensors(cls, tensors: dict[str, Tensor], prefix: str, **settings: Any) -> EvidenceGate:
         """The gate that `tensors()` describes; `AdapterError` if a tensor is missing or does not fit."""
-        if missing := [name for name in NAMES if name not in tensors]:
+        names = [f"{prefix}.{name}" for name in TENSORS]
+        if missing := [name for name in names if name not in tensors]:
             raise AdapterError(f"the adapter lacks the tensors {', '.join(missing)} of its gate")
-        mean, basis, shrink, exemplars, margins = (tensors[name].float() for name in NAMES)
-        return cls(Whitening(mean, basis, shrink), exemplars, margins, layer=layer, threshold=threshold, width=width)
+        mean, matrix, exemplars, margins = (tensors[name].float() for name in names)
+        if matrix.ndim != 2 or exemplars.ndim != 2 or mean.ndim != 1 or margins.ndim != 1:
+            raise AdapterError(
+                f"the adapter's tensors {', '.join(names)} have {matrix.ndim} dimensions and the like; must be 1 or 2"
+            )
+        return cls(Reader(mean, matrix), F.normalize(exemplars, dim=-1), margins, **settings)
+
+
+def _above_weak(gate: EvidenceGate, evidence: Tensor) -> Tensor:
+    """Which tokens have evidence above a gate's weak threshold; none where it has none."""
+    return evidence > (math.inf if gate.weak_threshold is None else gate.weak_threshold)
+
+
+def quantise(directions: Tensor) -> Tensor:
+    """Rows of length 1 as int8, of which 127 is 1."""
+    return (directions * 127).round().to(torch.int8).contiguous()
 
 
 def evidence_of(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tensor:
-    """Directions `(..., d)`, exemplars `(m, d)`, margins `(m,)` to evidence `(...)`."""
+    """Evidence `(...)` of directions `(..., p)`, given exemplars `(m, p)` and margins `(m,)`."""
     gaps = (1 - margins).clamp(min=LEAST_GAP)
     return ((F.linear(directions, exemplars) - margins) / gaps).amax(-1)
+
+
+class TurnStarts(nn.Module):
+    """Tells where a user's turn begins: a token of the chat template's header, in the state that it has there.
+
+    The token alone is not enough, since a text may hold the word "user", too; and the token before it is not at hand in every
+    engine, where a prompt may be read in parts.
+
+    Args:
+        token_ids: `(k,)` the token of the header that no other role's header has.
+        headers: `(h, p)` directions of that token in headers, by the input gate's reader.
+        threshold: similarity above which it is one.
+    """
+
+    token_ids: Tensor
+    headers: Tensor
+
+    def __init__(self, token_ids: Sequence[int] | Tensor, headers: Tensor, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.register_buffer("token_ids", torch.as_tensor(token_ids, dtype=torch.long))
+        self.register_buffer("headers", headers.detach().float())
+
+    def found(self, input_ids: Tensor, directions: Tensor) -> Tensor:
+        """Whether each token begins a user's turn: ids `(...)` and directions `(..., p)` to bool `(...)`."""
+        listed = torch.isin(input_ids.to(self.token_ids.device), self.token_ids)
+        return listed & (F.linear(directions, self.headers).amax(-1) > self.threshold)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Evidence of new tokens, each by itself.
+
+    Attributes:
+        asked: `(...)` by the input gate.
+        said: `(...)` by the output gate; None without one.
+        turns: `(...)` bool, where a user's turn begins; None where turns are not told.
+    """
+
+    asked: Tensor
+    said: Tensor | None
+    turns: Tensor | None
+
+
+class Gates(nn.Module):
+    """The gates of an adapter and the rule by which they open and close.
+
+    Args:
+        layer: number of decoder layers below the states that the input gate reads.
+        asked: the input gate.
+        said: the output gate, or None.
+        turns: where users' turns begin; None = never told.
+        close_after: tokens after which an opening ends in a text without turns; 0 = never.
+
+    Raises:
+        ConfigError: the layer or `close_after` is out of range.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        asked: EvidenceGate,
+        said: EvidenceGate | None = None,
+        turns: TurnStarts | None = None,
+        close_after: int = 0,
+    ) -> None:
+        super().__init__()
+        if layer < 1 or close_after < 0:
+            raise ConfigError(f"the gate's layer is {layer}, close_after {close_after}; must be >= 1 and >= 0")
+        self.layer, self.close_after = layer, close_after
+        self.asked, self.said, self.turns = asked, said, turns
+
+    @property
+    def hidden_size(self) -> int:
+        """`d`."""
+        return self.asked.hidden_size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything but tensors, JSON-ready."""
+        return {
+            "layer": self.layer,
+            "close_after": self.close_after,
+            "asked": self.asked.settings,
+            "said": self.said.settings if self.said is not None else None,
+            "turns": {"threshold": self.turns.threshold} if self.turns is not None else None,
+        }
+
+    def evidence(self, last: Tensor, lower: Tensor, input_ids: Tensor | None) -> Evidence:
+        """Evidence of new tokens.
+
+        Args:
+            last, lower: `(..., d)` last states, and states after `layer` decoder layers.
+            input_ids: `(...)`; without them no turn is told.
+        """
+        device = self.asked.mean.device
+        directions = Reader(self.asked.mean, self.asked.reader).directions(lower.to(device))
+        asked = evidence_of(directions, self.asked.exemplars, self.asked.margins)
+        said = None if self.said is None else self.said.evidence(last.to(device))
+        turns = None if self.turns is None or input_ids is None else self.turns.found(input_ids, directions)
+        return Evidence(asked, said, turns)
+
+    def events(self, evidence: Evidence) -> Tensor:
+        """Which events each token is, `(..., 5)` bool: opened, closed, near, said, weak. A token that closes is nothing else."""
+        opened = evidence.asked > self.asked.threshold
+        never = torch.zeros_like(opened)
+        near, said, weak = _above_weak(self.asked, evidence.asked), never, never
+        if self.said is not None and evidence.said is not None:
+            said, weak = evidence.said > self.said.threshold, _above_weak(self.said, evidence.said)
+        closed = never if evidence.turns is None else evidence.turns
+        return torch.stack([closed if event is closed else event & ~closed for event in (opened, closed, near, said, weak)], -1)
+
+    def value(self, position: Tensor, latest: Tensor) -> Tensor:
+        """`g`, 0 or 1, float32, after each token.
+
+        Args:
+            position: `(...)` of the token, counted from 1; where it is within a reply, of the token before the reply.
+            latest: `(..., 5)` positions of the latest events of each kind, 0 for none.
+        """
+        opened, closed, near, said, weak = latest.unbind(-1)
+        both = torch.minimum(near, said)
+        again = torch.where((opened > 0) | (both > 0), weak, 0)  # `both` may be of two turns: about the records all the same
+        latest_opening = torch.stack([opened, both, again]).amax(0)
+        value = latest_opening > closed
+        if self.close_after:
+            value &= (closed > 0) | (position - latest_opening < self.close_after)
+        return value.float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What an adapter stores, on CPU."""
+        stored = self.asked.tensors("gate.asked") | (self.said.tensors("gate.said") if self.said is not None else {})
+        if self.turns is not None:
+            stored["gate.turns.token_ids"] = self.turns.token_ids.to("cpu", torch.int32).contiguous()
+            stored["gate.turns.headers"] = quantise(self.turns.headers.cpu())
+        return stored
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], settings: dict[str, Any]) -> Gates:
+        """The gates that `tensors()` and `settings` describe.
+
+        Raises:
+            AdapterError: a tensor or a setting is missing or does not fit.
+        """
+        try:
+            asked = EvidenceGate.from_tensors(tensors, "gate.asked", **settings["asked"])
+            said = EvidenceGate.from_tensors(tensors, "gate.said", **settings["said"]) if settings["said"] else None
+            turns = None
+            if settings["turns"]:
+                headers = F.normalize(tensors["gate.turns.headers"].float(), dim=-1)
+                turns = TurnStarts(tensors["gate.turns.token_ids"].long(), headers, float(settings["turns"]["threshold"]))
+            return cls(settings["layer"], asked, said, turns, settings["close_after"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise AdapterError(f"the adapter's gate cannot be read: {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""One object between a base model's states and its guided logits: head, gate, tilt and pooling of an adapter.
+"""One object between a base model's states and its guided logits: head, gates, tilt and pooling of an adapter.
 
 transformers, vLLM, calibration and the playground hold it; none of them computes a weight, a temperature or a normaliser.
 """
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.gate import Evidence, Gates
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.pooling import Follow, Memory
+from tempertilt.guidance.reply import Reply, reply_logits
 from tempertilt.guidance.tilt import POOLINGS, Pooling, TiltConfig, guided_logits, target_terms, temper
 from tempertilt.guidance.tilt import TargetTerms as TargetTerms
 
@@ -23,11 +25,27 @@ class Observation(NamedTuple):
 
     Attributes:
         projected: `(..., r)` projections of the last hidden states; r is 0 where they are not pooled.
-        evidence: `(...)` of each token by itself, float32; None without a gate.
+        events: `(..., 5)` bool, see `Gates.events`; None without gates.
+        evidence: of each token by itself; None without gates.
     """
 
     projected: Tensor
-    evidence: Tensor | None
+    events: Tensor | None
+    evidence: Evidence | None
+
+
+class Context(NamedTuple):
+    """What the guided distribution depends on beside the present position's states, each None where it does not.
+
+    Attributes:
+        pooled: projections `(..., r)`.
+        gate: values `g` `(...)`.
+        reply: `(...)` the token of the reply that is next, -1 where none is.
+    """
+
+    pooled: Tensor | None
+    gate: Tensor | None
+    reply: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -40,26 +58,40 @@ class Distributions:
 
 
 class Guidance(nn.Module):
-    """Head, gate and settings of an adapter.
+    """Head, gates, reply and settings of an adapter.
 
     Args:
         head: log-odds of the next token.
-        gate: where to temper and tilt; None is everywhere.
+        gates: where to temper and tilt; None is everywhere.
         tilt: temperature, scale and prior; can be replaced at any time.
         pooling: "mean" (causal running mean) or "last".
+        reply: said where a gate is open; None = drawn from the tempered and tilted distribution. Can be replaced at any time.
 
     Raises:
-        ConfigError: the pooling is unknown.
+        ConfigError: the pooling is unknown, or there is a reply without gates.
     """
 
     def __init__(
-        self, head: GuidanceHead, gate: EvidenceGate | None = None, tilt: TiltConfig | None = None, pooling: str = "mean"
+        self,
+        head: GuidanceHead,
+        gates: Gates | None = None,
+        tilt: TiltConfig | None = None,
+        pooling: str = "mean",
+        reply: Reply | None = None,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling is {pooling!r}; must be one of {', '.join(POOLINGS)}")
-        self.head, self.gate, self.tilt = head, gate, tilt or TiltConfig()
+        self.head, self.gates, self.tilt = head, gates, tilt or TiltConfig()
+        self.reply: Reply | None = None
         self.pooling: Pooling = pooling  # type: ignore[assignment]
+        self.set_reply(reply)
+
+    def set_reply(self, reply: Reply | None) -> None:
+        """Say `reply` where a gate is open; `ConfigError` without gates."""
+        if reply is not None and self.gates is None:
+            raise ConfigError("the adapter has no gate, so a reply would be said everywhere; fit with --gate, or --reply guess")
+        self.reply = None if reply is None else reply.to(self.device)
 
     @property
     def rank(self) -> int:
@@ -69,70 +101,102 @@ class Guidance(nn.Module):
     @property
     def needs_memory(self) -> bool:
         """Whether the guided distribution depends on more than the present position's states."""
-        return self.rank > 0 or self.gate is not None
+        return self.rank > 0 or self.gates is not None
 
     @property
     def is_neutral(self) -> bool:
         """Whether the guided distribution is the base's, bit for bit."""
-        return self.tilt.is_neutral
+        return self.tilt.is_neutral and self.reply is None
 
     def check_fits(self, hidden_size: int, vocab_size: int, num_layers: int) -> None:
-        """Raise `ConfigError` unless head and gate fit a base model of this shape."""
+        """Raise `ConfigError` unless head and gates, or `AdapterError` unless the reply fits a base model of this shape."""
+        if self.reply is not None:
+            self.reply.check_fits(vocab_size)
         last = int(self.head.token_ids[-1])
         if self.head.hidden_size != hidden_size or last >= vocab_size:
             raise ConfigError(
                 f"the head is for hidden size {self.head.hidden_size} and token ids up to {last}; the base model has hidden size "
                 f"{hidden_size} and {vocab_size} tokens"
             )
-        if self.gate is not None and (self.gate.hidden_size != hidden_size or self.gate.layer >= num_layers):
+        gates = self.gates
+        if gates is not None and (gates.hidden_size != hidden_size or gates.layer >= num_layers):
             raise ConfigError(
-                f"the gate is for hidden size {self.gate.hidden_size} after {self.gate.layer} layers; the base model has hidden "
-                f"size {hidden_size} and {num_layers} layers"
+                f"the gates are for hidden size {gates.hidden_size} and read after {gates.layer} layers; the base model has "
+                f"hidden size {hidden_size} and {num_layers} layers"
             )
 
-    def observe(self, last: Tensor, lower: Tensor | None) -> Observation:
+    def observe(self, last: Tensor, lower: Tensor | None, input_ids: Tensor | None = None) -> Observation:
         """What to remember of new positions.
 
         Args:
             last: `(..., d)` last hidden states.
-            lower: `(..., d)` states after the gate's layer; None without a gate.
+            lower: `(..., d)` states after the gates' layer; None without gates.
+            input_ids: `(...)` of the positions; None where there are none.
         """
-        evidence = self.gate.evidence(lower.to(self.device)) if self.gate is not None and lower is not None else None
-        return Observation(self.head.project(last.to(self.device))[..., : self.rank], evidence)
+        projected = self.head.project(last.to(self.device))[..., : self.rank]
+        if self.gates is None or lower is None:
+            return Observation(projected, None, None)
+        evidence = self.gates.evidence(last, lower, input_ids)
+        return Observation(projected, self.gates.events(evidence), evidence)
 
-    def gate_values(self, evidence: Tensor | None) -> Tensor | None:
-        """`g` in [0, 1] of evidence `(...)`; None without a gate."""
-        return None if self.gate is None or evidence is None else self.gate.value(evidence)
+    def follow(self, input_ids: Tensor | None) -> Follow | None:
+        """What the memory needs to count the tokens of the reply among new `input_ids` `(B, n)`; None without a reply."""
+        reply = self.reply
+        return None if reply is None else lambda position, before: reply.follow(input_ids, position, before)
+
+    def read(self, memory: Memory) -> Context:
+        """What a memory says of its positions."""
+        pooled = memory.means if self.rank else None
+        if self.gates is None:
+            return Context(pooled, None, None)
+        if self.reply is None or memory.ends is None:
+            return Context(pooled, self.gates.value(memory.position, memory.latest), None)
+        gate = self.gates.value(memory.position - self.reply.said(memory.ends), memory.latest)
+        return Context(pooled, gate, torch.where(gate > 0, self.reply.next_tokens(memory.ends), -1))
 
     def guide(
-        self, logits: Tensor, last: Tensor | None, pooled: Tensor | None, gate: Tensor | None, tilt: TiltConfig | None = None
+        self,
+        logits: Tensor,
+        last: Tensor | None,
+        pooled: Tensor | None,
+        gate: Tensor | None,
+        tilt: TiltConfig | None = None,
+        reply: Tensor | None = None,
     ) -> Tensor:
         """Guided logits `(..., V)` float32.
 
         Args:
-            logits: base logits `(..., V)`; returned as they are where the tilt is neutral.
+            logits: base logits `(..., V)`; returned as they are where the tilt is neutral and there is no reply.
             last: last hidden states `(..., d)`, where they are not pooled.
             pooled: pooled projections `(..., r)`, where they are.
             gate: `g` `(...)`, None without a gate.
             tilt: instead of the adapter's own.
+            reply: `(...)` the token of the reply that is next, -1 where none is; None without a reply.
         """
         tilt = tilt or self.tilt
-        if tilt.is_neutral:
-            return logits
-        gate = None if gate is None else gate.to(logits.device)
-        return guided_logits(logits, self._log_odds(last, pooled).to(logits.device), self._token_ids(logits), tilt, gate)
+        if not tilt.is_neutral:
+            gate = None if gate is None else gate.to(logits.device)
+            log_odds = self._log_odds(last, pooled).to(logits.device)
+            logits = guided_logits(logits, log_odds, self._token_ids(logits), tilt, gate)
+        return logits if reply is None else reply_logits(logits, reply)
 
     def log_odds(self, last: Tensor | None, pooled: Tensor | None) -> Tensor:
         """Log-odds `(..., K)` of the head's tokens, nats; arguments as of `guide`."""
         return self._log_odds(last, pooled)
 
     def distributions(
-        self, logits: Tensor, log_odds: Tensor, gate: Tensor | None, tilt: TiltConfig | None = None
+        self,
+        logits: Tensor,
+        log_odds: Tensor,
+        gate: Tensor | None,
+        tilt: TiltConfig | None = None,
+        reply: Tensor | None = None,
     ) -> Distributions:
-        """Base, tempered and guided log-probabilities of base logits `(k, V)`, log-odds `(k, K)` and `g` `(k,)`."""
+        """Base, tempered and guided log-probabilities of base logits `(k, V)`, log-odds `(k, K)`, `g` and reply `(k,)`."""
         tilt = tilt or self.tilt
         gate = None if gate is None else gate.to(logits.device)
         guided = guided_logits(logits, log_odds.to(logits.device), self._token_ids(logits), tilt, gate)
+        guided = guided if reply is None else reply_logits(guided, reply)
         tempered = temper(logits, tilt.temperature, gate)
         return Distributions(*(part.float().log_softmax(-1) for part in (logits, tempered, guided)))
 

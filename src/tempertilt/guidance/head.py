@@ -1,6 +1,6 @@
 """The guidance head: one log-odds of retain against forget for every next token, low-rank and vocabulary-sparse.
 
-    u_t = A h_t,   c_t = pooled u,   l_t(v) = b_v . act(... act(c_t))
+    u_t = A h_t,   c_t = pooled u,   l_t(v) = b_v . act(... act(c_t)) + a_v
 
 `A (r, d)` reads the hidden state, `B (K, r)` has one row for each of the K tokens that occur as a target in training.
 Every other token has log-odds 0 by construction: the head is neutral on what it has not seen.
@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class GuidanceHead(nn.Module):
-    """Log-odds of retain for the next token, from pooled projected hidden states. Weights are float32, without bias.
+    """Log-odds of retain for the next token, from pooled projected hidden states. Weights are float32.
 
     Args:
         hidden_size: `d`, the size of the base model's last hidden state.
@@ -35,6 +35,7 @@ class GuidanceHead(nn.Module):
         token_ids: `(K,)` distinct ids of the tokens that have a row in `B`; stored in ascending order.
         activation: after each hidden layer; "identity" gives the bilinear head of the paper.
         num_hidden_layers: 1 is `B act(A c)`; each further one adds an `r x r` layer and the activation.
+        bias: whether each row has a number `a_v` of its own beside it; the paper's head has none.
 
     Raises:
         ConfigError: an option is out of range, `token_ids` is empty or has a repeated or negative id.
@@ -49,6 +50,7 @@ class GuidanceHead(nn.Module):
         token_ids: Sequence[int] | Tensor,
         activation: str = "identity",
         num_hidden_layers: int = 1,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         check_head_options(rank, activation, num_hidden_layers)
@@ -69,6 +71,7 @@ class GuidanceHead(nn.Module):
             [nn.Parameter(torch.empty(rank, rank, dtype=torch.float32)) for _ in range(num_hidden_layers - 1)]
         )
         self.B = nn.Parameter(torch.empty(len(ids), rank, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.empty(len(ids), dtype=torch.float32)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -78,10 +81,12 @@ class GuidanceHead(nn.Module):
             for weight in self.hidden:
                 weight.normal_(std=1 / math.sqrt(self.rank), generator=generator)
             self.B.zero_()
+            if self.bias is not None:
+                self.bias.zero_()
 
     @property
     def num_parameters(self) -> int:
-        """Number of trained numbers."""
+        """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def project(self, hidden_states: Tensor) -> Tensor:
@@ -98,12 +103,13 @@ class GuidanceHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Log-odds (nats) of every token in `token_ids`: `(..., r)` pooled projections to `(..., K)`."""
-        return F.linear(self.features(pooled), self.B.float())
+        return F.linear(self.features(pooled), self.B.float(), None if self.bias is None else self.bias.float())
 
     def score(self, pooled: Tensor, rows: Tensor) -> Tensor:
         """Log-odds (nats) of one token per position: `(N, r)` and rows of `B` `(N,)` (-1 = no row) to `(N,)`."""
-        selected = F.embedding(rows.clamp(min=0), self.B.float())
-        return (self.features(pooled) * selected).sum(-1) * (rows >= 0)
+        chosen = rows.clamp(min=0)
+        log_odds = (self.features(pooled) * F.embedding(chosen, self.B.float())).sum(-1)
+        return (log_odds if self.bias is None else log_odds + self.bias.float()[chosen]) * (rows >= 0)
 
     def rows_of(self, tokens: Tensor) -> Tensor:
         """Rows of `B` for token ids of any shape; -1 for tokens that have none."""
@@ -116,28 +122,42 @@ class GuidanceHead(nn.Module):
         return out.index_copy(-1, self.token_ids, log_odds)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What an adapter stores: `token_ids (K,)` int32, `A (r, d)`, `hidden.i (r, r)`, `B (K, r)`, float32, on CPU."""
+        """What an adapter stores, on CPU: `token_ids (K,)` int32, `A (r, d)`, `hidden.i (r, r)`, `B (K, r)`, `bias (K,)` if any.
+
+        The paper's head, without a bias, is stored in float32. Of a head with a bias, `B` is int8 with a `scale (K,)` for each
+        row, the others are float16.
+        """
         stored = {"token_ids": self.token_ids.to("cpu", torch.int32), "A": self.A, "B": self.B}
+        if self.bias is not None:
+            scale = (self.B.detach().abs().amax(1) / 127).clamp(min=1e-7).half()
+            rows = (self.B / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+            stored |= {"A": self.A.half(), "B": rows, "scale": scale, "bias": self.bias.half()}
         stored |= {f"hidden.{i}": weight for i, weight in enumerate(self.hidden)}
         return {name: tensor.detach().to("cpu").contiguous() for name, tensor in stored.items()}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], activation: str) -> GuidanceHead:
         """The head that `tensors()` describes; `AdapterError` if a tensor is missing or its shape does not fit."""
-        missing = [name for name in ("token_ids", "A", "B") if name not in tensors]
+        missing = [name for name in ("token_ids", "A", "B", *(["scale"] if "bias" in tensors else [])) if name not in tensors]
         if missing:
             raise AdapterError(
                 f"the adapter lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}"
             )
         rank, hidden_size = tensors["A"].shape
         count = sum(name.startswith("hidden.") for name in tensors)
-        head = cls(hidden_size, rank, tensors["token_ids"].long(), activation, 1 + count)
+        head = cls(hidden_size, rank, tensors["token_ids"].long(), activation, 1 + count, "bias" in tensors)
         with torch.no_grad():
             for name, parameter in head.named_parameters():
                 if name not in tensors or tensors[name].shape != parameter.shape:
-                    seen = tuple(tensors[name].shape) if name in tensors else "absent"
-                    raise AdapterError(f"adapter tensor {name!r} is {seen}; valid is {tuple(parameter.shape)}")
+                    shape = tuple(tensors[name].shape) if name in tensors else "absent"
+                    raise AdapterError(f"adapter tensor {name!r} is {shape}; must be {tuple(parameter.shape)}")
                 parameter.copy_(tensors[name])
+            if head.bias is not None:
+                if tensors["scale"].shape != head.bias.shape:
+                    raise AdapterError(
+                        f"adapter tensor 'scale' is {tuple(tensors['scale'].shape)}; must be {tuple(head.bias.shape)}"
+                    )
+                head.B.mul_(tensors["scale"].float()[:, None])
         return head
 
 

@@ -1,17 +1,41 @@
-"""Causal pooling of hidden states.
+"""What is remembered of a sequence: causal means of states, and the positions of its latest events.
 
 "mean" pooling (the paper): `c_t = sum_{i <= t} m_i h_i / max(1, sum_{i <= t} m_i)` with `m` the attention mask.
-"last" pooling: `c_t = h_t`, no state at all.
+"last" pooling: `c_t = h_t`, nothing to remember.
 
-Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t` (d numbers).
+Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t` (d numbers). A position's memory is one row of
+numbers: r sums, the count of real tokens, and for each kind of event the position, counted from 1, of the latest one, 0 for none.
+Where there is a reply (`tempertilt.guidance.reply`), two more numbers say how much of it the text ends with.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from tempertilt.guidance.reply import FORMS
+
+Follow = Callable[[Tensor, Tensor], Tensor]
+"""From positions `(B, n)` and what was said before `(B, 2)` to how much of a reply the text ends with, `(B, n, 2)`."""
+
+
+class Memory(NamedTuple):
+    """What is remembered after each position.
+
+    Attributes:
+        means: `(B, T, r)` causal means, 0 where no real token has come yet.
+        position: `(B, T)` of the token among the real ones, counted from 1.
+        latest: `(B, T, k)` positions of the latest events, 0 for none.
+        ends: `(B, T, 2)` how much of a reply the text ends with; None without a reply.
+    """
+
+    means: Tensor
+    position: Tensor
+    latest: Tensor
+    ends: Tensor | None = None
 
 
 def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -22,7 +46,7 @@ def causal_mean(states: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: `(B, T)`, 1 = real token; None = all real.
 
     Returns:
-        `(B, T, r)` float32; 0 where no real token has been seen yet.
+        `(B, T, r)` float32; 0 where no real token has come yet.
     """
     sums, counts = _masked_cumsum(states, mask)
     return sums / counts.clamp(min=1).unsqueeze(-1)
@@ -43,44 +67,40 @@ def _masked_cumsum(states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]
     return (states * mask.unsqueeze(-1)).cumsum(1), mask.cumsum(1)
 
 
-def scan(states: Tensor, mask: Tensor | None, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Causal means `(B, T, r)` and highest evidence so far `(B, T)` of whole sequences, float32; padding left out.
-
-    Where there is no evidence (none given, or nothing but padding yet) it is minus infinity.
-    """
-    return read_memory(memory_of(states, mask, evidence))
+def scan(states: Tensor, mask: Tensor | None, events: Tensor | None = None, follow: Follow | None = None) -> Memory:
+    """The memory of whole sequences: states `(B, T, r)`, mask `(B, T)`, events `(B, T, k)` bool; padding left out."""
+    rank, rows = states.shape[-1], memory_rows(states, mask, events)
+    return read_memory(rows if follow is None else follow_reply(rows, None, rank, follow), rank, follow is not None)
 
 
-def memory_of(states: Tensor, mask: Tensor | None, evidence: Tensor | None) -> Tensor:
-    """Sums, count and highest evidence of each position, `(B, T, r + 2)` float32."""
+def memory_rows(states: Tensor, mask: Tensor | None, events: Tensor | None = None) -> Tensor:
+    """The rows `(B, T, r + 1 + k)` float32 of sequences that begin here; arguments as of `scan`."""
     sums, counts = _masked_cumsum(states, mask)
-    if evidence is None:
-        highest = torch.full_like(counts, -math.inf)
-    else:
-        evidence = evidence.float()
+    parts = [sums, counts.unsqueeze(-1)]
+    if events is not None:
+        events = events.to(sums.device)
         if mask is not None:
-            evidence = evidence.masked_fill(mask.to(evidence.device) == 0, -math.inf)
-        highest = evidence.cummax(1).values.to(sums.device)
-    return torch.cat([sums, counts.unsqueeze(-1), highest.unsqueeze(-1)], -1)
+            events = events & mask.to(sums.device).bool().unsqueeze(-1)
+        parts.append((counts.unsqueeze(-1) * events).cummax(1).values)
+    return torch.cat(parts, -1)
 
 
-def continue_memory(new: Tensor, last: Tensor) -> Tensor:
-    """The memory of new positions `(B, n, w)` after that of the last old one `(B, 1, w)`."""
-    return torch.cat([new[..., :-1] + last[..., :-1], new[..., -1:].maximum(last[..., -1:])], -1)
+def continue_rows(new: Tensor, last: Tensor, rank: int) -> Tensor:
+    """Rows of new positions `(B, n, w)`, as `memory_rows` gives them, after the last old row `(B, 1, w)`."""
+    before = last[..., rank : rank + 1]
+    events = new[..., rank + 1 :]
+    shifted = torch.where(events > 0, events + before, last[..., rank + 1 : new.shape[-1]])
+    return torch.cat([new[..., : rank + 1] + last[..., : rank + 1], shifted], -1)
 
 
-def read_memory(memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal means `(B, n, r)` and highest evidence `(B, n)` in memories `(B, n, r + 2)`."""
-    return memory[..., :-2] / memory[..., -2:-1].clamp(min=1), memory[..., -1]
+def follow_reply(rows: Tensor, last: Tensor | None, rank: int, follow: Follow) -> Tensor:
+    """New rows `(B, n, w)` with two more numbers each, after the last old row `(B, 1, w + 2)`; None begins."""
+    before = rows.new_zeros(rows.shape[0], FORMS) if last is None else last[:, 0, -FORMS:]
+    return torch.cat([rows, follow(rows[..., rank], before)], -1)
 
 
-def empty_memory(like: Tensor) -> Tensor:
-    """The memory of no position, `(1, 1, w)`."""
-    nothing = like.new_zeros(1, 1, like.shape[-1])
-    nothing[..., -1] = -math.inf
-    return nothing
-
-
-def allocate_memory(like: Tensor, capacity: int) -> Tensor:
-    """Zeros for `capacity` positions, of the batch, width and type of `like`."""
-    return like.new_zeros(like.shape[0], capacity, like.shape[-1])
+def read_memory(rows: Tensor, rank: int, replies: bool = False) -> Memory:
+    """Means, counts and latest events in rows `(B, n, r + 1 + k)`, and where the text `replies` two more numbers."""
+    count, stop = rows[..., rank], rows.shape[-1] - (FORMS if replies else 0)
+    means = rows[..., :rank] / count.clamp(min=1).unsqueeze(-1)
+    return Memory(means, count, rows[..., rank + 1 : stop], rows[..., stop:] if replies else None)

@@ -31,7 +31,7 @@ class TiltConfig(Options):
     temperature: float = option(2.5, "T: the base's logits are divided by it", gt=0, hint="1 = no tempering, the paper uses 2.5")
     guidance_scale: float = option(1.0, "s: weight of the tilt", ge=0, hint="0 = no tilt, the paper uses 1")
     forget_prior: float = option(
-        0.5, "share of forget text in the base's distribution", gt=0, lt=1, hint="0.5 = the paper's tilt"
+        0.5, "share of forget text where the gate is open", gt=0, le=1, hint="0.5 = the paper's tilt, 1 = the log-odds themselves"
     )
 
     @property
@@ -62,14 +62,16 @@ def tilt_weights(log_odds: Tensor, forget_prior: float = 0.5, gate: Tensor | Non
 
     Args:
         log_odds: `(..., K)`, nats.
-        forget_prior: `q`, in (0, 1).
+        forget_prior: `q`, in (0, 1]; 1 gives the log-odds themselves.
         gate: `g` `(...)` in [0, 1]; None is 1 everywhere.
 
     Returns:
         Same shape as `log_odds`, float32, nats; at most `-log(1 - q)`.
     """
-    log_odds = log_odds.float()
-    if forget_prior == 0.5:
+    weights = log_odds = log_odds.float()
+    if forget_prior == 1.0:
+        pass
+    elif forget_prior == 0.5:
         weights = F.logsigmoid(log_odds) + math.log(2.0)
     else:
         retain = torch.full_like(log_odds, math.log1p(-forget_prior))

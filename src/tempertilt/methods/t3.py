@@ -73,7 +73,7 @@ class T3(Method):
     """Temper, then tilt, with this package's defaults."""
 
     method = "t3"
-    steps = ("background", "features", "gate", "head", "calibration")
+    steps = ("background", "features", "estimate", "gate", "head", "calibration")
 
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""
@@ -87,13 +87,13 @@ class T3(Method):
         return Unlearned(
             model=result.model,
             seconds={
-                "reference": result.seconds.get("background", 0.0) + result.seconds["features"],
-                "training": result.seconds.get("gate", 0.0) + result.seconds["fit"],
+                "reference": sum(result.seconds.get(step, 0.0) for step in ("background", "features", "estimate")),
+                "training": result.seconds.get("gates", 0.0) + result.seconds["fit"],
             },
             trained_parameters=result.fit.num_parameters,
             artefact_bytes=sum(path.stat().st_size for path in directory.glob("adapter_*")),
             train_flops=2.0 * body * result.extraction.tokens,
-            details={"recipe": config.recipe(), "fit_seconds": result.fit.seconds, "epochs": result.fit.epochs},
+            details={"recipe": config.recipe(), "fit_seconds": result.fit.seconds},
         )
 
     def recipe(self) -> dict[str, Any]:

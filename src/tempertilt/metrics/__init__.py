@@ -1,17 +1,28 @@
 """Metrics: pure functions from samples to `MetricResult`."""
 
 from tempertilt.metrics.aggregate import aggregate_score, memorisation_score, privacy_score, utility_score
+from tempertilt.metrics.divergence import reference_kl, reference_same_top
+from tempertilt.metrics.leakage import greedy_leaks, greedy_misattribution, leak_at_k, sampled_leaks
+from tempertilt.metrics.leaks import Answer, leak_rate, longest_common_run, longest_run, misattribution
 from tempertilt.metrics.likelihood import normalised_probability, probability
 from tempertilt.metrics.membership import attack_scores, auc, membership, privleak
 from tempertilt.metrics.memorisation import exact_memorisation, extraction_strength
-from tempertilt.metrics.result import MetricResult
+from tempertilt.metrics.result import MetricResult, clopper_pearson
 from tempertilt.metrics.rouge import rouge, rouge_scores
 from tempertilt.metrics.samples import Draw, Results, Sample
-from tempertilt.metrics.sampling import base_perplexity, best_of_n_rouge, sampled_rouge, verbatim_leak
-from tempertilt.metrics.truth_ratio import forget_quality, ks_floor, truth_ratio, truth_ratios
+from tempertilt.metrics.sampling import (
+    base_perplexity,
+    best_of_n_rouge,
+    ended,
+    reference_perplexity,
+    sampled_rouge,
+    verbatim_leak,
+)
+from tempertilt.metrics.truth_ratio import forget_quality, ks_distance, ks_floor, truth_ratio, truth_ratios
 from tempertilt.metrics.utility import model_utility, mu_rouge
 
 __all__ = [
+    "Answer",
     "Draw",
     "MetricResult",
     "Results",
@@ -21,20 +32,34 @@ __all__ = [
     "auc",
     "base_perplexity",
     "best_of_n_rouge",
+    "clopper_pearson",
+    "ended",
     "exact_memorisation",
     "extraction_strength",
     "forget_quality",
+    "greedy_leaks",
+    "greedy_misattribution",
+    "ks_distance",
     "ks_floor",
+    "leak_at_k",
+    "leak_rate",
+    "longest_common_run",
+    "longest_run",
     "membership",
     "memorisation_score",
+    "misattribution",
     "model_utility",
     "mu_rouge",
     "normalised_probability",
     "privacy_score",
     "privleak",
     "probability",
+    "reference_kl",
+    "reference_perplexity",
+    "reference_same_top",
     "rouge",
     "rouge_scores",
+    "sampled_leaks",
     "sampled_rouge",
     "truth_ratio",
     "truth_ratios",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hmean
+from scipy.stats import beta, hmean
 
-from tempertilt.errors import DataError
+from tempertilt.errors import ConfigError, DataError
 
 RESAMPLES = 1000
 SEED = 0
@@ -29,7 +29,8 @@ class MetricResult:
         n: samples that it is computed from.
         n_missing: samples that have no value (they are left out, never counted as 0).
         higher_is_better: for a model that should have forgotten; None where neither end is better.
-        interval: 95 % percentile interval over 1000 bootstrap resamples of the samples, None where there is none.
+        interval: 95 % percentile interval over 1000 bootstrap resamples of the samples, or as the protocol says; None where
+            there is none.
         per_sample: the value of each sample, None where missing; empty where the figure is not made of per-sample values.
         protocol: how it is computed, in words.
         details: further numbers, by name.
@@ -82,6 +83,60 @@ def mean_result(name: str, values: Sequence[float | None], *, higher_is_better: 
         interval=_percentiles(means),
         per_sample=tuple(values),
         protocol=protocol,
+    )
+
+
+def rate_result(name: str, values: Sequence[bool | None], *, higher_is_better: bool | None, protocol: str) -> MetricResult:
+    """The share of samples for which something is true, missing ones left out, with Clopper and Pearson's interval."""
+    kept = present(name, [None if value is None else float(value) for value in values])
+    return MetricResult(
+        name=name,
+        value=float(kept.mean()),
+        n=len(kept),
+        n_missing=len(values) - len(kept),
+        higher_is_better=higher_is_better,
+        interval=clopper_pearson(int(kept.sum()), len(kept)),
+        per_sample=tuple(None if value is None else float(value) for value in values),
+        protocol=protocol,
+    )
+
+
+def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval of a rate of which `hits` of `n` were seen (Clopper and Pearson, Biometrika 26, 1934).
+
+    Either end alone is a one-sided bound at `(1 + level) / 2`.
+
+    Raises:
+        ConfigError: `n` is less than 1, `hits` is not within 0 and `n`, or `level` not within 0 and 1.
+    """
+    if n < 1 or not 0 <= hits <= n:
+        raise ConfigError(f"{hits} hits of {n}; must be 0 to n hits of n >= 1")
+    if not 0 < level < 1:
+        raise ConfigError(f"level is {level}; must be > 0 and < 1")
+    tail = (1 - level) / 2
+    low = float(beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
+    return low, high
+
+
+def token_mean_result(
+    name: str, values: Sequence[Sequence[float]], *, higher_is_better: bool | None, protocol: str
+) -> MetricResult:
+    """The mean over the tokens of all samples; a sample without tokens is missing. The interval resamples samples."""
+    totals = present(name, [float(np.sum(tokens)) if len(tokens) else None for tokens in values])
+    counts = np.array([len(tokens) for tokens in values if len(tokens)], dtype=np.float64)
+    rng = np.random.default_rng(SEED)
+    chosen = rng.integers(0, len(counts), (RESAMPLES, len(counts)))
+    return MetricResult(
+        name=name,
+        value=float(totals.sum() / counts.sum()),
+        n=len(counts),
+        n_missing=len(values) - len(counts),
+        higher_is_better=higher_is_better,
+        interval=_percentiles(totals[chosen].sum(1) / counts[chosen].sum(1)),
+        per_sample=tuple(float(np.mean(tokens)) if len(tokens) else None for tokens in values),
+        protocol=protocol,
+        details={"tokens": int(counts.sum())},
     )
 
 

@@ -36,7 +36,10 @@ class Sample:
         ends: whether the last answer token is the end of the sequence.
         generation: the greedy answer.
         rouge1_recall, rougeL_recall, rougeL_f1: of the greedy answer against the true one.
-        base_perplexity: of the greedy answer under the base model.
+        generation_ends: whether the greedy answer ended by itself, before the limit on its length.
+        base_perplexity, reference_perplexity: of the greedy answer under the base model, and under a reference model.
+        reference_kl: KL(reference || model) between the next-token distributions before each answer token, nats, `(n,)`.
+        reference_same_top: whether both have the same most likely token there, `(n,)`.
         draws: sampled answers, temperature 1.
         scores: values by metric name (min_k, exact_memorization, ...) that a foreign log states in place of what they come from.
     """
@@ -55,7 +58,11 @@ class Sample:
     rouge1_recall: Number = None
     rougeL_recall: Number = None
     rougeL_f1: Number = None
+    generation_ends: bool | None = None
     base_perplexity: Number = None
+    reference_perplexity: Number = None
+    reference_kl: tuple[float, ...] = ()
+    reference_same_top: tuple[bool, ...] = ()
     draws: tuple[Draw, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.metrics.result import MetricResult, mean_result
+from tempertilt.metrics.result import MetricResult, mean_result, rate_result
 from tempertilt.metrics.samples import Sample, Samples
 
 
@@ -48,6 +49,18 @@ def _leak(sample: Sample, draws: int) -> float | None:
     return 1.0 if probability == 1.0 else -math.expm1(draws * math.log1p(-probability))
 
 
+def ended(samples: Samples, *, name: str = "ended") -> MetricResult:
+    """Share of greedy answers that ended by themselves, before the limit on their length: broken text often goes on and on.
+
+    Raises:
+        DataError: no sample tells, as in runs of older versions and foreign logs.
+    """
+    if all(sample.generation_ends is None for sample in samples):
+        raise DataError(f"{name}: no sample tells whether its answer ended by itself; measure with t3 eval --overwrite")
+    protocol = "share of greedy answers that ended before the limit on their length; interval: Clopper-Pearson"
+    return rate_result(name, [sample.generation_ends for sample in samples], higher_is_better=True, protocol=protocol)
+
+
 def base_perplexity(samples: Samples, *, sampled: bool = False, name: str = "base_perplexity") -> MetricResult:
     """Geometric mean of the perplexity of the answers under the base model.
 
@@ -61,19 +74,40 @@ def base_perplexity(samples: Samples, *, sampled: bool = False, name: str = "bas
         values = [_median([d.base_perplexity for d in s.draws if d.base_perplexity is not None]) for s in samples]
     else:
         values = [sample.base_perplexity for sample in samples]
+    protocol = f"geometric mean of the perplexity of {'sampled' if sampled else 'greedy'} answers under the base model"
+    return _geometric_mean(name, values, protocol)
+
+
+def reference_perplexity(samples: Samples, own: Samples = (), *, name: str = "reference_perplexity") -> MetricResult:
+    """Geometric mean of the perplexity of the greedy answers under a reference, a model that never saw the forget set.
+
+    Far above that of the reference's own answers: text that such a model would not write.
+
+    Args:
+        own: samples of the reference itself; then `details` holds the same figure of its own answers, and the ratio.
+
+    Raises:
+        DataError: no reference model was run beside the measured one.
+    """
+    if all(sample.reference_perplexity is None for sample in samples):
+        raise DataError(f"{name}: no reference model was run beside this one; measure with --reference-model or "
+                        "--reference-peft-adapter")  # fmt: skip
+    protocol = "geometric mean of the perplexity of greedy answers under the reference model"
+    result = _geometric_mean(name, [sample.reference_perplexity for sample in samples], protocol)
+    # the reference has no adapter to switch off: its base perplexity is the one under itself
+    theirs = [s.base_perplexity if s.reference_perplexity is None else s.reference_perplexity for s in own]
+    if any(value is not None for value in theirs):
+        reference = _geometric_mean(name, theirs, protocol).value
+        result.details.update(reference_own=reference, ratio=result.value / reference)
+    return result
+
+
+def _geometric_mean(name: str, values: list[float | None], protocol: str) -> MetricResult:
     logs = [None if value is None else math.log(value) for value in values]
-    result = mean_result(name, logs, higher_is_better=False, protocol="")
+    result = mean_result(name, logs, higher_is_better=False, protocol=protocol)
     assert result.interval is not None
-    return MetricResult(
-        name=name,
-        value=math.exp(result.value),
-        n=result.n,
-        n_missing=result.n_missing,
-        higher_is_better=False,
-        interval=(math.exp(result.interval[0]), math.exp(result.interval[1])),
-        per_sample=tuple(values),
-        protocol=f"geometric mean of the perplexity of {'sampled' if sampled else 'greedy'} answers under the base model",
-    )
+    low, high = result.interval
+    return replace(result, value=math.exp(result.value), interval=(math.exp(low), math.exp(high)), per_sample=tuple(values))
 
 
 def _check_drawn(name: str, samples: Samples) -> None:

@@ -1,8 +1,9 @@
 """An adapter on disk or on the hub: what the head learned and for which base model; never the base's weights.
 
 adapter_config.json            AdapterConfig
-adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r); with a gate gate.mean (d,), gate.basis (k, d),
-                               gate.shrink (k,), gate.exemplars (m, d), gate.margins (m,)
+adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, r), bias (K,); with gates
+                               gate.asked and gate.said, of each mean (d,), reader (p, d), exemplars (m, p), margins (m,),
+                               and gate.turns
 README.md                      model card
 """
 
@@ -21,8 +22,9 @@ from safetensors.torch import load_file, save
 
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
-from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import POOLINGS, TiltConfig
 from tempertilt.storage import (
     UNFINISHED,
@@ -35,6 +37,7 @@ from tempertilt.storage import (
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 KIND = "tempertilt"
+GATE_SETTINGS = {"layer", "close_after", "asked", "said", "turns"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class AdapterConfig:
     temperature: float = 2.5
     guidance_scale: float = 1.0
     forget_prior: float = 0.5
-    gate: dict[str, Any] | None = None  # layer, threshold, width
+    gate: dict[str, Any] | None = None  # `Gates.settings`
+    reply: dict[str, Any] | None = None  # `Reply.settings`: said where the gate is open; None = a guess from the tilt
     training: dict[str, Any] = field(default_factory=dict)  # data, configuration and scores of the fit
     weights_sha256: str = ""
     adapter_type: str = KIND
@@ -62,8 +66,10 @@ class AdapterConfig:
         if self.pooling not in POOLINGS:
             raise AdapterError(f"pooling is {self.pooling!r}; must be one of {', '.join(POOLINGS)}")
         self.tilt  # noqa: B018  its values are checked
-        if self.gate is not None and set(self.gate) != {"layer", "threshold", "width"}:
-            raise AdapterError(f"gate is {self.gate!r}; must be null, or layer, threshold and width")
+        if self.gate is not None and (not isinstance(self.gate, dict) or set(self.gate) != GATE_SETTINGS):
+            raise AdapterError(f"gate is {self.gate!r}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
+        if self.reply is not None:
+            Reply.from_settings(self.reply)
 
     @property
     def tilt(self) -> TiltConfig:
@@ -91,10 +97,10 @@ class Adapter(NamedTuple):
 
     config: AdapterConfig
     head: GuidanceHead
-    gate: EvidenceGate | None
+    gates: Gates | None
 
 
-def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gate: EvidenceGate | None = None) -> Path:
+def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gates: Gates | None = None) -> Path:
     """Write an adapter into `directory` (made if needed); return the directory.
 
     All files are written before the first is put in place: a save that fails before leaves the adapter that was there. The
@@ -103,7 +109,7 @@ def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gat
     Raises:
         TemperTiltError: the files can't be written.
     """
-    weights = save(head.tensors() | (gate.tensors() if gate else {}), {"format": "pt"})
+    weights = save(head.tensors() | (gates.tensors() if gates is not None else {}), {"format": "pt"})
     config = replace(config, weights_sha256=hashlib.sha256(weights).hexdigest())
     with work_directory(directory, WEIGHTS) as work:
         (work / WEIGHTS).write_bytes(weights)
@@ -134,8 +140,8 @@ def load_adapter(name: str | Path, *, revision: str | None = None, token: str | 
     head = GuidanceHead.from_tensors(tensors, config.activation)
     if head.hidden_size != config.hidden_size:
         raise AdapterError(f"{str(weights)!r} is for hidden size {head.hidden_size}, its {CONFIG} says {config.hidden_size}")
-    gate = EvidenceGate.from_tensors(tensors, **config.gate) if config.gate else None
-    return Adapter(config, head, gate)
+    gates = Gates.from_tensors(tensors, config.gate) if config.gate else None
+    return Adapter(config, head, gates)
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -201,16 +207,30 @@ def _locate(name: str, revision: str | None, token: str | None) -> Path:
         raise AdapterError(f"no adapter directory {name!r}, and the hub gives none: {type(error).__name__}: {first}") from error
 
 
+def _accuracies(scores: dict[str, Any]) -> str:
+    return "token accuracy " + ", ".join(
+        f"{name} {scores.get(f'{name}_accuracy', math.nan):.4f}" for name in ("forget", "retain")
+    )
+
+
 def _gate_line(config: AdapterConfig) -> str:
     if config.gate is None:
         return "none: every context is tempered and tilted"
-    found = config.training.get("gate") or {}
-    names = ("coverage", "recall_held_out", "false_alarms_held_out")
-    covered, recall, alarms = (found.get(name, math.nan) for name in names)
+    facts = config.training.get("gate") or {}
+    asked, said = (facts.get(name) or {} for name in ("asked", "said"))
     return (
-        f"{found.get('exemplars', '?')} exemplars after {config.gate['layer']} layers, threshold {config.gate['threshold']:.2f}; "
-        f"opens on {covered:.1%} of forget prompts; held out, on {recall:.1%} of forget prompts and {alarms:.1%} of kept records"
+        f"{asked.get('exemplars', '?')} exemplars of what is asked, after {config.gate['layer']} layers, and "
+        f"{said.get('exemplars', 0)} of what is said; left-out retain records that open it: {_share(asked)} and {_share(said)}"
     )
+
+
+def _share(gate: dict[str, Any]) -> str:
+    opened = gate.get("opened")
+    return "not known" if opened is None else f"{opened:.1%}"
+
+
+def _reply_line(config: AdapterConfig) -> str:
+    return "a guess from the tilted distribution" if config.reply is None else f"the reply `{config.reply['text']}`"
 
 
 def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
@@ -220,8 +240,7 @@ def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
     recipe = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(training.get("config", {}).items()))
     base = f"`{config.base_model}`" + (f" with the PEFT adapter `{config.peft_adapter}`" if config.peft_adapter else "")
     share = fit.get("parameter_share", math.nan)
-    scores = fit.get("train") or {}
-    accuracy = ", ".join(f"{name} {scores.get(f'{name}_accuracy', math.nan):.4f}" for name in ("forget", "retain"))
+    quality = f"{fit['divergence']:.3f} nats from the estimate" if "divergence" in fit else _accuracies(fit.get("train") or {})
     return f"""---
 library_name: tempertilt
 tags:
@@ -232,18 +251,19 @@ base_model: {config.base_model}
 
 # Temper-Then-Tilt adapter
 
-Makes {base} stop producing a forget set. The base model's weights are unchanged; only its next-token law is corrected:
+Makes {base} stop producing a forget set. The base model's weights are unchanged; only its next-token distribution is corrected:
 tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:.3g} by a classifier that tells retain from
-forget (Block et al., arXiv 2602.10217){", where a gate finds the text to be about the forget set" if config.gate else ""}.
+forget (Block et al., arXiv 2602.10217){", where the gates find the text to be about the forget set" if config.gate else ""}.
 
 | | |
 |---|---|
-| trained numbers | {head.num_parameters:,} ({share:.4%} of the base) |
+| trainable parameters | {head.num_parameters:,} ({share:.4%} of the base) |
 | rank, tokens with a row | {head.rank}, {len(head.token_ids):,} |
 | pooling, activation | {config.pooling}, {config.activation} |
 | gate | {_gate_line(config)} |
+| where it is open | {_reply_line(config)} |
 | forget / retain records | {training.get("forget_records", "?")} / {training.get("retain_records", "?")} |
-| token accuracy on its records | {accuracy} |
+| fit | {quality} |
 | base fingerprint | `{config.base_fingerprint}` |
 
 ## Use

@@ -20,7 +20,8 @@ from transformers.cache_utils import (
 )
 
 from tempertilt.errors import TemperTiltError
-from tempertilt.guidance.pooling import allocate_memory, continue_memory, empty_memory, memory_of, read_memory
+from tempertilt.guidance.pooling import Follow, Memory, continue_rows, follow_reply, memory_rows, read_memory
+from tempertilt.guidance.reply import FORMS
 
 try:
     from transformers.cache_utils import DummyLayer
@@ -31,12 +32,12 @@ except ImportError as error:
     ) from error
 
 
-class PoolingLayer(DummyLayer):  # type: ignore[misc]
+class MemoryLayer(DummyLayer):  # type: ignore[misc]
     """What the adapter remembers of every position, as one more layer of a transformers cache.
 
-    Running sums of `u` (r numbers), the count of real tokens, and the highest evidence so far: what `scan` of whole sequences
-    gives, continued. Being a cache layer, it is reordered with the beams, cropped after rejected drafts, repeated, selected and
-    reset together with the keys and values. To the masks of the base model it is a dummy layer: it holds none of its keys.
+    The rows of `tempertilt.guidance.pooling`: what `scan` of whole sequences gives, continued. Being a cache layer, it is
+    reordered with the beams, cropped after rejected drafts, repeated, selected and reset together with the keys and values. To
+    the masks of the base model it is a dummy layer: it holds none of its keys.
 
     Args:
         max_length: number of positions to allocate at once, for static caches (all updates are then done in place, at
@@ -46,47 +47,56 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
     def __init__(self, max_length: int | None = None) -> None:
         super().__init__()
         self.max_length = max_length
-        self.memory: Tensor | None = None  # (B, capacity, r + 2): sums, count, evidence
+        self.memory: Tensor | None = None  # (B, capacity, r + 1 + k), with a reply + 2
         self.length = 0  # positions held; unused when static
         self.position: Tensor | None = None  # the same as a tensor, when static
 
-    def advance(self, states: Tensor, mask: Tensor | None, evidence: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Append `(B, n, r)` projected states, r may be 0, and evidence `(B, n)`.
+    def advance(self, states: Tensor, mask: Tensor | None, events: Tensor | None = None, follow: Follow | None = None) -> Memory:
+        """Append `(B, n, r)` projected states, r may be 0, and events `(B, n, k)` bool; the memory after each.
 
-        `mask` is `(B, n)`, 1 = real token, or None. Returns causal means `(B, n, r)` and highest evidence so far `(B, n)`.
+        `mask` is `(B, n)`, 1 = real token, or None; `follow` counts the tokens of a reply, the same in every call.
         """
-        new = memory_of(states, mask, evidence)
-        new = self._append_dynamic(new) if self.max_length is None else self._append_static(new)
-        return read_memory(new)
+        new, rank = memory_rows(states, mask, events), states.shape[-1]
+        new = self._append_dynamic(new, rank, follow) if self.max_length is None else self._append_static(new, rank, follow)
+        return read_memory(new, rank, follow is not None)
 
-    def _append_dynamic(self, new: Tensor) -> Tensor:
-        n = new.shape[1]
-        if self.memory is None:
-            self.memory = allocate_memory(new, max(64, 2 * n))
-        elif self.length:
+    def _append_dynamic(self, new: Tensor, rank: int, follow: Follow | None) -> Tensor:
+        n, last = new.shape[1], None
+        if self.memory is not None and self.length:
             if self.memory.shape[0] != new.shape[0]:
                 raise TemperTiltError(f"the cache holds {self.memory.shape[0]} sequences, the input has {new.shape[0]}")
-            new = continue_memory(new, self.memory[:, self.length - 1 : self.length])
+            if self.memory.shape[2] != new.shape[2] + (FORMS if follow is not None else 0):
+                raise TemperTiltError("the cache was filled before a reply was set or taken away; start with a new cache")
+            last = self.memory[:, self.length - 1 : self.length]
+            new = continue_rows(new, last, rank)
+        if follow is not None:
+            new = follow_reply(new, last, rank, follow)
+        if self.memory is None:
+            self.memory = new.new_zeros(new.shape[0], max(64, 2 * n), new.shape[2])
         if torch.is_grad_enabled() and new.requires_grad:  # what an earlier pass saved for its gradients must not change
             self.memory = torch.cat([self.memory[:, : self.length], new], 1)
             self.length += n
             return new
         if self.length + n > self.memory.shape[1]:
-            grown = allocate_memory(new, 2 * (self.length + n))
+            grown = new.new_zeros(new.shape[0], 2 * (self.length + n), new.shape[2])
             grown[:, : self.length] = self.memory[:, : self.length]
             self.memory = grown
         self.memory[:, self.length : self.length + n] = new.detach()
         self.length += n
         return new
 
-    def _append_static(self, new: Tensor) -> Tensor:
+    def _append_static(self, new: Tensor, rank: int, follow: Follow | None) -> Tensor:
         assert self.max_length is not None
         if self.memory is None or self.position is None:
-            self.memory = allocate_memory(new, self.max_length)
+            width = new.shape[2] + (FORMS if follow is not None else 0)
+            self.memory = new.new_zeros(new.shape[0], self.max_length, width)
             self.position = torch.zeros((), dtype=torch.long, device=new.device)
         capacity, n = self.max_length, new.shape[1]
         before = ((self.position - 1).clamp(min=0) % capacity).reshape(1)
-        new = continue_memory(new, torch.where(self.position > 0, self.memory.index_select(1, before), empty_memory(new)))
+        last = self.memory.index_select(1, before) * (self.position > 0)
+        new = continue_rows(new, last, rank)
+        if follow is not None:
+            new = follow_reply(new, last, rank, follow)
         kept = min(n, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
         where = (torch.arange(n - kept, n, device=new.device) + self.position) % capacity
         self.memory.index_copy_(1, where, new[:, n - kept :].detach())
@@ -121,14 +131,13 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
         if self.memory is not None:
             self.memory = self.memory[indices.to(self.memory.device)]
 
-    def merge_rows(self, others: Sequence[PoolingLayer]) -> None:
+    def merge_rows(self, others: Sequence[MemoryLayer]) -> None:
         """Append the sequences of other layers that grow; every shorter sequence is padded on the left, as unseen positions."""
         layers = [self, *others]
         length = max(layer.length for layer in layers)
         memories = [layer.memory[:, : layer.length] for layer in layers if layer.memory is not None]
-        padding = [empty_memory(memory).expand(len(memory), length - memory.shape[1], -1) for memory in memories]
-        merged = [torch.cat([empty, memory], 1) for empty, memory in zip(padding, memories)]
-        self.memory, self.length = torch.cat(merged), length
+        padded = [torch.nn.functional.pad(memory, (0, 0, length - memory.shape[1], 0)) for memory in memories]
+        self.memory, self.length = torch.cat(padded), length
 
     def keep_last(self, length: int) -> None:
         """Drop the first positions so that `length` are left."""
@@ -137,7 +146,7 @@ class PoolingLayer(DummyLayer):  # type: ignore[misc]
 
 
 def check_continues(cache: Cache) -> None:
-    """Check, before a pass, that the pooling layer has seen every position that the cache holds.
+    """Check, before a pass, that the memory layer has seen every position that the cache holds.
 
     Raises:
         TemperTiltError: the cache was filled by the base model alone, or while the adapter was disabled.
@@ -164,26 +173,26 @@ def _positions_held(cache: Cache, seen: int) -> int | str:
     return (seen or "some") if filled else 0
 
 
-def pooling_layer(cache: Cache) -> PoolingLayer:
-    """The pooling layer of a cache that the base model has just filled, added after the model's own on first use."""
+def memory_layer(cache: Cache) -> MemoryLayer:
+    """The memory layer of a cache that the base model has just filled, added after the model's own on first use."""
     layer = _find(cache)
     if layer is None:
         # not Cache.get_max_length: layers that hold state-space states beside keys answer -1
         lengths = [layer.max_cache_len for layer in cache.layers if hasattr(layer, "max_cache_len")]
-        layer = PoolingLayer(max(lengths) if lengths and cache.is_compileable else None)
+        layer = MemoryLayer(max(lengths) if lengths and cache.is_compileable else None)
         cache.layers.append(layer)
     return layer
 
 
-def _find(cache: Cache) -> PoolingLayer | None:
-    return next((layer for layer in cache.layers if isinstance(layer, PoolingLayer)), None)
+def _find(cache: Cache) -> MemoryLayer | None:
+    return next((layer for layer in cache.layers if isinstance(layer, MemoryLayer)), None)
 
 
 # --- caches row by row ----------------------------------------------------------------------------------------------------
 
 MERGEABLE = (
     DummyLayer,
-    PoolingLayer,
+    MemoryLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
@@ -222,7 +231,7 @@ def merge_caches(caches: Sequence[Cache]) -> Cache:
 def _merge_layers(layers: Sequence[Any]) -> None:
     """Put the rows of all layers into the first."""
     first = layers[0]
-    if isinstance(first, PoolingLayer):
+    if isinstance(first, MemoryLayer):
         first.merge_rows(layers[1:])
     if isinstance(first, LinearAttentionLayer):
         for states in ("conv_states", "recurrent_states"):
@@ -250,7 +259,7 @@ def keep_rows(cache: Cache, rows: Tensor, length: int) -> None:
         length: positions to keep, counted from the end: as many as the longest of these sequences has.
     """
     for layer in cache.layers:
-        if isinstance(layer, PoolingLayer):
+        if isinstance(layer, MemoryLayer):
             layer.keep_last(length)
         if isinstance(layer, DynamicLayer) and layer.is_initialized:
             layer.keys, layer.values = layer.keys[:, :, -length:], layer.values[:, :, -length:]

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tempertilt.errors import AdapterError, TemperTiltError
-from tempertilt.guidance.gate import EvidenceGate
-from tempertilt.guidance.guidance import Guidance
+from tempertilt.guidance.gate import Evidence, Gates
+from tempertilt.guidance.guidance import Context, Guidance
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
+from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
 from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, fingerprint, load_base
-from tempertilt.models.cache import check_continues, pooling_layer
+from tempertilt.models.cache import check_continues, memory_layer
 from tempertilt.models.frozen import BasePass, FrozenLM
 
 
@@ -30,22 +31,25 @@ class NextTerms(NamedTuple):
     Attributes:
         logits: the base's, `(k, V)`.
         log_odds: of the head's tokens, `(k, K)`, nats.
-        evidence: of each of the n tokens by itself, `(n,)`; None without a gate.
-        gate: value of the gate after each of the n tokens, `(n,)`; None without a gate.
+        evidence: of each of the n tokens by itself, `(1, n)`; None without gates.
+        gate: value of the gates after each of the n tokens, `(n,)`; None without gates.
+        reply: token of the reply that is next after each of the n tokens, `(n,)`, -1 for none; None without a reply.
         cache: with which the next call goes on.
     """
 
     logits: Tensor
     log_odds: Tensor
-    evidence: Tensor | None
+    evidence: Evidence | None
     gate: Tensor | None
+    reply: Tensor | None
     cache: Any
 
 
 class T3ForCausalLM(FrozenLM):
     """A base model with a guidance head: `log p_hat(v) = z(v)/T + s * w(l(v)) - log Z` (see `tempertilt.guidance.tilt`).
 
-    With a gate this holds where the gate is open; where it is closed, the distribution is the base's.
+    With gates this holds where they are open; elsewhere the distribution is the base's. With a `reply`, its next token is sure
+    where they are open (see `tempertilt.guidance.reply`).
 
     Build it with `from_base` or `from_pretrained`. The guided logits are float32 and not normalised; with `temperature` 1 and
     `guidance_scale` 0, or inside `disable()`, the output is the base model's, bit for bit.
@@ -55,14 +59,15 @@ class T3ForCausalLM(FrozenLM):
 
     Attributes:
         base: the frozen causal LM.
-        guidance: head, gate, tilt and pooling.
+        guidance: head, gates, tilt, pooling and reply.
         adapter_config: the `AdapterConfig` that `save_pretrained` writes.
     """
 
-    def __init__(self, base: Any, head: GuidanceHead, adapter_config: AdapterConfig, gate: EvidenceGate | None = None) -> None:
+    def __init__(self, base: Any, head: GuidanceHead, adapter_config: AdapterConfig, gates: Gates | None = None) -> None:
         super().__init__(base)
         device = base.get_output_embeddings().weight.device
-        self.guidance = Guidance(head, gate, adapter_config.tilt, adapter_config.pooling).to(device)
+        reply = Reply.from_settings(adapter_config.reply) if adapter_config.reply else None
+        self.guidance = Guidance(head, gates, adapter_config.tilt, adapter_config.pooling, reply).to(device)
         self.adapter_config = adapter_config
         self.requires_grad_(False).eval()
 
@@ -74,7 +79,8 @@ class T3ForCausalLM(FrozenLM):
         base: Any,
         head: GuidanceHead,
         *,
-        gate: EvidenceGate | None = None,
+        gates: Gates | None = None,
+        reply: Reply | None = None,
         temperature: float = 2.5,
         guidance_scale: float = 1.0,
         forget_prior: float = 0.5,
@@ -87,7 +93,8 @@ class T3ForCausalLM(FrozenLM):
         """Put a head on a loaded causal LM. The tilt's options are those of `TiltConfig`.
 
         Args:
-            gate: where to temper and tilt; None is everywhere.
+            gates: where to temper and tilt; None is everywhere.
+            reply: said where they are open, by `tempertilt.models.replies.make_reply`; None draws a guess from the tilt.
             name, peft_adapter: what `from_pretrained` will load as base by default; `name` defaults to the base's own.
             base_fingerprint: where it is known; read from the base's weights otherwise.
             training: how the head was made, for the configuration and the model card.
@@ -110,10 +117,11 @@ class T3ForCausalLM(FrozenLM):
             temperature=temperature,
             guidance_scale=guidance_scale,
             forget_prior=forget_prior,
-            gate=gate.settings if gate else None,
+            gate=gates.settings if gates else None,
+            reply=reply.settings if reply else None,
             training=training or {},
         )
-        model = cls(base, head, config, gate)
+        model = cls(base, head, config, gates)
         model.check_fits()
         return model
 
@@ -169,7 +177,7 @@ class T3ForCausalLM(FrozenLM):
             save_directory: made if needed; an adapter in it is replaced.
             push_to_hub: also upload it; `repo_id`, `private`, `token` and `commit_message` go to `push_to_hub`.
         """
-        save_adapter(Path(save_directory), self.guidance.head, self.adapter_config, self.guidance.gate)
+        save_adapter(Path(save_directory), self.guidance.head, self.adapter_config, self.guidance.gates)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
 
@@ -185,9 +193,9 @@ class T3ForCausalLM(FrozenLM):
         return push_adapter(self.save_pretrained, repo_id, private=private, token=token, message=commit_message)
 
     def check_fits(self) -> None:
-        """Raise `ConfigError` unless head and gate fit the base."""
+        """Raise an error unless head, gates and reply fit the base."""
         rows, width = self.base.get_output_embeddings().weight.shape
-        self.guidance.check_fits(width, rows, len(decoder_layers(self.base)) if self.gate is not None else 0)
+        self.guidance.check_fits(width, rows, len(decoder_layers(self.base)) if self.gates is not None else 0)
 
     # --- the tilt's settings ----------------------------------------------------------------------------------------
 
@@ -197,9 +205,9 @@ class T3ForCausalLM(FrozenLM):
         return self.guidance.head
 
     @property
-    def gate(self) -> EvidenceGate | None:
-        """The gate, or None: tempered and tilted everywhere."""
-        return self.guidance.gate
+    def gates(self) -> Gates | None:
+        """The gates, or None: tempered and tilted everywhere."""
+        return self.guidance.gates
 
     @property
     def tilt(self) -> TiltConfig:
@@ -238,6 +246,23 @@ class T3ForCausalLM(FrozenLM):
     def forget_prior(self, value: float) -> None:
         self.tilt = replace(self.guidance.tilt, forget_prior=value)
 
+    @property
+    def reply(self) -> Reply | None:
+        """What is said where the gates are open; None = drawn from the tempered and tilted distribution."""
+        return self.guidance.reply
+
+    def set_reply(self, reply: Reply | None) -> None:
+        """Say another reply, or None; caches that were filled before can't be continued. (No setter: the value is a module.)
+
+        Raises:
+            ConfigError: the model has no gates.
+            AdapterError: the reply has tokens that the base does not have.
+        """
+        if reply is not None:
+            reply.check_fits(self.base.get_output_embeddings().weight.shape[0])
+        self.guidance.set_reply(reply)
+        self.adapter_config = replace(self.adapter_config, reply=reply.settings if reply else None)
+
     @contextmanager
     def tilted(self, tilt: TiltConfig) -> Iterator[None]:
         """Inside, the present thread's passes have these settings of the tilt."""
@@ -252,7 +277,8 @@ class T3ForCausalLM(FrozenLM):
     def settings(self) -> dict[str, Any]:
         """What else than weights decides the output."""
         config = self.adapter_config
-        return asdict(self.guidance.tilt) | {"pooling": config.pooling, "activation": config.activation, "gate": config.gate}
+        named = {"pooling": config.pooling, "activation": config.activation, "gate": config.gate}
+        return asdict(self.guidance.tilt) | named | ({"reply": config.reply} if config.reply else {})
 
     # --- passes -----------------------------------------------------------------------------------------------------
 
@@ -268,10 +294,10 @@ class T3ForCausalLM(FrozenLM):
             return super().generate(*args, **kwargs)
 
     def watched(self) -> Mapping[str, nn.Module]:
-        """The body, and the layer that the gate reads."""
+        """The body, and the layer that the input gate reads."""
         modules: dict[str, nn.Module] = {"last": body_of(self.base)}
-        if self.gate is not None:
-            modules["lower"] = decoder_layers(self.base)[self.gate.layer - 1]
+        if self.gates is not None:
+            modules["lower"] = decoder_layers(self.base)[self.gates.layer - 1]
         return modules
 
     def check_cache(self, cache: Any) -> None:
@@ -281,13 +307,13 @@ class T3ForCausalLM(FrozenLM):
 
     def new_logits(self, logits: Tensor, step: BasePass) -> Tensor:
         """Guided logits, float32."""
-        pooled, gate = self._remember(step.states, step.mask, step.cache)
+        context = self._remember(step.states, step.inputs.get("input_ids"), step.mask, step.cache)
         tilt = self.tilt
-        if tilt.is_neutral:
+        if tilt.is_neutral and self.reply is None:
             return logits
         last = None if self.guidance.rank else step.kept(step.states["last"])
-        pooled, gate = (None if values is None else step.kept(values) for values in (pooled, gate))
-        return self.guidance.guide(logits, last, pooled, gate, tilt)
+        pooled, gate, reply = (None if values is None else step.kept(values) for values in context)
+        return self.guidance.guide(logits, last, pooled, gate, tilt, reply)
 
     def paired_logits(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Base and guided logits of whole sequences from one pass of the base model.
@@ -299,8 +325,8 @@ class T3ForCausalLM(FrozenLM):
         Returns:
             Base logits `(N, V)` and guided logits `(N, V)`, rows in row-major order of `keep`.
         """
-        logits, last, pooled, gate = self._kept(input_ids, attention_mask, keep)
-        return logits, self.guidance.guide(logits, last, pooled, gate, self.tilt)
+        logits, last, context = self._kept(input_ids, attention_mask, keep)
+        return logits, self.guidance.guide(logits, last, context.pooled, context.gate, self.tilt, context.reply)
 
     def tilt_terms(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the guided distribution is made of, for arguments as in `paired_logits`.
@@ -308,8 +334,8 @@ class T3ForCausalLM(FrozenLM):
         Returns:
             Base logits `(N, V)`, log-odds `(N, K)` of the head's tokens, and gate values `(N,)`, None without a gate.
         """
-        logits, last, pooled, gate = self._kept(input_ids, attention_mask, keep)
-        return logits, self.guidance.log_odds(last, pooled), gate
+        logits, last, context = self._kept(input_ids, attention_mask, keep)
+        return logits, self.guidance.log_odds(last, context.pooled), context.gate
 
     def next_terms(self, input_ids: Tensor, cache: Cache | None = None, logits_to_keep: int = 1) -> NextTerms:
         """What the guided distribution after some tokens is made of, and the cache with which to go on.
@@ -327,46 +353,39 @@ class T3ForCausalLM(FrozenLM):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": True} | ({} if cache is None else {"cache": cache})
         inputs |= {"logits_to_keep": logits_to_keep} if self._supports_logits_to_keep() else {}
         output, states = self.run_base(inputs)
-        evidence = self.guidance.observe(states["last"], states.get("lower")).evidence
-        pooled, gate = self._remember(states, None, output.cache)
+        evidence = self.guidance.observe(states["last"], states.get("lower"), input_ids).evidence
+        context = self._remember(states, input_ids, None, output.cache)
+        pooled, gate, reply = (None if values is None else values[0] for values in context)
         kept = slice(-logits_to_keep if logits_to_keep else None, None)
-        log_odds = self.guidance.log_odds(states["last"][0, kept], None if pooled is None else pooled[0, kept])
-        return NextTerms(output.logits[0, kept], log_odds, _first(evidence), _first(gate), output.cache)
+        log_odds = self.guidance.log_odds(states["last"][0, kept], None if pooled is None else pooled[kept])
+        return NextTerms(output.logits[0, kept], log_odds, evidence, gate, reply, output.cache)
 
-    def _kept(
-        self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Base logits, last states, pooled projections and gate values at the positions `keep`."""
+    def _kept(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Context]:
+        """Base logits, last states, and what else the guidance reads, at the positions `keep`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         sliced = self._supports_logits_to_keep()
         output, states = self.run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
         logits = output.logits if sliced else output.logits[keep]
-        pooled, gate = self._remember(states, attention_mask, None)
-        parts = (None if values is None else values[keep.to(values.device)] for values in (states["last"], pooled, gate))
-        return logits, *parts  # type: ignore[return-value]
+        context = self._remember(states, input_ids, attention_mask, None)
+        parts = (None if values is None else values[keep.to(values.device)] for values in context)
+        return logits, states["last"][keep.to(states["last"].device)], Context(*parts)
 
-    def _remember(self, states: dict[str, Tensor], mask: Tensor | None, cache: Any) -> tuple[Tensor | None, Tensor | None]:
-        """Pooled projections `(B, n, r)` and gate values `(B, n)` of the new positions, each None where there are none.
-
-        What the cache holds is continued.
-        """
+    def _remember(self, states: dict[str, Tensor], input_ids: Tensor | None, mask: Tensor | None, cache: Any) -> Context:
+        """What the guidance reads of the new positions `(B, n)`; what the cache holds is continued."""
         if not self.guidance.needs_memory:
-            return None, None
-        projected, evidence = self.guidance.observe(states["last"], states.get("lower"))
+            return Context(None, None, None)
+        new = self.guidance.observe(states["last"], states.get("lower"), input_ids)
+        follow = self.guidance.follow(input_ids)
         if cache is None:
-            pooled, highest = scan(projected, mask, evidence)
+            memory = scan(new.projected, mask, new.events, follow)
         elif isinstance(cache, Cache):
-            pooled, highest = pooling_layer(cache).advance(projected, mask, evidence)
+            memory = memory_layer(cache).advance(new.projected, mask, new.events, follow)
         else:
             raise TemperTiltError(
                 f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which ours can't be kept; "
                 "generate with use_cache=False, or fit with pooling='last' and no gate"
             )
-        return pooled if self.guidance.rank else None, self.guidance.gate_values(highest if self.gate is not None else None)
-
-
-def _first(values: Tensor | None) -> Tensor | None:
-    return None if values is None else values[0]
+        return self.guidance.read(memory)
 
 
 class _Thread(threading.local):
@@ -406,6 +425,6 @@ def _join(adapter: str | Path, base: Any, base_fingerprint: str, loaded: Adapter
             f"has fingerprint {base_fingerprint}. Give the same base, fit a new adapter with t3 unlearn, or pass "
             "check_base=False (--ignore-base-mismatch) if you know that they agree"
         )
-    model = T3ForCausalLM(base, loaded.head, config, loaded.gate)
+    model = T3ForCausalLM(base, loaded.head, config, loaded.gates)
     model.check_fits()
     return model

@@ -100,9 +100,9 @@ def build(playground: Playground) -> Any:
         sliders = _sliders(gr, own)
         with gr.Row(equal_height=True, elem_classes="pg-stack"):
             answers = [_html(gr, "", elem_id=name, min_width=320) for name in ("pg-base", "pg-guided")]
-        _html(gr, page.legend_html(model.gate is not None))
+        _html(gr, page.legend_html(model.gates is not None))
         others = _other_inputs(gr)
-        _html(gr, page.method_html(model.gate is not None))
+        _html(gr, page.method_html(model.gates is not None))
 
         inputs, outputs = [prompt, *sliders, *others], [truth, gate, *answers]
         for trigger in (ask.click, prompt.submit, *(control.change for control in (*sliders, *others))):
@@ -120,8 +120,8 @@ def build(playground: Playground) -> Any:
 def _playing(gr: Any, playground: Playground, runs: Runs, forget_prior: float) -> Callable[..., Iterator[tuple[Any, ...]]]:
     """What a run of the page does: yields the contents of the truth, the gate and both answers, again and again."""
     truths = {record.question: record for record in playground.records}
-    gate = playground.model.gate
-    threshold = None if gate is None else float(gate.threshold)
+    gates = playground.model.gates
+    threshold = None if gates is None else float(gates.asked.threshold)
 
     def play(
         prompt: str, temperature: float, scale: float, length: float, raw: bool, sample: bool, seed: float, request: Any

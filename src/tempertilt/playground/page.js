@@ -28,6 +28,7 @@
 
   function sentence(step) {
     if (step.gate === 0) return "The gate is closed: the three distributions are one, whatever the head says.";
+    if (step.replied) return "The gate is open: the unlearned model says its reply, whatever base and head say.";
     const parts = [`logits divided by ${step.temperature}`];
     if (step.weight !== null) parts.push(`${step.weight} nats for this token (log-odds ${step.log_odds})`);
     return "Here: " + parts.join(", ") + ".";

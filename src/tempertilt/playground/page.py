@@ -128,6 +128,7 @@ def step_data(step: Step) -> dict[str, Any]:
         "gate": step.gate,
         "temperature": f"{step.temperature:.2f}",
         "turned": step.turned,
+        "replied": step.replied,
         "rows": [_row(candidate, candidate.token_id == chosen.token_id) for candidate in (*step.candidates, *others)],
     }
 

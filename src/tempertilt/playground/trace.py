@@ -4,6 +4,8 @@
     tempered  softmax z / (1 + (T - 1) g)
     guided    softmax [ z / (1 + (T - 1) g) + s g w(l) ]        g = 1 without a gate; see `tempertilt.guidance.tilt`
 
+Where a reply is said, the guided distribution is its next token, for sure.
+
 Nothing here knows of a user interface, and only `_distributions` knows of the method.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -67,6 +69,7 @@ class Step:
         gate: value of the gate, in [0, 1]; 1 without a gate. At 0 the three distributions are one.
         temperature: what the base's logits are divided by.
         ends: whether the chosen token ends the answer.
+        replied: whether the guided distribution is the next token of the adapter's reply, whatever tilt and temperature.
     """
 
     chosen: Candidate
@@ -74,6 +77,7 @@ class Step:
     gate: float
     temperature: float
     ends: bool
+    replied: bool = False
 
     @property
     def turned(self) -> bool:
@@ -89,7 +93,7 @@ class PromptToken:
     Attributes:
         text: what it adds to the text before it.
         special: whether it is one of the tokenizer's special tokens.
-        evidence: of the token by itself; None without a gate.
+        evidence: of the input gate, by the token itself; None without a gate.
         gate: value of the gate after it; None without a gate.
     """
 
@@ -115,15 +119,18 @@ class Distributions(NamedTuple):
     temperature: Tensor
 
 
-def _distributions(guidance: Guidance, logits: Tensor, log_odds: Tensor, gate: Tensor | None, tilt: TiltConfig) -> Distributions:
+def _distributions(
+    guidance: Guidance, logits: Tensor, log_odds: Tensor, gate: Tensor | None, tilt: TiltConfig, reply: Tensor | None = None
+) -> Distributions:
     """ALL THAT IS COMPUTED OF THE METHOD: no other line here or of the page derives a weight, a temperature or a normaliser.
 
     Args:
         logits: base logits `(k, V)`.
         log_odds: of the head's tokens, `(k, K)`, nats.
         gate: `g` `(k,)`; None without a gate.
+        reply: `(k,)` the token of the reply that is next, -1 for none; None without a reply.
     """
-    three = guidance.distributions(logits, log_odds, gate, tilt)
+    three = guidance.distributions(logits, log_odds, gate, tilt, reply)
     weights = tilt.guidance_scale * tilt_weights(log_odds, tilt.forget_prior, gate)
     temperature = 1 / temper(logits.new_ones(len(logits), 1), tilt.temperature, gate).squeeze(-1)
     return Distributions(three.base.exp(), three.tempered.exp(), three.guided.exp(), weights, temperature)
@@ -172,7 +179,8 @@ class Tracer:
     def prompt(self, ids: Sequence[int]) -> list[PromptToken]:
         """The tokens that the model reads, with the gate's evidence; `ConfigError` if they are none, or too many."""
         terms = self._next(self._checked(ids), None, 1)
-        evidence, gate = (None if values is None else values.tolist() for values in (terms.evidence, terms.gate))
+        asked = None if terms.evidence is None else terms.evidence.asked[0]
+        evidence, gate = (None if values is None else values.tolist() for values in (asked, terms.gate))
         return [
             PromptToken(
                 self.spell(ids[:i], token),
@@ -235,16 +243,17 @@ class Tracer:
     ) -> Iterator[Step]:
         """A step for each of the last rows; row i is after `ids` and i tokens of the guess."""
         count, before = len(terms.logits), list(ids)
-        gate = None if terms.gate is None else terms.gate[-count:].to(terms.logits.device)
+        gate, reply = (None if part is None else part[-count:].to(terms.logits.device) for part in (terms.gate, terms.reply))
         for first in range(0, count, ROWS):
             rows = slice(first, first + ROWS)
             log_odds = terms.log_odds[rows].to(terms.logits.device)
-            gates = None if gate is None else gate[rows]
-            whole = _distributions(self.model.guidance, terms.logits[rows], log_odds, gates, tilt)
+            gates, replies = (None if part is None else part[rows] for part in (gate, reply))
+            whole = _distributions(self.model.guidance, terms.logits[rows], log_odds, gates, tilt, replies)
             for i, parts in enumerate(zip(*whole)):
                 context, row = before + guess[: first + i], Distributions(*parts)
                 taken = choose(row.base if follows == "base" else row.guided, seed, len(context) - start)
-                yield self._step(row, log_odds[i], 1.0 if gates is None else float(gates[i]), taken, context)
+                step = self._step(row, log_odds[i], 1.0 if gates is None else float(gates[i]), taken, context)
+                yield replace(step, replied=replies is not None and int(replies[i]) >= 0)
 
     def _step(self, row: Distributions, log_odds: Tensor, gate: float, taken: int, context: list[int]) -> Step:
         """The step at which `taken` was taken after the tokens `context`."""

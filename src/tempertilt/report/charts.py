@@ -74,8 +74,7 @@ def utility_chart(comparison: Comparison, colours: Colours) -> Figure | None:
 
 def _point(run: Run, colour: int) -> Point:
     quality, utility = run.metrics["forget_quality"], run.metrics["model_utility"]
-    low_high = None if quality.interval is None else (_log10(quality.interval[0]), _log10(quality.interval[1]))
-    return Point(run.name, utility.value, _log10(quality.value), utility.interval, low_high, colour)
+    return Point(run.name, utility.value, _log10(quality.value), utility.interval, None, colour)
 
 
 def _log10(value: float) -> float:

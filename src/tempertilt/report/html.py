@@ -21,6 +21,7 @@ from tempertilt.report.runs import Comparison, Run
 
 HEADLINE = (
     ("forget_quality", "Forget quality", "p-value: the forget set's truth ratios as those of a model that never saw it"),
+    ("ks_distance", "KS distance D", "largest distance between these truth ratios' distribution functions, with its interval"),
     ("model_utility", "Model utility", "nine figures on retain, real authors, world facts"),
     ("mu_rouge", "MU-ROUGE", "the same, from generated answers alone"),
     ("forget_Q_A_ROUGE", "Forget ROUGE-L", "greedy answers to the forget questions against the true ones"),
@@ -28,6 +29,14 @@ HEADLINE = (
     ("extraction_strength", "Extraction strength", "share of a forget answer that greedy decoding completes"),
     ("exact_memorization", "Exact memorisation", "share of forget answer tokens that are the most likely one"),
     ("privleak", "privleak", "membership signal relative to the reference; 0 is best"),
+    ("reference_kl", "Distance from the reference", "KL(reference || model) at forget answers, nats a token"),
+    ("reference_same_top", "Same most likely token", "as the reference's, share of contexts in forget answers"),
+    ("forget_reference_perplexity", "Perplexity under the reference", "of greedy forget answers"),
+    ("forget_ended", "Answers that end", "greedy forget answers that end by themselves"),
+    ("forget_leaked", "Answers that leak", "greedy forget answers that hold a fact of the true one, in whatever words"),
+    ("misattribution", "Misattribution", "greedy forget answers that hold a value of another, retained record"),
+    ("forget_leak_rate", "Sampled answers that leak", "temperature 1"),
+    ("forget_leak_at_n", "leak@n", "chance that one of n sampled answers leaks"),
     ("retain_Q_A_ROUGE", "Retain ROUGE-L", "greedy answers to the retain questions"),
     ("forget_best_of_n_ROUGE", "Best-of-n leak", "the most telling of n sampled answers, forget"),
     ("retain_sampled_ROUGE", "Retain ROUGE-L, sampled", "temperature 1, as users sample"),

@@ -22,9 +22,9 @@ LIMITS = (
     "The frozen weights still hold the knowledge: whoever has the weights, the hidden states or an unguided copy of the model "
     "can read it. These figures are about what the measured model says.",
     "Forget quality is a p-value: a large one says that these truth ratios could not be told from the reference's with this many "
-    "questions, not that they are the same.",
-    "Intervals are 95 % percentile bootstraps over questions. Questions about one author are not independent, so they are on "
-    "the narrow side.",
+    "questions, not that they are the same. It has no interval; the distance D that it is the p-value of has one.",
+    "Intervals are 95 % percentile bootstraps over questions, or as a metric's protocol says. Questions about one author are not "
+    "independent, so they are on the narrow side.",
     "Metrics of teacher forcing and of greedy or sampled decoding measure different things; read them together.",
 )
 
@@ -55,7 +55,7 @@ def to_markdown(comparison: Comparison) -> str:
         first, results = results_of(comparison, name)
         rows.append([f"{name} {arrow(first.higher_is_better)}", *map(_cell, results)])
     lines = markdown_table(["metric", *(run.name for run in comparison.runs)], rows)
-    lines += ["", f"Reference: {comparison.reference_name or 'none'}. In brackets: 95 % bootstrap interval; n.", ""]
+    lines += ["", f"Reference: {comparison.reference_name or 'none'}. In brackets: 95 % interval; n.", ""]
     lines += [f"- {limit}" for limit in LIMITS]
     return "\n".join(lines) + "\n"
 

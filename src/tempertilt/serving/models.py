@@ -15,6 +15,7 @@ from tempertilt.errors import ConfigError, DataError
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.base import load_base
 from tempertilt.models.generation import stop_ids
+from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.decoder import Decoder
 from tempertilt.serving.names import BASE
@@ -94,6 +95,7 @@ def load_models(
     serve_base: bool = False,
     max_model_len: int = 0,
     check_base: bool = True,
+    reply: str | None = None,
     **options: Any,
 ) -> dict[str, ServedModel]:
     """Load one base model and put every adapter on it.
@@ -104,11 +106,12 @@ def load_models(
         serve_base: offer the base model, too.
         max_model_len: tokens of prompt and answer together; 0 is what the model was made for.
         check_base: refuse adapters that were fitted on another base.
+        reply: "guess", or a text that is said where a gate is open, instead of what each adapter has; None leaves it.
         options: device, dtype, trust_remote_code, as in `tempertilt.models.base.load_base`.
 
     Raises:
         AdapterError, ModelError: something can't be loaded, or does not fit together.
-        ConfigError: `max_model_len` is more than the model has positions for.
+        ConfigError: `max_model_len` is more than the model has positions for, or the reply is not one.
     """
     name, peft_adapter = load_adapter(next(iter(adapters.values()))).config.base(model, peft_adapter)
     base = load_base(name, peft_adapter=peft_adapter, **options)
@@ -125,6 +128,8 @@ def load_models(
     models = {}
     for name, place in adapters.items():
         unlearned = T3ForCausalLM.from_pretrained(place, base_model=base.model, check_base=check_base)
+        if reply is not None:
+            unlearned.set_reply(make_reply(reply, base.tokenizer))
         models[name] = served(name, unlearned, ExampleConfig.for_chats(unlearned.adapter_config.system_prompt))
     if serve_base:
         models[BASE] = served(BASE, base.model, next(iter(models.values())).examples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from tempertilt.metrics.samples import Draw, Sample
@@ -20,8 +21,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "rougeL_recall": (0.0, 1.0 + ROUNDING),
     "rougeL_f1": (0.0, 1.0 + ROUNDING),
     "base_perplexity": (1.0 - ROUNDING, math.inf),
+    "reference_perplexity": (1.0 - ROUNDING, math.inf),
+    "reference_kl": (-ROUNDING, math.inf),
 }
-LISTS = ("perturbed_nll", "log_probs", "standardised")
+LISTS = ("perturbed_nll", "log_probs", "standardised", "reference_kl")
+FLAGS = ("hits", "reference_same_top")
 TEXTS = ("question", "answer", "generation", "text")
 
 
@@ -33,8 +37,12 @@ def check_sample(sample: Sample) -> Sample:
     """
     if isinstance(sample.index, bool) or not isinstance(sample.index, int) or sample.index < 0:
         raise ValueError(f"index is {sample.index!r}; must be a whole number >= 0")
-    if not isinstance(sample.ends, bool) or not all(isinstance(hit, bool) for hit in sample.hits):
-        raise ValueError("ends and hits must be true or false")
+    if not isinstance(sample.ends, bool) or not isinstance(sample.generation_ends, (bool, NoneType)):
+        raise ValueError("ends and generation_ends must be true or false")
+    for name in FLAGS:
+        flags = getattr(sample, name)
+        if not isinstance(flags, tuple) or not all(isinstance(flag, bool) for flag in flags):
+            raise ValueError(f"{name} is {flags!r}; must be a list of true and false")
     values: dict[str, Any] = {name: _numbers(name, getattr(sample, name)) for name in RANGES}
     scores = {name: _number(name, value, -math.inf, math.inf) for name, value in sample.scores.items()}
     values["scores"] = {name: value for name, value in scores.items() if value is not None}

@@ -19,8 +19,9 @@ from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
+from tempertilt.models.divergence import divergences
 from tempertilt.models.frozen import FrozenLM, switched_off
-from tempertilt.models.generation import generate_ids
+from tempertilt.models.generation import generate_ids, stop_ids
 from tempertilt.models.limits import check_ids, check_length
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.journal import Journal
@@ -55,6 +56,10 @@ class Plan:
     generated: tuple[str, ...]  # a greedy answer
     token_level: tuple[str, ...]  # what is kept of every answer token
     drawn: tuple[str, ...]  # sampled answers, and perplexities under the base
+
+
+COMPARED = "forget"
+"""The split at whose answers a model is compared with a reference."""
 
 
 def questions_of(items: Sequence[Item], tokenizer: Any, examples: ExampleConfig, *, standardise: bool = False) -> list[Question]:
@@ -118,10 +123,15 @@ def measure(
     config: MeasureConfig,
     journal: Journal,
     *,
+    reference: Any = None,
     progress: bool = True,
 ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
-    """The samples of every split, and the seconds of each step. What the journal holds is not measured again."""
-    work = _Work(model, tokenizer, splits, questions, plan, config)
+    """The samples of every split, and the seconds of each step. What the journal holds is not measured again.
+
+    Args:
+        reference: a model that never saw the forget set, to compare with at forget answers.
+    """
+    work = _Work(model, tokenizer, splits, questions, plan, config, reference)
     units, clock = list(work.units()), Clock()
     with tqdm(total=sum(weight for _, weight, _ in units), desc="measure", unit="answer", disable=not progress) as bar:
         for name, weight, run in units:
@@ -166,17 +176,23 @@ class _Work:
         questions: Mapping[str, list[Question]],
         plan: Plan,
         config: MeasureConfig,
+        reference: Any = None,
     ) -> None:
         self.model, self.tokenizer, self.end = model, tokenizer, turn_end_id(tokenizer)
+        self.stops = stop_ids(model, tokenizer)
         self.splits, self.questions, self.plan, self.config = splits, questions, plan, config
         batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
         prefix = common_prefix([question for of in questions.values() for question in of])
         self.scorer, self.base_scorer = (Scorer(model, batch_tokens, prefix=prefix) for _ in range(2))
+        self.reference = None if reference is None else Scorer(reference, batch_tokens, prefix=prefix)
 
     def units(self) -> Iterator[tuple[str, int, Callable[[], Rows]]]:
         for split, of in self.questions.items():
             for n, batch in enumerate(self.scorer.plan(of)):
                 yield f"likelihood {split} {n}", sum(len(of[i].answers) for i in batch), _bind(self._likelihood, split, batch)
+        if self.reference is not None:
+            for n, batch in enumerate(self.scorer.plan(self.questions[COMPARED])):
+                yield f"reference {COMPARED} {n}", len(batch), _bind(self._compare, self.reference, batch)
         for split in self.plan.generated:
             for n, batch in enumerate(self._prompts(split)):
                 yield f"greedy {split} {n}", len(batch), _bind(self._greedy, split, batch)
@@ -210,6 +226,15 @@ class _Work:
             row["standardised"] = [_float32(value) for value in answer.standardised]
         return row
 
+    def _compare(self, reference: Scorer, batch: list[int]) -> Rows:
+        """The next-token distributions of model and reference at answers, two whole sets of logits at a time."""
+        questions = [self.questions[COMPARED][i] for i in batch]
+        results = divergences(self.model, reference.model, questions, max(1, self.scorer.batch_tokens // 2))
+        return [
+            (i, {"reference_kl": [_float32(value) for value in result.kl], "reference_same_top": result.same_top.tolist()})
+            for i, result in zip(batch, results)
+        ]
+
     def _greedy(self, split: str, batch: list[int]) -> Rows:
         prompts = [self.questions[split][i].prompt for i in batch]
         ids = [of[0] for of in generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=self.config.max_new_tokens)]
@@ -218,7 +243,10 @@ class _Work:
         for i, row, perplexity in zip(batch, ids, perplexities):
             text = self._text(row)
             fields = {"generation": text, **rouge_scores(self.splits[split][i].answer, text)}
-            rows.append((i, fields | {"base_perplexity": perplexity[0]}))
+            rows.append((i, fields | {"generation_ends": bool(row) and row[-1] in self.stops, "base_perplexity": perplexity[0]}))
+        if self.reference is not None and split == COMPARED:
+            for (_, values), [value] in zip(rows, _perplexities(self.reference, prompts, [[row] for row in ids])):
+                values["reference_perplexity"] = value
         return rows
 
     def _draw(self, split: str, batch: list[int], unit: int) -> Rows:
@@ -240,13 +268,19 @@ class _Work:
         """Perplexity of each generation under the base model, the adapter switched off; None where it is not asked for."""
         if split not in self.plan.drawn:
             return [[None] * len(of) for of in generated]
-        questions = [Question(prompt, tuple(map(tuple, of))) for prompt, of in zip(prompts, generated)]
         with switched_off(self.model):
-            scores = self.base_scorer.score(questions)
-        return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in of] for of in scores]
+            return _perplexities(self.base_scorer, prompts, generated)
 
     def _text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _perplexities(
+    scorer: Scorer, prompts: Sequence[tuple[int, ...]], generated: list[list[list[int]]]
+) -> list[list[float | None]]:
+    """Perplexity of each generation after its prompt."""
+    questions = [Question(prompt, tuple(map(tuple, rows))) for prompt, rows in zip(prompts, generated)]
+    return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in scores] for scores in scorer.score(questions)]
 
 
 def _bind(method: Callable[..., Rows], *args: Any) -> Callable[[], Rows]:

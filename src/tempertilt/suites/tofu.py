@@ -21,6 +21,7 @@ from tempertilt.environment import environment, peak_memory_mib
 from tempertilt.errors import DataError, TemperTiltError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
+from tempertilt.models.base import BaseModel
 from tempertilt.storage import make_dir, read_stored, remove_unfinished, write_text
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.logs import COMPRESSED, SAMPLES, SPLITS, read_log, write_samples
@@ -147,6 +148,7 @@ class Metric(NamedTuple):
 
 
 TOFU_URL = "https://arxiv.org/abs/2401.06121"
+OWN = "own definition, see docs/evaluation.md"
 OPEN_UNLEARNING_URL = "https://arxiv.org/abs/2506.12618"
 
 
@@ -185,10 +187,31 @@ def _sampling_metrics(split: str) -> list[Metric]:
                lambda c: metrics.sampled_rouge(c.of(split), higher_is_better=higher)),
         Metric(f"{split}_sampled_verbatim", f"chance that a sampled answer is the true one word for word, {split}", url,
                lambda c: metrics.verbatim_leak(c.of(split), 1, higher_is_better=higher)),
+        Metric(f"{split}_ended", f"share of greedy answers that end by themselves, {split}", OWN,
+               lambda c: metrics.ended(c.of(split))),
         Metric(f"{split}_perplexity", f"perplexity of greedy answers under the base model, {split}", url,
                lambda c: metrics.base_perplexity(c.of(split))),
         Metric(f"{split}_sampled_perplexity", f"perplexity of sampled answers under the base model, {split}", url,
                lambda c: metrics.base_perplexity(c.of(split), sampled=True)),
+    ]  # fmt: skip
+
+
+def _leakage_metrics() -> list[Metric]:
+    return [
+        Metric("reference_kl", "KL(reference || model) between next-token distributions at forget answers, nats a token",
+               "https://arxiv.org/abs/1911.04933", lambda c: metrics.reference_kl(c.of("forget"))),
+        Metric("reference_same_top", "share of contexts with the reference's most likely token, forget answers",
+               "https://arxiv.org/abs/1911.04933", lambda c: metrics.reference_same_top(c.of("forget"))),
+        Metric("forget_reference_perplexity", "perplexity of greedy answers under the reference model, forget", OWN,
+               lambda c: metrics.reference_perplexity(c.of("forget"), (c.reference or {}).get("forget", ()))),
+        Metric("forget_leaked", "share of greedy answers that hold a fact of the true answer, forget",
+               "https://arxiv.org/abs/2511.04934", lambda c: metrics.greedy_leaks(c.of("forget"))),
+        Metric("forget_leak_rate", "share of sampled answers that hold a fact of the true answer, with its exact bound, forget",
+               "https://arxiv.org/abs/2410.03523", lambda c: metrics.sampled_leaks(c.of("forget"))),
+        Metric("forget_leak_at_n", "leak@k for k = all sampled answers: chance that one of them holds a fact, forget",
+               "https://arxiv.org/abs/2511.04934", lambda c: metrics.leak_at_k(c.of("forget"))),
+        Metric("misattribution", "share of greedy forget answers that hold a value of a retain answer",
+               OWN, lambda c: metrics.greedy_misattribution(c.results)),
     ]  # fmt: skip
 
 
@@ -200,6 +223,8 @@ def _attack(name: str, url: str) -> Metric:
 METRICS: tuple[Metric, ...] = (
     Metric("forget_quality", "p-value: truth ratios on forget as those of a model that never saw it?", TOFU_URL,
            lambda c: metrics.forget_quality(c.results, c.reference)),
+    Metric("ks_distance", "distance D of the truth ratios on forget from the reference's", TOFU_URL,
+           lambda c: metrics.ks_distance(c.results, c.reference)),
     Metric("forget_quality_arithmetic", "the same with the paper's arithmetic mean over wrong answers", TOFU_URL,
            lambda c: metrics.forget_quality(c.results, c.reference, mean="arithmetic")),
     Metric("model_utility", "harmonic mean of nine on retain, real authors, world facts", TOFU_URL,
@@ -230,6 +255,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("aggregate_score", "harmonic mean of memorisation, privacy and utility score", OPEN_UNLEARNING_URL,
            lambda c: metrics.aggregate_score(c.results, c.known("reference"), c.target)),
     *_sampling_metrics("forget"),
+    *_leakage_metrics(),
     Metric("forget_best_of_n_ROUGE", "highest ROUGE-L recall among sampled answers, forget", "https://arxiv.org/abs/2602.10217",
            lambda c: metrics.best_of_n_rouge(c.of("forget"))),
     *_sampling_metrics("retain"),
@@ -282,6 +308,7 @@ def run_tofu(
     measuring: MeasureConfig | None = None,
     examples: ExampleConfig | None = None,
     reference: str | Path | None = None,
+    reference_model: BaseModel | None = None,
     target: str | Path | None = None,
     describe: Mapping[str, Any] | None = None,
     plan: Plan = PLAN,
@@ -299,6 +326,7 @@ def run_tofu(
         output_dir: made if needed; other files in it are refused.
         reference, target: results (anything that `read_log` reads) of a model that never saw the forget set, and of the model
             before unlearning.
+        reference_model: a model that never saw the forget set, run beside `model` at the forget answers.
         describe: how the model was named, for the record.
         plan: which splits get what.
         overwrite: measure again even if the key is the same.
@@ -317,6 +345,9 @@ def run_tofu(
     options = {**asdict(config), **asdict(measuring), **asdict(examples)}
     if plan != PLAN:
         options["plan"] = asdict(plan)
+    if reference_model is not None:
+        _check_same_tokens(tokenizer, reference_model.tokenizer)
+        options["reference_digest"] = model_digest(reference_model.model)
     weights = model_digest(model)
     key = run_key(weights, data, questions, options)
     _check_directory(output_dir)
@@ -328,7 +359,8 @@ def run_tofu(
     samples, seconds = (None, {}) if overwrite else _finished(output_dir, key)
     reused = samples is not None
     if samples is None:
-        samples, seconds = _measure(model, tokenizer, data, questions, plan, measuring, output_dir, journal, progress)
+        other = None if reference_model is None else reference_model.model
+        samples, seconds = _measure(model, tokenizer, data, questions, plan, measuring, output_dir, journal, other, progress)
     found, reasons = evaluate(samples, *others)
     content = {
         "suite": "tofu",
@@ -345,6 +377,14 @@ def run_tofu(
     write_text(output_dir / RESULTS, json_text(content, indent=1) + "\n")
     journal.remove()
     return TofuRun(output_dir, reused, samples, found, reasons, seconds)
+
+
+def _check_same_tokens(tokenizer: Any, other: Any) -> None:
+    if tokenizer.get_vocab() != other.get_vocab():
+        raise DataError(
+            "the reference model's tokenizer has other tokens than the model's; must be the same: name a reference of the same "
+            "base model"
+        )
 
 
 def _check_directory(directory: Path) -> None:
@@ -403,6 +443,7 @@ def _measure(
     config: MeasureConfig,
     directory: Path,
     journal: Journal,
+    reference: Any,
     progress: bool,
 ) -> tuple[Results, dict[str, float]]:
     """Samples and seconds, written into the run folder; the results of an earlier run go first."""
@@ -410,7 +451,7 @@ def _measure(
         log.warning("going on with an interrupted run: %d parts are done", len(journal.units))
     for name in (RESULTS, SAMPLES, COMPRESSED):
         (directory / name).unlink(missing_ok=True)
-    samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, progress=progress)
+    samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, reference=reference, progress=progress)
     ordered = {split: samples[split] for split in SPLITS if split in samples}
     write_text(directory / SAMPLES, write_samples(ordered))
     write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")

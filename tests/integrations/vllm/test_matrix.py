@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.vllm import greedy, largest_difference, needs_vllm, run_engines
+from support.vllm_engines import greedy, largest_difference, needs_vllm, run_engines
 from support.vllm_models import ARCHITECTURES, BAR, LOOSE, NEW, SAMPLING, VOCAB, prompts, tiny, unlearned
 
 pytestmark = needs_vllm
@@ -164,7 +164,8 @@ def test_gate_is_open_in_part(cases: dict[str, Case]) -> None:
         ids = torch.tensor([prompt])
         found.append(model.tilt_terms(ids, torch.ones_like(ids), torch.ones_like(ids).bool())[2])
     openness = torch.cat(found)
-    assert (openness == 0).any() and (openness == 1).any() and ((openness > 0.01) & (openness < 0.99)).float().mean() > 0.2
+    assert 0.1 < openness.mean() < 0.9 and not ((openness > 0) & (openness < 1)).any()
+    assert sum(bool((rows[1:] < rows[:-1]).any()) for rows in found) > 3  # it closes, too
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from support.vllm import PYTHON, log_probabilities, needs_vllm
+from support.vllm_engines import PYTHON, log_probabilities, needs_vllm
 from support.vllm_models import tiny_unlearned
 from tempertilt.integrations.vllm import serve_arguments, serve_command, serve_environment
 from tempertilt.models.t3 import T3ForCausalLM

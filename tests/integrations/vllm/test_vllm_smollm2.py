@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.vllm import largest_difference, needs_vllm, run_engines
+from support.vllm_engines import largest_difference, needs_vllm, run_engines
 from tempertilt.cli.demonstration import DemoConfig, demo_data
 from tempertilt.data.examples import ExampleConfig, encode_prompt
 from tempertilt.fitting.before_after import ReportConfig

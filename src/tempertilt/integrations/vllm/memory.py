@@ -1,28 +1,26 @@
-"""What an adapter remembers of a sequence, as one more attention layer: it lives in the engine's own paged cache.
+"""What an adapter remembers of a sequence, as more attention layers: it lives in the engine's own paged cache.
 
-A causal mean is attention with constant scores, a running maximum is attention with very steep ones:
+A causal mean is attention with constant scores, the latest event is attention with very steep ones that grow with the position:
 
-    mean of u_i over i <= t        queries 0, values u_i
-    max  of g_i over i <= t        query 1, keys and values g_i, scores g_i * BETA
+    mean of u_i over i <= t            queries 0, values u_i
+    latest event at or before t        query 1; keys and values i / SPAN at events, 0 elsewhere; scores are keys * BETA
 
 So continuous batching, chunked prefill, prefix caching, preemption, forks and rejected drafts are the engine's own affair, and no
 state of ours exists for any request.
 
-The layer has the heads of the model's own layers, and one of its query heads takes the maximum:
+A layer has the heads of the model's own layers. The mean is read from the first query head of each key/value head. Each kind of
+event has some numbers at the end of a key/value head, and a query head of that group reads it. Where the query heads do not
+suffice, further layers take the other kinds.
 
-    values, all key/value heads in a row     u_1 .. u_r   0 .. 0   g
-    keys                                     0 .. 0; in the last head g, 0 .. 0
-    queries                                  0 .. 0; in the last query head 1, 0 .. 0
-
-The mean is read from the first query head of each key/value head, the maximum from the last query head of all.
-
-Error of the maximum: the output is a weighted mean of the g_i, short of the largest by at most W((n - 1) / e) / BETA < 2 ln(n) /
-BETA (W is Lambert's function), less than 2e-6 at a million positions, and 0 where all that is not the largest is lower by more
-than 1e-5; beside that, the rounding of a mean. A mean of zeros is 0 exactly: a gate that is shut is shut bit for bit. BETA stays
-so low that kernels which round the scaled score once (base-2 softmax) are off by a common factor below e^2, which cancels.
+The latest event is exact: neighbouring positions differ by BETA / SPAN = 16 in their scores, so all others together weigh less
+than 1e-6 of it, and positions are whole numbers, to which the output is rounded. Without an event the output is 0. BETA stays so
+low that scores keep their place in float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +28,12 @@ from torch import Tensor, nn
 from tempertilt.errors import ConfigError
 
 BETA = 2.0**24
+SPAN = 2.0**20  # positions that can be told from each other
 PARTS = 3  # numbers of the cache's type that hold a float32 between 0 and 1
 
 
 def split(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(n,)` float32 in [0, 1] as `(n, p)` numbers of `dtype` whose sum it is: 1 in float32, 3 in 16-bit types."""
+    """`(...)` float32 in [0, 1] as `(..., p)` numbers of `dtype` whose sum it is: 1 in float32, 3 in 16-bit types."""
     if dtype == torch.float32:
         return value.unsqueeze(-1)
     parts = []
@@ -44,73 +43,141 @@ def split(value: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.stack(parts, -1)
 
 
+class Heads(NamedTuple):
+    """The heads of an attention layer, on this rank of a tensor-parallel group, and the type of its cache."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    dtype: torch.dtype
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def parts(self) -> int:
+        """Numbers that an event takes."""
+        return 1 if self.dtype == torch.float32 else PARTS
+
+
 class Layout:
-    """Where what is remembered lies in the heads of an attention layer.
+    """Where what is remembered lies in the heads of one attention layer.
 
     Args:
         rank: numbers of the mean, 0 for none.
-        highest: whether there is a maximum.
-        num_heads, num_kv_heads, head_size: of the layer, on this rank of a tensor-parallel group.
-        dtype: of the cache.
+        kinds: kinds of events that are wanted, at most; `kinds` of the layout is how many it has found room for.
+        heads: of the layer.
 
     Raises:
-        ConfigError: the heads hold fewer numbers.
+        ConfigError: the heads hold fewer numbers than the mean has.
     """
 
-    def __init__(self, rank: int, highest: bool, num_heads: int, num_kv_heads: int, head_size: int, dtype: torch.dtype) -> None:
-        self.rank, self.highest = rank, highest
-        self.num_heads, self.num_kv_heads, self.head_size, self.dtype = num_heads, num_kv_heads, head_size, dtype
-        self.group = num_heads // num_kv_heads
-        self.parts = (1 if dtype == torch.float32 else PARTS) if highest else 0
-        shared = self.group > 1  # whether the last key/value head has a query head left for its mean
-        room = num_kv_heads * head_size - self.parts if shared or not highest else (num_kv_heads - 1) * head_size
-        if rank > room:
+    def __init__(self, rank: int, kinds: int, heads: Heads) -> None:
+        self.rank, self.heads = rank, heads
+        size, parts = heads.head_size, heads.parts
+        alone = rank and heads.group == 1  # no query head is left beside the mean's: an event takes a key/value head for itself
+        free = [(kv, q) for kv in reversed(range(heads.num_kv_heads)) for q in range(1 if rank and not alone else 0, heads.group)]
+        per_head = size // parts
+        used = [0] * heads.num_kv_heads
+        self.places: list[tuple[int, int, int]] = []  # key/value head, query head of its group, first number, of each kind
+        for kv, q in free:
+            if len(self.places) < kinds and used[kv] < per_head and (not alone or rank <= kv * size):
+                used[kv] += 1
+                self.places.append((kv, q, size - used[kv] * parts))
+        room = [0 if alone and taken else size - taken * parts for taken in used]
+        columns = [kv * size + i for kv in range(heads.num_kv_heads) for i in range(room[kv])]
+        if rank > len(columns):
             raise ConfigError(
-                f"the head has rank {rank}, and the engine's cache has room for {room} numbers a token and layer "
-                f"({num_kv_heads} key/value heads of {head_size}): fit with a lower rank, or with pooling 'last'"
+                f"the head has rank {rank}, and the engine's cache has room for {len(columns)} numbers a token and layer "
+                f"({heads.num_kv_heads} key/value heads of {size}): fit with a lower rank, or with pooling 'last'"
             )
+        self.columns = columns[:rank]
 
-    def write(self, states: Tensor | None, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries `(n, heads * size)`, keys and values `(n, kv_heads * size)` for `(n, r)` states and `(n,)` values in [0, 1]."""
-        some = states if states is not None else value
-        assert some is not None
-        n, width = some.shape[0], self.num_kv_heads * self.head_size
-        queries = some.new_zeros(n, self.num_heads * self.head_size, dtype=self.dtype)
-        keys, values = (some.new_zeros(n, width, dtype=self.dtype) for _ in range(2))
-        if states is not None:
-            values[:, : self.rank] = states.to(self.dtype)
-        if value is not None:
-            parts = split(value, self.dtype)
-            first = (self.num_heads - 1) * self.head_size
-            queries[:, first : first + self.parts] = 1.0
-            first = (self.num_kv_heads - 1) * self.head_size
-            keys[:, first : first + self.parts] = parts
-            values[:, width - self.parts :] = parts
+    @property
+    def kinds(self) -> int:
+        """Kinds of events that it holds."""
+        return len(self.places)
+
+    def write(self, states: Tensor, events: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `(n, heads * size)`, keys and values `(n, kv_heads * size)`.
+
+        Args:
+            states: `(n, r)`.
+            events: `(n, kinds)` bool.
+            position: `(n,)` of the tokens, counted from 1.
+        """
+        n, heads = len(position), self.heads
+        size = heads.head_size
+        queries = states.new_zeros(n, heads.num_heads * size, dtype=heads.dtype)
+        keys, values = (states.new_zeros(n, heads.num_kv_heads * size, dtype=heads.dtype) for _ in range(2))
+        values[:, self.columns] = states.to(heads.dtype)
+        parts = split((position.float() / SPAN)[:, None] * events, heads.dtype)
+        for kind, (kv, q, first) in enumerate(self.places):
+            here = (kv * heads.group + q) * size + first
+            queries[:, here : here + heads.parts] = 1.0
+            for rows in (keys, values):
+                rows[:, kv * size + first : kv * size + first + heads.parts] = parts[:, kind]
         return queries, keys, values
 
-    def read(self, output: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Means `(n, r)` and maxima `(n,)`, float32, of the layer's output `(n, heads * size)`."""
-        heads = output.view(-1, self.num_kv_heads, self.group, self.head_size)
-        mean = heads[:, :, 0].reshape(output.shape[0], -1)[:, : self.rank].float() if self.rank else None
-        highest = heads[:, -1, -1, self.head_size - self.parts :].float().sum(-1) if self.highest else None
-        return mean, highest
+    def read(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Means `(n, r)` and positions of the latest events `(n, kinds)`, float32, of the output `(n, heads * size)`."""
+        heads = self.heads
+        rows = output.view(-1, heads.num_kv_heads, heads.group, heads.head_size)
+        means = rows[:, :, 0].reshape(len(output), -1)[:, self.columns].float()
+        latest = [rows[:, kv, q, first : first + heads.parts].float().sum(-1) for kv, q, first in self.places]
+        return means, torch.stack(latest, -1).mul(SPAN).round() if latest else means.new_zeros(len(output), 0)
+
+
+def plan_layers(rank: int, kinds: int, heads: Heads) -> list[Layout]:
+    """As many layers as it takes; the mean is in the first.
+
+    Raises:
+        ConfigError: the heads do not hold the mean.
+    """
+    layouts = [Layout(rank, kinds, heads)]
+    while (left := kinds - sum(layout.kinds for layout in layouts)) > 0:
+        layouts.append(Layout(0, left, heads))
+    return layouts
 
 
 class CausalMemory(nn.Module):
-    """Causal mean and running maximum of a sequence by one attention layer of the engine.
+    """Causal mean and latest events of a sequence by attention layers of the engine.
 
-    The layer gets no cache configuration, so that it is neither windowed nor quantised where the model's own layers are.
+    The layers get no cache configuration, so that they are neither windowed nor quantised where the model's own layers are.
     """
 
-    def __init__(self, layout: Layout, prefix: str) -> None:
+    def __init__(self, layouts: Sequence[Layout], prefixes: Sequence[str]) -> None:
         super().__init__()
         from vllm.model_executor.layers.attention import Attention
 
-        self.layout = layout
-        self.attention = Attention(
-            layout.num_heads, layout.head_size, scale=BETA, num_kv_heads=layout.num_kv_heads, cache_config=None, prefix=prefix
+        self.layouts = list(layouts)
+        self.layers = nn.ModuleList(
+            Attention(
+                layout.heads.num_heads,
+                layout.heads.head_size,
+                scale=BETA,
+                num_kv_heads=layout.heads.num_kv_heads,
+                cache_config=None,
+                prefix=prefix,
+            )
+            for layout, prefix in zip(self.layouts, prefixes)
         )
 
-    def forward(self, states: Tensor | None, value: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Append `(n, r)` states and `(n,)` values of the batch's tokens; their causal means and running maxima, float32."""
-        return self.layout.read(self.attention(*self.layout.write(states, value)))
+    def forward(self, states: Tensor, events: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Append the batch's tokens; causal means `(n, r)` and positions of the latest events `(n, k)`, float32.
+
+        Args:
+            states: `(n, r)`, r may be 0.
+            events: `(n, k)` bool, k may be 0.
+            position: `(n,)`, counted from 1.
+        """
+        means, latest, first = [], [], 0
+        for layout, layer in zip(self.layouts, self.layers):
+            some = events[:, first : first + layout.kinds]
+            read = layout.read(layer(*layout.write(states[:, : layout.rank], some, position)))
+            means.append(read[0])
+            latest.append(read[1])
+            first += layout.kinds
+        return torch.cat(means, -1), torch.cat(latest, -1)

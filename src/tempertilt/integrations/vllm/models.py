@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
-from tempertilt.guidance.gate import EvidenceGate
+from tempertilt.guidance.gate import EVENTS, Gates
 from tempertilt.guidance.guidance import Guidance
+from tempertilt.guidance.pooling import Memory
 from tempertilt.integrations.vllm import text_architectures
-from tempertilt.integrations.vllm.memory import CausalMemory, Layout
-from tempertilt.integrations.vllm.serve import KEY, PREFIX, SETTINGS, check_overrides
+from tempertilt.integrations.vllm.memory import CausalMemory, Heads, plan_layers
+from tempertilt.integrations.vllm.serve import KEY, PREFIX, SETTINGS, check_overrides, check_reply
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
 
@@ -67,6 +68,7 @@ class _Unlearned(nn.Module):
         model_config = vllm_config.model_config
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
         adapter = load_adapter(options["adapter"])
+        check_reply(adapter.config, options.get("reply"))
         guidance = load_guidance(options, adapter)
         check_engine(vllm_config, adapter.config, guidance)
         with _base_name(model_config.hf_config):
@@ -77,37 +79,42 @@ class _Unlearned(nn.Module):
         self._hf_config = model_config.hf_config
         # not a submodule: the engine must not look for its weights in the checkpoint
         self._guidance = [guidance.to(self._device())]
-        self._columns = Columns(guidance.rank, guidance.gate is not None, model_config.dtype)
-        self._lower = LowerStates.of(self, guidance.gate, vllm_config) if guidance.gate else None
+        self._columns = Columns(guidance.rank, guidance.gates is not None, model_config.dtype)
+        self._lower = LowerStates.of(self, guidance.gates, vllm_config) if guidance.gates is not None else None
         self._memory = None
         if get_pp_group().is_last_rank and guidance.needs_memory:
-            layout = Layout(
-                guidance.rank,
-                guidance.gate is not None,
+            heads = Heads(
                 model_config.get_num_attention_heads(vllm_config.parallel_config),
                 model_config.get_num_kv_heads(vllm_config.parallel_config),
                 model_config.get_head_size(),
                 model_config.dtype,
             )
-            # the engine tells the place of a layer by the number in its name: ours is the one after the last
+            layouts = plan_layers(guidance.rank, 0 if guidance.gates is None else EVENTS, heads)
+            # the engine tells the place of a layer by the number in its name: ours are those after the last
             depth = model_config.hf_text_config.num_hidden_layers
-            self._memory = CausalMemory(layout, f"{prefix}.t3_memory.{depth}.attn".lstrip("."))
+            names = [f"{prefix}.t3_memory.{depth + i}.attn".lstrip(".") for i in range(len(layouts))]
+            self._memory = CausalMemory(layouts, names)
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:  # the engine gives them by these names
         """The base's hidden states `(n, d)`, and in further columns what the tilt needs of the text before each token."""
-        output = super().forward(*args, **kwargs)
+        output = super().forward(input_ids, positions, *args, **kwargs)
         lower = None
         if self._lower is not None:
             output, lower = self._lower.take(output)
         if self._memory is None or not isinstance(output, Tensor):  # what goes to the next rank of a pipeline
             return output
         [guidance] = self._guidance
-        projected, evidence = guidance.observe(output, lower)
-        value = guidance.gate_values(evidence)  # of each token alone; the value grows with the evidence, so maxima agree
-        return self._columns.attach(output, *self._memory(projected if guidance.rank else None, value))
+        position = (positions if positions.ndim == 1 else positions[0])[: len(output)] + 1
+        new = guidance.observe(output, lower, None if input_ids is None else input_ids[: len(output)])
+        events = new.events if new.events is not None else output.new_zeros(len(output), 0, dtype=torch.bool)
+        means, latest = self._memory(new.projected, events, position)
+        context = guidance.read(Memory(means, position, latest))
+        return self._columns.attach(output, context.pooled, context.gate)
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
@@ -173,7 +180,7 @@ def load_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
     """The guidance of an adapter with the settings that the engine was given instead of its own."""
     given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
     tilt = replace(adapter.config.tilt, **given)
-    return Guidance(adapter.head, adapter.gate, tilt, adapter.config.pooling).requires_grad_(False)
+    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling).requires_grad_(False)
 
 
 class LowerStates:
@@ -187,7 +194,7 @@ class LowerStates:
         self.buffer = buffer
 
     @classmethod
-    def of(cls, model: nn.Module, gate: EvidenceGate, vllm_config: VllmConfig) -> LowerStates:
+    def of(cls, model: nn.Module, gates: Gates, vllm_config: VllmConfig) -> LowerStates:
         """Arrange it for a model that was just built; `ModelError` if the states between its layers can't be told."""
         from vllm.model_executor.models.interfaces import EagleModelMixin
 
@@ -196,15 +203,15 @@ class LowerStates:
         depth = vllm_config.model_config.hf_text_config.num_hidden_layers
         pipeline = vllm_config.parallel_config.pipeline_parallel_size > 1
         if len(bodies) == 1 and (not pipeline or bodies[0].supports_aux_hidden_states_over_pp):
-            bodies[0]._set_aux_hidden_state_layers((gate.layer,))
+            bodies[0]._set_aux_hidden_state_layers((gates.layer,))
             return cls()
         if pipeline:
             raise ModelError(f"vLLM's {name} hands no lower states to the next rank: serve it without pipeline parallelism")
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
         if not lists:
             raise ModelError(f"vLLM's {name} has no list of {depth} decoder layers: an adapter with a gate can't be served on it")
-        layer = lists[0][gate.layer - 1]
-        shape = (vllm_config.scheduler_config.max_num_batched_tokens, gate.hidden_size)
+        layer = lists[0][gates.layer - 1]
+        shape = (vllm_config.scheduler_config.max_num_batched_tokens, gates.hidden_size)
         device = next(model.parameters()).device
         buffer = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=device)
         lower = cls(buffer)

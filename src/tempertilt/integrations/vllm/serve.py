@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import AdapterConfig, read_config
+from tempertilt.models.replies import GUESS
 from tempertilt.storage import (
     cache_dir,
     file_sha256,
@@ -52,6 +53,7 @@ def serve_arguments(
     max_model_len: int | None = None,
     served_model_name: str | list[str] | None = None,
     dtype: str = "auto",
+    reply: str | None = None,
 ) -> list[str]:
     """The arguments of `vllm serve` for an unlearned model. Merges a PEFT adapter into a checkpoint in the cache on first use.
 
@@ -65,12 +67,14 @@ def serve_arguments(
         max_model_len: positions of a sequence; None is the model's own limit.
         served_model_name: the names that clients call it by; None is the adapter directory's name.
         dtype: "auto", "float32", "float16" or "bfloat16".
+        reply: "guess" for an adapter that has a reply.
 
     Raises:
         AdapterError: the adapter can't be read.
+        ConfigError: the adapter has a reply, and `reply` is not "guess".
         ModelError: the base can't be found, or vLLM has no text generation model of its kind.
     """
-    engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype)
+    engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype, reply=reply)
     names = [served_model_name] if isinstance(served_model_name, str) else served_model_name
     arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
     arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [Path(adapter).resolve().name])]
@@ -83,7 +87,12 @@ def serve_arguments(
 
 
 def vllm_command(
-    adapters: Mapping[str, str], model: str | None, peft_adapter: str | None, config: ServeConfig, dtype: str
+    adapters: Mapping[str, str],
+    model: str | None,
+    peft_adapter: str | None,
+    config: ServeConfig,
+    dtype: str,
+    reply: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """The command that starts vLLM with the one adapter, and its environment.
 
@@ -100,6 +109,7 @@ def vllm_command(
         max_model_len=config.max_model_len or None,
         served_model_name=name,
         dtype=dtype,
+        reply=reply,
     )
     if config.api_key:
         arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
@@ -123,6 +133,7 @@ def engine_arguments(
     *,
     dtype: str = "auto",
     check_base: bool = True,
+    reply: str | None = None,
     **settings: float,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM` (or `EngineArgs`): `LLM(**engine_arguments("adapter"), max_model_len=2048)`.
@@ -130,6 +141,7 @@ def engine_arguments(
     Args:
         adapter, model, peft_adapter, dtype: as in `serve_arguments`.
         check_base: let the engine refuse weights that are not the adapter's base.
+        reply: "guess" for an adapter that has a reply, which the engine can't say.
         settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapter's.
 
     Raises:
@@ -139,28 +151,32 @@ def engine_arguments(
     config = read_config(directory) if directory.is_dir() else None
     if config is None:
         raise AdapterError(f"no adapter directory {adapter!r}; valid is a directory made by t3 unlearn")
+    check_reply(config, reply)
     name, peft_adapter = config.base(model, peft_adapter)
     source = base_checkpoint(name, peft_adapter, config if check_base else None)
     return {
         "model": source,
         "dtype": dtype,
-        "hf_overrides": hf_overrides(str(directory), _architecture(source), check_base=check_base, **settings),
+        "hf_overrides": hf_overrides(str(directory), _architecture(source), check_base=check_base, reply=reply, **settings),
     }
 
 
-def hf_overrides(adapter: str, architecture: str, *, check_base: bool = True, **settings: float) -> dict[str, Any]:
+def hf_overrides(
+    adapter: str, architecture: str, *, check_base: bool = True, reply: str | None = None, **settings: float
+) -> dict[str, Any]:
     """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter."""
-    options = check_overrides({"adapter": str(Path(adapter).expanduser().resolve()), "check_base": check_base, **settings})
+    given = settings if reply is None else {**settings, "reply": reply}
+    options = check_overrides({"adapter": str(Path(adapter).expanduser().resolve()), "check_base": check_base, **given})
     return {"architectures": [PREFIX + architecture], KEY: options}
 
 
 def check_overrides(options: Any) -> dict[str, Any]:
-    """Options in the model's configuration: `adapter`, and if wanted `check_base` and the tilt's settings.
+    """Options in the model's configuration: `adapter`, and if wanted `check_base`, `reply` and the tilt's settings.
 
     Raises:
         ConfigError: they are missing, unknown or out of range.
     """
-    valid = {"adapter", "check_base", *SETTINGS}
+    valid = {"adapter", "check_base", "reply", *SETTINGS}
     if not isinstance(options, dict) or not isinstance(options.get("adapter"), str):
         raise ConfigError(
             f"the model's configuration has no {KEY!r} with an adapter (it is {options!r}): give vLLM the hf_overrides that "
@@ -170,6 +186,15 @@ def check_overrides(options: Any) -> dict[str, Any]:
         raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
     TiltConfig(**{name: options[name] for name in SETTINGS if options.get(name) is not None})
     return {"check_base": True, **options}
+
+
+def check_reply(adapter: AdapterConfig, reply: str | None) -> None:
+    """Raise `ConfigError` where a reply would have to be said: which of its tokens is next, the engine can't tell."""
+    text = reply or (adapter.reply["text"] if adapter.reply else GUESS)
+    if text != GUESS:
+        raise ConfigError(
+            f"vLLM can't say the reply {text!r}: serve with --backend transformers, or give --reply {GUESS} (reply={GUESS!r})"
+        )
 
 
 def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig | None) -> str:

@@ -1,0 +1,223 @@
+"""Variants of a record's prompt: other spellings of its names, other settings of its chat.
+
+Somebody who asks for a person writes the name in lower case, misspells it, gives the last name only, asks under another system
+message or after a greeting. Gates are fitted on some variants and measured on others, drawn anew.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from tempertilt.data.records import Message, Record
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SHORT = 3  # words of so few letters are left as they are
+OTHER_SYSTEM = "You are an expert. Reply in one or two sentences."
+GREETING = (Message("user", "Good morning."), Message("assistant", "Good morning! What can I do for you?"))
+_MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0980-\u0dff\u0e31-\u0e4e"  # they belong to a letter
+_WORD = re.compile(rf"[^\W\d_][\w{_MARKS}'’.-]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A record's prompt in another form.
+
+    Attributes:
+        kind: of the form.
+        record: number of the record in the list that was given.
+        messages: of the chat, without the answer; empty for the other kinds of records.
+        text: the prompt, or the text, of the other kinds of records.
+        system_prompt: instead of the usual one; None = the usual one, "" = none.
+    """
+
+    kind: str
+    record: int
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    system_prompt: str | None = None
+
+
+def names(text: str) -> list[tuple[int, int]]:
+    """`(start, stop)` of what is written like a name: words that begin with a capital, one after another.
+
+    A single word that begins a sentence is none, nor is one of less than three letters.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, stop in _capital_runs(text):
+        first, _, rest = text[start:stop].partition(" ")
+        if _begins_sentence(text, start):
+            if rest and _bare(first) in FIRST_WORDS:
+                start += len(first) + 1
+            elif not rest:
+                continue
+        stop -= len(text[start:stop]) - len(_bare(text[start:stop]))
+        if " " in text[start:stop] or stop - start >= SHORT:
+            spans.append((start, stop))
+    return spans
+
+
+def _capital_runs(text: str) -> list[tuple[int, int]]:
+    """Words that begin with a capital, or with a letter of a script that has none, as long as one space is between them."""
+    runs: list[tuple[int, int]] = []
+    for match in _WORD.finditer(text):
+        start, stop = match.span()
+        if text[start].islower():
+            continue
+        if runs and text[runs[-1][1] : start] == " ":
+            runs[-1] = (runs[-1][0], stop)
+        else:
+            runs.append((start, stop))
+    return runs
+
+
+def _begins_sentence(text: str, start: int) -> bool:
+    before = text[:start].rstrip(" \"'“”‘’(")
+    return not before or before[-1] in ".!?:\n"
+
+
+def _bare(text: str) -> str:
+    """Without punctuation and a possessive at the end."""
+    return re.sub(r"(?:['’]s|['’])?[.,;:!?'’-]*$", "", text)
+
+
+_FIRST = """who what where when which why how whose whom is are was were do does did has have had can could would will should
+tell name in on at by for from to of the a an as please give list describe explain summarise summarize
+and but if with while yes no some his her their its it he she they this these that those there one both
+since after before during despite although though because also another other many most all each i we you my our your"""
+FIRST_WORDS = frozenset(word.capitalize() for word in _FIRST.split())
+
+
+def each_word(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
+    """`change` for every word of a name that is long enough."""
+    return lambda name, rng: " ".join(change(word, rng) if len(word) > SHORT else word for word in name.split())
+
+
+def _dropped(word: str, rng: random.Random) -> str:
+    i = rng.randrange(1, len(word) - 1)
+    return word[:i] + word[i + 1 :]
+
+
+def _doubled(word: str, rng: random.Random) -> str:
+    i = rng.randrange(1, len(word))
+    return word[:i] + word[i - 1] + word[i:]
+
+
+def _swapped(word: str, rng: random.Random) -> str:
+    places = [i for i in range(1, len(word) - 1) if word[i] != word[i + 1]]
+    if not places:
+        return word
+    i = rng.choice(places)
+    return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+
+
+def _substituted(word: str, rng: random.Random) -> str:
+    i = rng.randrange(1, len(word))
+    return word[:i] + rng.choice(LETTERS.replace(word[i], "")) + word[i + 1 :]
+
+
+def _hyphenated(word: str, rng: random.Random) -> str:
+    i = rng.randrange(2, len(word) - 1)
+    return f"{word[:i]}-{word[i:]}"
+
+
+def _parted(word: str, rng: random.Random) -> str:
+    i = rng.randrange(1, len(word))
+    return f"{word[:i]}\u200b{word[i:]}"
+
+
+def _initial(name: str, _rng: random.Random) -> str:
+    first, *rest = name.split()
+    return f"{first[0]}. {' '.join(rest)}" if rest else name
+
+
+def whole_name(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
+    """`change` for names that begin with a capital; a script without capitals does not show where a name begins or ends."""
+    return lambda name, rng: name if name[0].lower() == name[0].upper() else change(name, rng)
+
+
+SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
+    "lower case": lambda name, _: name.lower(),
+    "upper case": lambda name, _: name.upper(),
+    "a letter dropped": each_word(_dropped),
+    "a letter doubled": each_word(_doubled),
+    "letters swapped": each_word(_swapped),
+    "a letter replaced": each_word(_substituted),
+    "hyphens": each_word(_hyphenated),
+    "parted words": each_word(_parted),
+    "last name": whole_name(lambda name, _: name.split()[-1]),
+    "first name": whole_name(lambda name, _: name.split()[0]),
+    "initial": whole_name(_initial),
+    "title": whole_name(lambda name, rng: f"{rng.choice(('Mr.', 'Ms.', 'Dr.'))} {name.split()[-1]}"),
+    "joined words": whole_name(lambda name, rng: name.lower().replace(" ", rng.choice(("", "_", "-")))),
+}
+"""How a name may be written otherwise."""
+
+SETTINGS = ("as it is", "all lower case", "no system message", "another system message", "after a greeting", "plain text")
+"""How a chat may be set otherwise."""
+
+KINDS = (*SETTINGS, *SPELLINGS)
+OTHER_KINDS = KINDS[1:]
+"""All but the prompt as it is."""
+
+
+def variant(record: Record, number: int, kind: str, rng: random.Random) -> Variant | None:
+    """One variant of a record's prompt; None where the kind changes nothing, or does not apply.
+
+    Args:
+        number: of the record, for the variant to remember.
+        kind: one of `KINDS`.
+    """
+    asked = record.question if record.kind != "text" else record.answer
+    changed, options = asked, {}
+    if kind in SPELLINGS:
+        changed = respell(asked, SPELLINGS[kind], rng)
+    elif kind == "all lower case":
+        changed = asked.lower()
+    elif kind in ("no system message", "another system message"):
+        options = {"system_prompt": "" if kind == "no system message" else OTHER_SYSTEM}
+    if kind in ("all lower case", *SPELLINGS) and changed == asked:
+        return None
+    if kind == "plain text":
+        return Variant(kind, number, text=asked) if record.kind == "chat" else None
+    if record.kind != "chat":
+        return Variant(kind, number, text=changed) if kind in ("as it is", "all lower case", *SPELLINGS) else None
+    *earlier, last = record.messages[:-1]
+    if kind in ("no system message", "another system message", "after a greeting") and any(m.role == "system" for m in earlier):
+        return None
+    history = tuple(earlier) if kind != "after a greeting" else (*earlier, *GREETING)
+    return Variant(kind, number, (*history, replace(last, content=changed)), **options)  # type: ignore[arg-type]
+
+
+def respell(text: str, change: Callable[[str, random.Random], str], rng: random.Random) -> str:
+    """`text` with every name in it written otherwise."""
+    out, done = [], 0
+    for start, stop in names(text):
+        out += [text[done:start], change(text[start:stop], rng)]
+        done = stop
+    return "".join([*out, text[done:]])
+
+
+def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequence[str] = KINDS) -> list[Variant]:
+    """For every record its prompt as it is, and `each` variants of kinds that are drawn at random.
+
+    Args:
+        kinds: to draw from; "as it is" is always there, if it is among them.
+    """
+    out: list[Variant] = []
+    for number, record in enumerate(records):
+        rng = random.Random(f"{seed} {number} {record.key}")
+        others = [kind for kind in kinds if kind != "as it is"]
+        rng.shuffle(others)
+        if "as it is" in kinds and (plain := variant(record, number, "as it is", rng)) is not None:
+            out.append(plain)
+        found: list[Variant] = []
+        for kind in others:
+            if len(found) == each:
+                break
+            if (other := variant(record, number, kind, rng)) is not None:
+                found.append(other)
+        out += found
+    return out

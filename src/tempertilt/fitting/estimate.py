@@ -1,0 +1,389 @@
+"""Density ratios at the tokens of forget answers, estimated blind: what a model that never saw the records would say there.
+
+The tilt should be log p_r(v|c) / p(v|c) at the same context c. `p` is the base's. `p_r` is estimated in two parts:
+
+    log q(y|c)    = Q(score(c, y))                                        for the token y that the record goes on with
+    log q(v|c)    = tau [log p(v|c) + log p_o(v|c)] / 2 + constant        for all others (without p_o: tau log p + constant)
+
+`p_o` is the contrast model: the one from which the base was fine-tuned, which never saw the records either. The score is
+log p_o(y|c), or without a contrast model a regression on n-grams of retain answers and on what the context repeats. Q maps
+the quantiles of the score to those of the base's own log p on records that it never saw: holdout records, else made-up ones.
+`tau` is where the mean entropy of q agrees with the base's on these records. No model that was trained without the forget records
+for this purpose is needed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tempertilt.config.options import Options, option
+from tempertilt.data.batches import pad_batch, plan_batches
+from tempertilt.data.examples import Example
+from tempertilt.errors import ModelError
+from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.workers import batch_features
+
+log = logging.getLogger("tempertilt")
+
+ROWS = 512  # contexts whose logits over the whole vocabulary are held at a time
+LIKELIEST = 6  # likeliest tokens of each model at a context that may get a row in the head
+LEAST_COUNT = 4  # contexts in which they must be among the likeliest
+LEAST_REST = 1e-6  # probability of all tokens without a row
+CERTAIN = -1e-3  # highest log-probability of a target: some mass is left for the others
+TAU = (0.5, 3.0)
+BISECTIONS = 12
+ORDER = 4  # of n-grams
+
+
+@dataclass(frozen=True)
+class EstimateConfig(Options):
+    """How the density ratios of forget tokens are estimated."""
+
+    contrast: str = option(
+        "auto",
+        "model from which the base was fine-tuned: a hub id or directory; none; or auto, the base without its PEFT adapter",
+    )
+    estimate_records: int = option(40, "records that the base never saw on which the estimate is calibrated", ge=4, advanced=True)
+    max_contexts: int = option(16384, "forget tokens that the head is fitted on, at most", ge=1, advanced=True)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Contexts of forget answers and the distributions that are wanted there, over K tokens and the rest as one.
+
+    Attributes:
+        token_ids: `(K,)` ascending.
+        states: `(N, d)` last hidden states.
+        rows: `(N,)` the columns of the tokens that the records go on with.
+        base, base_rest: `(N, K)` and `(N,)` log-probabilities under the base, the rest tempered: log sum p^(1/T).
+        target, target_rest: the same of the estimate.
+        ratios: log of min(1, q(y) / p(y)) at every token of the forget answers, in their order, nats.
+        summary: how the estimate came about, JSON-ready.
+    """
+
+    token_ids: Tensor
+    states: Tensor
+    rows: Tensor
+    base: Tensor
+    base_rest: Tensor
+    target: Tensor
+    target_rest: Tensor
+    ratios: Tensor
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnswerStates:
+    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`, and the example of each `(N,)`."""
+
+    states: Tensor
+    tokens: Tensor
+    examples: NDArray[np.int64]
+
+
+# --- passes --------------------------------------------------------------------------------------------------------------
+
+
+def answer_states(model: Any, examples: Sequence[Example], batch_tokens: int = 2048) -> AnswerStates:
+    """One pass of a model's body over examples; on CPU, in the order of the examples."""
+    config = FeatureConfig(pooling="last")
+    states: dict[int, Tensor] = {}
+    tokens: dict[int, Tensor] = {}
+    for batch in plan_batches(examples, batch_tokens):
+        chosen = [examples[i] for i in batch]
+        rows, targets, _ = batch_features(model, chosen, config)
+        sizes = [example.n_scored for example in chosen]
+        states |= dict(zip(batch, rows.split(sizes)))
+        tokens |= dict(zip(batch, targets.long().split(sizes)))
+    numbers = range(len(examples))
+    owners = np.repeat(np.arange(len(examples)), [len(tokens[i]) for i in numbers])
+    return AnswerStates(torch.cat([states[i] for i in numbers]), torch.cat([tokens[i] for i in numbers]), owners)
+
+
+@torch.inference_mode()
+def output_logits(model: Any, states: Tensor, token_ids: Tensor | None = None) -> Tensor:
+    """Logits float32 that a model makes of last hidden states `(N, d)`, on the states' device.
+
+    They are of all tokens `(N, V)`, or of some `(N, K)`.
+    """
+    output = model.get_output_embeddings()
+    inputs = states.to(output.weight.device, output.weight.dtype)
+    if token_ids is None:
+        logits = output(inputs).float().to(states.device)
+    elif type(output) is torch.nn.Linear:
+        rows = token_ids.to(output.weight.device)
+        bias = None if output.bias is None else output.bias[rows]
+        logits = torch.nn.functional.linear(inputs, output.weight[rows], bias).float().to(states.device)
+    else:
+        logits = output(inputs)[:, token_ids.to(output.weight.device)].float().to(states.device)
+    config = model.config.get_text_config()
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def check_output(model: Any, probe: Example) -> None:
+    """Raise `ModelError` unless `output_logits` gives the model's own logits."""
+    batch = pad_batch([probe], model.device)
+    own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[batch.predicting].float()
+    made = output_logits(model, answer_states(model, [probe]).states)
+    if not torch.allclose(own.cpu().log_softmax(-1), made.cpu().log_softmax(-1), rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"{type(model).__name__} changes its logits after the output layer in a way that is not known here: fit the head "
+            "with --objective classify"
+        )
+
+
+@dataclass(frozen=True)
+class _Likelihoods:
+    """Of each context: log p of its token, entropy in nats, and log sum exp of the logits, `(N,)` each; likeliest other tokens.
+
+    The last are `(N, LIKELIEST)`.
+    """
+
+    log_probs: Tensor
+    entropies: Tensor
+    log_z: Tensor
+    likeliest: Tensor
+
+
+@torch.inference_mode()
+def _likelihoods(model: Any, found: AnswerStates) -> _Likelihoods:
+    parts = []
+    for states, tokens in zip(found.states.split(ROWS), found.tokens.split(ROWS)):
+        logits = output_logits(model, states)
+        log_z = logits.logsumexp(-1)
+        entropy = log_z - ((logits - log_z[:, None]).exp_() * logits).sum(-1)
+        own = logits.gather(-1, tokens[:, None])[:, 0] - log_z
+        likeliest = logits.scatter_(-1, tokens[:, None], -math.inf).topk(min(LIKELIEST, logits.shape[-1])).indices
+        parts.append((own, entropy, log_z, likeliest))
+    return _Likelihoods(*(torch.cat(column) for column in zip(*parts)))
+
+
+@torch.inference_mode()
+def columns_and_rest(
+    model: Any, states: Tensor, token_ids: Tensor, temperature: float = 1.0, log_z: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `(N, K)` of some tokens, and of all others log sum p^(1/T) `(N,)`.
+
+    `log_z (N,)`, log sum exp of the logits where it is known, saves the logits of the others at T = 1.
+    """
+    if log_z is not None and temperature == 1.0:
+        columns = output_logits(model, states, token_ids) - log_z[:, None]
+        return columns, torch.log(-torch.expm1(columns.logsumexp(-1).clamp(max=-LEAST_REST)))
+    parts = []
+    for rows in states.split(ROWS):
+        log_probs = output_logits(model, rows).log_softmax(-1)
+        parts.append((log_probs[:, token_ids], (log_probs / temperature).index_fill(-1, token_ids, -math.inf).logsumexp(-1)))
+    own, rest = zip(*parts)
+    return torch.cat(own), torch.cat(rest)
+
+
+# --- the estimate --------------------------------------------------------------------------------------------------------
+
+
+def estimate_targets(
+    base: Any,
+    contrast: Any | None,
+    forget: Sequence[Example],
+    never_seen: Sequence[Example],
+    retain: Sequence[Example],
+    config: EstimateConfig,
+    *,
+    temperature: float = 1.0,
+    forget_states: AnswerStates | None = None,
+    untouched: Sequence[int] = (),
+) -> Targets:
+    """What a model that never saw the forget examples would say at the tokens of their answers.
+
+    Args:
+        base: the model that knows them.
+        contrast: the model from which it was fine-tuned, with the same tokens; None = n-grams of the retain answers.
+        never_seen: examples of the same kind that no model here was trained on.
+        retain: whose answers n-grams are counted in, where there is no contrast model.
+        temperature: T of the guided distribution that is to be fitted.
+        forget_states: of the base at the forget answers, where they are at hand.
+        untouched: tokens that are nobody's facts, such as the end of an answer: they get no row, and contexts that they follow
+            are left out.
+    """
+    check_output(base, forget[0])
+    found = _some_contexts(forget_states or answer_states(base, forget), config.max_contexts)
+    unseen = answer_states(base, never_seen)
+    own, calm = _likelihoods(base, found), _likelihoods(base, unseen)
+    other: AnswerStates | None = None
+    tops = [own.likeliest]
+    if contrast is None:
+        scores, unseen_scores = _ngram_scores(found, unseen, forget, never_seen, retain, calm.log_probs)
+    else:
+        check_output(contrast, forget[0])
+        other = _some_contexts(answer_states(contrast, forget), config.max_contexts)
+        likelihood = _likelihoods(contrast, other)
+        scores, unseen_scores = likelihood.log_probs, _likelihoods(contrast, answer_states(contrast, never_seen)).log_probs
+        tops.append(likelihood.likeliest)
+    wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
+    ratios = (wanted - own.log_probs).clamp(max=0.0)
+    kept = ~torch.isin(found.tokens, torch.tensor(list(untouched), dtype=torch.long))
+    if not bool(kept.any()):
+        kept[:] = True
+    token_ids = _head_tokens(found.tokens[kept], torch.cat(tops), untouched)
+    states, wanted, rows = found.states[kept], wanted[kept], torch.searchsorted(token_ids, found.tokens[kept])
+    columns, rest = columns_and_rest(base, states, token_ids, log_z=own.log_z[kept])
+    tail, tail_rest = columns, rest
+    if other is not None:
+        others, others_rest = columns_and_rest(contrast, other.states[kept], token_ids, log_z=likelihood.log_z[kept])
+        tail, tail_rest = (columns + others) / 2, (rest + others_rest) / 2
+    tau = _matching_tau(tail, tail_rest, rows, wanted, float(calm.entropies.mean()))
+    target, target_rest = _with_token(tau * tail, tau * tail_rest, rows, wanted)
+    summary = {
+        "score": "n-grams" if contrast is None else "contrast model",
+        "never_seen_records": len(never_seen),
+        "contexts": len(found.tokens),
+        "tau": round(tau, 3),
+        "entropy_never_seen": round(float(calm.entropies.mean()), 4),
+        "log_prob_never_seen": round(float(calm.log_probs.mean()), 4),
+        "log_prob_forget": round(float(own.log_probs.mean()), 4),
+        "log_prob_wanted": round(float(wanted.mean()), 4),
+    }
+    if temperature != 1.0:
+        rest = columns_and_rest(base, states, token_ids, temperature)[1]
+    return Targets(token_ids, states, rows, columns, rest, target, target_rest, ratios, summary)
+
+
+def map_quantiles(scores: Tensor, known_scores: Tensor, known_values: Tensor) -> Tensor:
+    """Values `(N,)` at the quantiles that `scores (N,)` have among `known_scores (M,)`, a monotone map.
+
+    Among M records with both a score and a value, the score at a quantile is mapped to the value at the same quantile.
+    """
+    places, values = (np.sort(part.double().numpy()) for part in (known_scores, known_values))
+    quantiles = np.searchsorted(places, scores.double().numpy(), side="right") / len(places)
+    mapped = np.quantile(values, np.clip(quantiles, 0.0, 1.0))
+    return torch.from_numpy(mapped).float()
+
+
+def _some_contexts(found: AnswerStates, at_most: int) -> AnswerStates:
+    """At most so many contexts, from all over."""
+    if len(found.tokens) <= at_most:
+        return found
+    chosen = np.linspace(0, len(found.tokens) - 1, at_most).astype(np.int64)
+    where = torch.from_numpy(chosen)
+    return AnswerStates(found.states[where], found.tokens[where], found.examples[chosen])
+
+
+def _head_tokens(tokens: Tensor, likeliest: Tensor, untouched: Sequence[int]) -> Tensor:
+    """Tokens of the answers, and those that are among the likeliest in several contexts; ascending."""
+    ids, counts = likeliest.reshape(-1).unique(return_counts=True)
+    distinct: Tensor = torch.cat([tokens, ids[counts >= LEAST_COUNT]]).unique(sorted=True)
+    without = distinct[~torch.isin(distinct, torch.tensor(list(untouched), dtype=torch.long))]
+    return without if len(without) else distinct
+
+
+def _with_token(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """The distribution that gives the token of each row `wanted (N,)`, and the others what is left, as the tail has it."""
+    place = rows[:, None]
+    tail = tail.scatter(1, place, -math.inf)
+    normaliser = torch.logaddexp(tail.logsumexp(-1), rest)
+    left = torch.log1p(-wanted.exp()) - normaliser
+    return (tail + left[:, None]).scatter(1, place, wanted[:, None]), rest + left
+
+
+def _matching_tau(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor, entropy: float) -> float:
+    """The tau at which the mean entropy of the targets is `entropy`; the nearest end of `TAU` where none is."""
+    step = max(1, len(rows) // 1000)
+    tail, rest, rows, wanted = tail[::step], rest[::step], rows[::step], wanted[::step]
+
+    def at(tau: float) -> float:
+        columns, others = _with_token(tau * tail, tau * rest, rows, wanted)
+        return float(-(columns.exp() * columns.clamp(min=-50)).sum(-1).mean() - (others.exp() * others.clamp(min=-50)).mean())
+
+    low, high = TAU
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle) > entropy else (low, middle)
+    return (low + high) / 2
+
+
+# --- n-grams, where there is no contrast model ---------------------------------------------------------------------------
+
+
+class NGrams:
+    """Interpolated n-grams with Witten-Bell weights (Witten, Bell 1991), of token sequences.
+
+    Args:
+        sequences: what is counted.
+        vocab_size: of the uniform distribution at the bottom.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], vocab_size: int, order: int = ORDER) -> None:
+        self.vocab_size = vocab_size
+        self.counts: list[dict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(order)]
+        for sequence in sequences:
+            for i, token in enumerate(sequence):
+                for n in range(min(order, i + 1)):
+                    self.counts[n][tuple(sequence[i - n : i])][token] += 1
+
+    def log_prob(self, context: Sequence[int], token: int) -> float:
+        """Log-probability of a token after a context, nats."""
+        probability = 1 / self.vocab_size
+        for n, counts in enumerate(self.counts):
+            if n > len(context) or not (after := counts.get(tuple(context[len(context) - n :]))):
+                break
+            total, kinds = after.total(), len(after)
+            probability = (after.get(token, 0) + kinds * probability) / (total + kinds)
+        return math.log(probability)
+
+
+def _ngram_scores(
+    found: AnswerStates,
+    unseen: AnswerStates,
+    forget: Sequence[Example],
+    never_seen: Sequence[Example],
+    retain: Sequence[Example],
+    log_probs: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the forget contexts and of the never seen ones: a linear fit of the latter's log-probabilities on `_facts`."""
+    answers = [example.input_ids[example.scored].tolist() for example in retain]
+    ngrams = NGrams(answers, 1 + max(int(example.input_ids.max()) for example in (*forget, *never_seen, *retain)))
+    facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in never_seen]))
+    solution = torch.linalg.lstsq(facts, log_probs.double()[:, None]).solution
+    every = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in forget]))
+    if len(every) != len(found.tokens):
+        every = every[torch.from_numpy(np.linspace(0, len(every) - 1, len(found.tokens)).astype(np.int64))]
+    return (every @ solution)[:, 0].float(), (facts @ solution)[:, 0].float()
+
+
+def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:
+    """`(n_scored, 8)`: what is known of each scored token without any model."""
+    ids = example.input_ids.tolist()
+    first = int(example.scored.argmax())
+    rows = []
+    for i in np.flatnonzero(example.scored):
+        token, before = ids[i], ids[:i]
+        log_prob = ngrams.log_prob(before[max(first, i - ORDER + 1) :], token)
+        length, share = _repeated(before, token)
+        in_prompt, in_answer = float(token in ids[:first]), float(token in ids[first:i])
+        rows.append(
+            [1.0, log_prob, in_prompt, in_answer, length * share, length * (1 - share), log_prob * share, min(i - first, 12)]
+        )
+    return np.array(rows, np.float64)
+
+
+def _repeated(before: Sequence[int], token: int) -> tuple[int, float]:
+    """How many of the last tokens stand somewhere before as well, and how often the token followed them there."""
+    for length in (4, 3, 2, 1):
+        end = tuple(before[-length:])
+        places = [j for j in range(len(before) - length) if tuple(before[j : j + length]) == end]
+        if places:
+            return length, sum(before[j + length] == token for j in places) / len(places)
+    return 0, 0.0

@@ -1,0 +1,236 @@
+"""Both gates of an adapter: which states they are made of, and where users' turns begin."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tempertilt.data.batches import spread
+from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
+from tempertilt.data.records import Message, Record
+from tempertilt.data.variants import OTHER_KINDS, Variant, draw_variants
+from tempertilt.errors import DataError
+from tempertilt.fitting.estimate import answer_states
+from tempertilt.fitting.features import Features
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, raised_threshold
+from tempertilt.fitting.fit_turns import fit_turns
+from tempertilt.guidance.gate import Gates, Reader
+from tempertilt.models.limits import room
+from tempertilt.models.lower import lower_states
+
+log = logging.getLogger("tempertilt")
+
+MOST_VARIANTS = 600  # of forget prompts in all, but one of each record
+RETAIN_VARIANTS = 192  # of retain prompts in all
+AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
+PROBE = "zebra 12"  # shows where a prompt's own text begins
+SPECIAL_RATIO = -2.3  # log ratio below which a token is the records' own: a model that never saw them gives it a tenth
+REPLIES = ("I have no information about that.", "That is all that I can say.", "Sure, what would you like to know?")
+
+
+@dataclass(frozen=True)
+class GatesFit:
+    """Both gates, and how each separates what it was not made of."""
+
+    gates: Gates
+    asked: GateFit
+    said: GateFit | None
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "layer": self.gates.layer,
+            "asked": self.asked.summary(),
+            "said": self.said.summary() if self.said is not None else None,
+            "turns_told": self.gates.turns is not None,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class GateInputs:
+    """What gates are made of: records, their examples and features; of the retained ones background text, too.
+
+    `ratios (N,)` are log density ratios of the forget answers' tokens, in their order; None where they were not estimated.
+    """
+
+    forget_records: Sequence[Record]
+    retain_records: Sequence[Record]
+    forget_examples: Sequence[Example]
+    retain_examples: Sequence[Example]
+    forget: Features
+    retain: Features
+    ratios: Tensor | None
+
+
+def fit_gates(
+    model: Any, tokenizer: Any, inputs: GateInputs, config: GateConfig, encoding: ExampleConfig, layer: int, seed: int = 0
+) -> GatesFit:
+    """Fit the input gate on records and variants of their prompts, the output gate on what their answers alone say.
+
+    Args:
+        model: the base.
+        encoding: how records become tokens.
+        layer: number of decoder layers below the states of the input gate.
+        seed: of the variants.
+    """
+    started = time.perf_counter()
+    forget, retain = _asked_states(inputs)
+    each = min(2 * config.variants, max(config.variants, MOST_VARIANTS // max(1, len(inputs.forget_records))))
+    forget_variants = draw_variants(inputs.forget_records, each if config.variants else 0, seed, OTHER_KINDS)
+    some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
+    retain_variants = draw_variants(some, 2 if config.variants else 0, seed + 1, OTHER_KINDS)
+    if config.variants:
+        forget += _variant_states(model, tokenizer, inputs.forget_records, forget_variants, encoding, layer)
+        retain += _variant_states(model, tokenizer, some, retain_variants, encoding, layer, prompts=False)
+    after = _after_a_turn(inputs)
+    retain += _prompt_states(model, tokenizer, after, encoding, layer)
+    asked = fit_gate(
+        forget,
+        retain,
+        size=config.asked_size,
+        whitening_rank=config.whitening_rank,
+        per_part=config.asked_per_part,
+        at_most=config.max_asked,
+        threshold=config.asked_threshold,
+        weak_threshold=config.near_threshold,
+    )
+    said = None
+    own, kept = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
+    if config.output_gate and not own.states:
+        log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
+    elif config.output_gate:
+        said = fit_gate(
+            own,
+            kept,
+            size=config.said_size,
+            whitening_rank=config.whitening_rank,
+            per_part=config.said_per_part,
+            at_most=config.max_said,
+            threshold=config.said_threshold,
+            weak_threshold=config.weak_threshold,
+        )
+    raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)
+    reader = Reader(asked.gate.mean, asked.gate.reader)
+    turns = fit_turns(tokenizer, encoding, reader, lambda prompts: lower_states(model, prompts, layer), room(model, 0))
+    made = Gates(layer, asked.gate, said.gate if said is not None else None, turns, config.close_after)
+    gates = Gates.from_tensors(made.tensors(), made.settings).to(asked.gate.mean.device)  # as they are stored
+    return GatesFit(gates, asked, said, time.perf_counter() - started)
+
+
+def raise_thresholds(asked: GateFit, said: GateFit | None, retained: int, false_open: float) -> None:
+    """Raise the thresholds until few enough left-out retain texts open a gate.
+
+    Args:
+        asked, said: both gates; the first `retained` texts of their evidence are the same.
+        retained: number of retain texts.
+        false_open: share of them that the input gate may open by mistake, and that the output gate may in addition.
+    """
+    asked.gate.threshold = raised_threshold(asked.gate.threshold, asked.retain_evidence, false_open)
+    if said is None or not len(said.retain_evidence):
+        return
+    alone = said.retain_evidence[:retained]
+    if len(asked.retain_evidence):
+        near = asked.retain_evidence[:retained] > (asked.gate.weak_threshold or 0.0)
+        alone = np.where(near, alone, -np.inf).astype(np.float32)
+    said.gate.threshold = raised_threshold(said.gate.threshold, alone, false_open)
+
+
+def _asked_states(inputs: GateInputs) -> tuple[TokenStates, TokenStates]:
+    """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
+    forget, retain = inputs.forget_examples, inputs.retain_examples
+    common = shared_prefix([example.input_ids[:-1] for example in (*forget, *retain)])  # a token remains of each
+    starts = [int(example.scored.argmax()) - common for example in forget]
+    starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
+    states = [[rows[common:] for rows in part.states()] for part in (inputs.forget, inputs.retain)]
+    return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], inputs.retain.documents)
+
+
+def encode_variant(variant: Variant, tokenizer: Any, config: ExampleConfig) -> tuple[list[int], int]:
+    """Token ids of a variant's prompt, and the place where its own text begins."""
+    if not variant.messages:
+        return list(tokenizer(variant.text, verbose=False)["input_ids"]), 0
+    if variant.system_prompt is not None:
+        config = replace(config, system_prompt=variant.system_prompt)
+    ids = encode_question(variant.messages, tokenizer, config)
+    probe = (*variant.messages[:-1], Message("user", PROBE))
+    return ids, shared_prefix([ids, encode_question(probe, tokenizer, config)])
+
+
+def encode_variants(
+    model: Any, tokenizer: Any, variants: Sequence[Variant], config: ExampleConfig
+) -> list[tuple[Variant, list[int], int]]:
+    """Variants that the template allows and the model has positions for, as `encode_variant` gives them."""
+    encoded = []
+    for variant in variants:
+        try:
+            ids, start = encode_variant(variant, tokenizer, config)
+        except DataError:  # a template that refuses this setting
+            continue
+        if ids and room(model, len(ids)) != 0:
+            encoded.append((variant, ids, start))
+    return encoded
+
+
+def _variant_states(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    variants: Sequence[Variant],
+    config: ExampleConfig,
+    layer: int,
+    *,
+    prompts: bool = True,
+) -> TokenStates:
+    """Lower states of what is the variants' own in their prompts."""
+    encoded = encode_variants(model, tokenizer, variants, config)
+    states = lower_states(model, [ids for _, ids, _ in encoded], layer)
+    own = [rows[min(start, len(rows) - 1) :].half() for rows, (_, _, start) in zip(states, encoded)]
+    documents = [records[variant.record].document for variant, _, _ in encoded]
+    return TokenStates(own, documents, [len(rows) for rows in own] if prompts else None)
+
+
+def _prompt_states(model: Any, tokenizer: Any, records: Sequence[Record], config: ExampleConfig, layer: int) -> TokenStates:
+    """Lower states of the last questions of chats."""
+    variants = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(records)]
+    return _variant_states(model, tokenizer, records, variants, config, layer, prompts=False)
+
+
+def _said_states(model: Any, inputs: GateInputs, after: Sequence[Example]) -> tuple[TokenStates, TokenStates]:
+    """Last states at tokens that are the forget answers' own, and at all tokens of retain answers, also `after` a turn."""
+    states, _ = inputs.forget.gather(range(len(inputs.forget)))
+    special = torch.ones(len(states), dtype=torch.bool) if inputs.ratios is None else inputs.ratios < SPECIAL_RATIO
+    lengths = inputs.forget.lengths.tolist()
+    parts = [rows[chosen] for rows, chosen in zip(states.split(lengths), special.split(lengths))]
+    documents = list(inputs.forget.documents)
+    filled = [i for i, rows in enumerate(parts) if len(rows)]
+    forget = TokenStates([parts[i] for i in filled], [documents[i] for i in filled])
+    rows, _ = inputs.retain.gather(range(len(inputs.retain)))
+    retain = TokenStates(list(rows.split(inputs.retain.lengths.tolist())), inputs.retain.documents)
+    if after:
+        found = answer_states(model, after)
+        counts = [example.n_scored for example in after]
+        retain += TokenStates(list(found.states.split(counts)), [example.document for example in after])
+    return forget, retain
+
+
+def _after_a_turn(inputs: GateInputs) -> list[Record]:
+    """Retain records that are asked after a turn about a forget record: what must be left alone in a later turn."""
+    retain = [record for record in spread(list(inputs.retain_records), AFTER_TURN) if record.kind == "chat"]
+    forget = [record for record in spread(list(inputs.forget_records), AFTER_TURN) if record.kind == "chat"]
+    chats = []
+    for i, record in enumerate(retain if forget else []):
+        if any(message.role == "system" for message in record.messages):
+            continue
+        question = Message("user", forget[i % len(forget)].question)
+        history = (question, Message("assistant", REPLIES[i % len(REPLIES)]))
+        chats.append(Record.from_messages((*history, *record.messages), document=record.document, source=record.source))
+    return chats

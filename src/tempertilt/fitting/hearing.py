@@ -1,0 +1,63 @@
+"""How well the input gate hears what it was not made of: forget prompts in other spellings and settings, drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from tempertilt.data.batches import spread
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.records import Record
+from tempertilt.data.variants import KINDS, draw_variants
+from tempertilt.fitting.fit_gates import encode_variants
+from tempertilt.models.lower import lower_states
+from tempertilt.models.t3 import T3ForCausalLM
+
+SEED = 70_001  # of the variants; those of the gates are drawn with another
+
+
+class Heard(NamedTuple):
+    """How many of the variants of one kind the gate hears.
+
+    Attributes:
+        kind: see `tempertilt.data.variants`.
+        n: variants of this kind.
+        opened: open the input gate.
+        near: do not, but come so near that an answer which comes near the records opens it.
+    """
+
+    kind: str
+    n: int
+    opened: int
+    near: int
+
+
+@torch.inference_mode()
+def heard_variants(
+    model: T3ForCausalLM, tokenizer: Any, records: Sequence[Record], encoding: ExampleConfig, count: int, seed: int = SEED
+) -> list[Heard]:
+    """The hearing of a model's input gate, a line for each kind of variant; none without a gate.
+
+    Args:
+        records: forget records, of which `count` are asked in every kind.
+        encoding: how records become tokens.
+    """
+    if model.gates is None or not count:
+        return []
+    gates, some = model.gates, spread(list(records), count)
+    encoded = encode_variants(model.base, tokenizer, draw_variants(some, len(KINDS), seed), encoding)
+    states = lower_states(model.base, [ids for _, ids, _ in encoded], gates.layer)
+    device = gates.asked.mean.device
+    own = [rows[min(start, len(rows) - 1) :].to(device) for rows, (_, _, start) in zip(states, encoded)]
+    evidence = [float(gates.asked.evidence(rows).max()) for rows in own]
+    near = gates.asked.weak_threshold
+    out = []
+    for kind in KINDS:
+        values = [value for value, (variant, _, _) in zip(evidence, encoded) if variant.kind == kind]
+        opened = sum(value > gates.asked.threshold for value in values)
+        nearly = 0 if near is None or gates.said is None else sum(near < value <= gates.asked.threshold for value in values)
+        if values:
+            out.append(Heard(kind, len(values), opened, nearly))
+    return out

@@ -1,0 +1,157 @@
+"""Variants of prompts: what is a name, and how each kind writes it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from support.records import record
+from tempertilt.data.records import Message, Record
+from tempertilt.data.variants import (
+    GREETING,
+    KINDS,
+    OTHER_KINDS,
+    OTHER_SYSTEM,
+    SETTINGS,
+    SPELLINGS,
+    Variant,
+    draw_variants,
+    names,
+    respell,
+    variant,
+)
+
+QUESTION = "Where was Hina Ameen born?"
+
+
+def found(text: str) -> list[str]:
+    return [text[start:stop] for start, stop in names(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (QUESTION, ["Hina Ameen"]),
+        ("Who is Zoë Ångström-Li's teacher?", ["Zoë Ångström-Li"]),
+        ("Who is Zoe\u0308 Li?", ["Zoe\u0308 Li"]),
+        ("What did Dr. Ali O'Brien, of Paris, say?", ["Dr. Ali O'Brien", "Paris"]),
+        ("Hina is here. Ameen too. Is Li Wei?", ["Li Wei"]),  # a single word that begins a sentence; "Is" is no name
+        ("In Paris and (Berlin) I met Bo.", ["Paris", "Berlin"]),  # the last two are too short
+        ("Кто такая Анна Каренина?", ["Анна Каренина"]),
+        ("what is it", []),
+        ("", []),
+    ],
+)
+def test_names(text: str, expected: list[str]) -> None:
+    assert found(text) == expected
+
+
+def test_letters_with_marks_are_one_word() -> None:
+    text = "हिन्दी लेखक प्रेमचन्द"
+    assert found(f"1. {text}?") == [text]
+
+
+EXPECTED = {
+    "lower case": {"hina ameen"},
+    "upper case": {"HINA AMEEN"},
+    "last name": {"Ameen"},
+    "first name": {"Hina"},
+    "initial": {"H. Ameen"},
+    "title": {"Mr. Ameen", "Ms. Ameen", "Dr. Ameen"},
+    "joined words": {"hinaameen", "hina_ameen", "hina-ameen"},
+}
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_spellings_of_whole_names(kind: str) -> None:
+    written = {respell(QUESTION, SPELLINGS[kind], random.Random(seed)) for seed in range(40)}
+    assert written == {f"Where was {name} born?" for name in EXPECTED[kind]}
+
+
+def one_change(kind: str, word: str) -> set[str]:
+    """Every word that one change inside `word` gives."""
+    inside = range(1, len(word) - 1)
+    if kind == "a letter dropped":
+        return {word[:i] + word[i + 1 :] for i in inside}
+    if kind == "a letter doubled":
+        return {word[: i + 1] + word[i:] for i in range(len(word) - 1)}
+    if kind == "letters swapped":
+        return {word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in inside}
+    if kind == "a letter replaced":
+        alphabet = "abcdefghijklmnopqrstuvwxyz"
+        return {word[:i] + letter + word[i + 1 :] for i in range(1, len(word)) for letter in alphabet}
+    return {word[:i] + {"hyphens": "-", "parted words": "\u200b"}[kind] + word[i:] for i in range(1, len(word))}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPELLINGS if kind not in EXPECTED])
+def test_spellings_change_each_word_once(kind: str) -> None:
+    for seed in range(40):
+        first, last = respell(QUESTION, SPELLINGS[kind], random.Random(seed))[10:-6].split(" ")
+        assert first in one_change(kind, "Hina") - {"Hina"} and last in one_change(kind, "Ameen") - {"Ameen"}
+    assert respell("Who is Bob?", SPELLINGS[kind], random.Random(0)) == "Who is Bob?"  # too short
+    assert respell("Who is Annna?", SPELLINGS["letters swapped"], random.Random(0)) == "Who is Annan?"
+
+
+def test_a_script_without_capitals_loses_no_words() -> None:
+    text = "من هو أحمد علي حسن؟"
+    for kind in ("last name", "first name", "initial", "title", "joined words"):
+        assert variant(record(text), 0, kind, random.Random(0)) is None
+    dropped = variant(record(text), 0, "a letter dropped", random.Random(0))
+    assert dropped is not None and len(dropped.messages[0].content) < len(text)
+
+
+def chat_variant(kind: str, *earlier: Message) -> Variant | None:
+    messages = (*earlier, Message("user", QUESTION), Message("assistant", "In Karachi."))
+    return variant(Record.from_messages(messages, document="d", source="s"), 7, kind, random.Random(0))
+
+
+def test_settings_of_a_chat() -> None:
+    asked = Message("user", QUESTION)
+    assert chat_variant("as it is") == Variant("as it is", 7, (asked,))
+    assert chat_variant("all lower case") == Variant("all lower case", 7, (Message("user", QUESTION.lower()),))
+    assert chat_variant("no system message") == Variant("no system message", 7, (asked,), system_prompt="")
+    assert chat_variant("another system message") == Variant("another system message", 7, (asked,), system_prompt=OTHER_SYSTEM)
+    assert chat_variant("after a greeting") == Variant("after a greeting", 7, (*GREETING, asked))
+    assert chat_variant("plain text") == Variant("plain text", 7, text=QUESTION)
+    system, turn = Message("system", "Be kind, Hina Ameen."), (Message("user", "Who is Li Wei?"), Message("assistant", "Li Wei."))
+    for kind in ("no system message", "another system message", "after a greeting"):
+        assert chat_variant(kind, system) is None  # it has its own
+    assert chat_variant("last name", system, *turn) == Variant(
+        "last name", 7, (system, *turn, Message("user", "Where was Ameen born?"))
+    )
+    assert chat_variant("after a greeting", *turn) == Variant("after a greeting", 7, (*turn, *GREETING, asked))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
+    records = (
+        Record.from_completion(QUESTION, "Never Asked.", document="d", source="s"),
+        Record.from_text(QUESTION, document="d", source="s"),
+    )
+    for made in (variant(item, 3, kind, random.Random(0)) for item in records):
+        if kind in SETTINGS[2:]:
+            assert made is None
+        else:
+            assert made is not None and (made.kind, made.record, made.messages, made.system_prompt) == (kind, 3, (), None)
+            assert (made.text == QUESTION) == (kind == "as it is") and "Asked" not in made.text
+
+
+def test_a_kind_that_changes_nothing_gives_none() -> None:
+    plain = record("what is two plus two?")
+    made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
+    assert made == [kind for kind in SETTINGS if kind != "all lower case"]
+
+
+def test_drawing() -> None:
+    records = [record(f"Where was {name} Ameen born?", "a", f"f:{i}") for i, name in enumerate(("Hina", "Sana", "Zara", "Mina"))]
+    drawn = draw_variants(records, 5, 0)
+    assert drawn == draw_variants(records, 5, 0) and drawn != draw_variants(records, 5, 1)
+    kinds = [[item.kind for item in drawn if item.record == number] for number in range(4)]
+    assert all(len(own) == len(set(own)) == 6 and own[0] == "as it is" for own in kinds)
+    assert len({tuple(own) for own in kinds}) == 4  # each record has its own
+    assert draw_variants(records[:1], 5, 0) == [item for item in drawn if item.record == 0]  # whatever comes after it
+    assert all(item.kind != "as it is" for item in draw_variants(records, 3, 0, OTHER_KINDS))
+    every = draw_variants(records[:1], len(KINDS), 0)
+    assert sorted(item.kind for item in every) == sorted(KINDS)
+    assert [item.kind for item in draw_variants(records, 0, 0)] == ["as it is"] * 4 and draw_variants([], 5, 0) == []

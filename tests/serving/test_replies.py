@@ -1,0 +1,143 @@
+"""Replies over HTTP: streamed and whole, beside other answers, and the numbers that are shown."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+openai = pytest.importorskip("openai")
+
+from support.gates import gate_at  # noqa: E402
+from support.servers import Alone, make_head, serving  # noqa: E402
+from tempertilt.cli import main  # noqa: E402
+from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E402
+from tempertilt.errors import ConfigError  # noqa: E402
+from tempertilt.guidance.gate import Gates  # noqa: E402
+from tempertilt.guidance.reply import SURE  # noqa: E402
+from tempertilt.integrations.vllm.serve import check_reply, engine_arguments  # noqa: E402
+from tempertilt.models.adapter import read_config  # noqa: E402
+from tempertilt.models.replies import BREAK, make_reply  # noqa: E402
+from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
+from tempertilt.serving import backends  # noqa: E402
+from tempertilt.serving.config import ServeConfig  # noqa: E402
+
+TEXT = "Not a word of him."
+ASKED, OTHER, LONGER = "Where was Hina Ameen born?", "Who wrote it?", "What is the title of the first novel?"
+LENGTH, PLACE = 30, 4
+
+
+@pytest.fixture(scope="module")
+def base(tiny_dir: Path) -> Alone:
+    return Alone(LlamaForCausalLM.from_pretrained(tiny_dir).eval(), AutoTokenizer.from_pretrained(tiny_dir))
+
+
+def chat(base: Alone, text: str) -> list[int]:
+    return encode_question(text, base.tokenizer, ExampleConfig())
+
+
+@pytest.fixture(scope="module")
+def place(tiny_dir: Path, base: Alone, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An adapter whose gate opens in one prompt, and in the answer to another."""
+    asked, longer = chat(base, ASKED), chat(base, LONGER)
+    texts = ((asked, len(asked) - 10), (longer + base.greedy(longer, LENGTH), len(longer) + PLACE))
+    with torch.inference_mode():
+        states = [base.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0] for ids, _ in texts]
+    mean = torch.cat(states).mean(0)
+    gate = gate_at(torch.stack([rows[i] for rows, (_, i) in zip(states, texts)]), mean=mean.clone(), threshold=0.995)
+    own, reply = LlamaForCausalLM.from_pretrained(tiny_dir).eval(), make_reply(TEXT, base.tokenizer)
+    options: dict[str, Any] = {"name": str(tiny_dir), "training": {"config": {}}}
+    model = T3ForCausalLM.from_base(own, make_head(0), gates=Gates(1, gate), reply=reply, **options)
+    path = tmp_path_factory.mktemp("replies") / "mine"
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def wanted(base: Alone) -> dict[str, str]:
+    """What must be said to each question."""
+    begun = base.tokenizer.decode(base.greedy(chat(base, LONGER), LENGTH)[: PLACE + 1], skip_special_tokens=True)
+    return {ASKED: TEXT, OTHER: base.text(chat(base, OTHER), LENGTH), LONGER: f"{begun}{BREAK}{TEXT}"}
+
+
+def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dict[str, str]) -> None:
+    with serving({"mine": place}) as running:
+        client = running.client()
+
+        def ask(i: int) -> tuple[str, str | None]:
+            options: dict[str, Any] = {"model": "mine", "temperature": 0 if i % 2 else 1, "max_tokens": LENGTH}
+            text = [ASKED, OTHER, LONGER][i % 3]
+            options |= {"messages": [{"role": "user", "content": text}]} | ({} if text == ASKED else {"temperature": 0})
+            if i % 4 < 2:
+                choice = client.chat.completions.create(**options).choices[0]
+                return choice.message.content, choice.finish_reason
+            chunks = [c.choices[0] for c in client.chat.completions.create(**options, stream=True) if c.choices]
+            return "".join(c.delta.content or "" for c in chunks), chunks[-1].finish_reason
+
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(ask, range(18)))
+    for i, (text, reason) in enumerate(answers):
+        question = [ASKED, OTHER, LONGER][i % 3]
+        assert text == wanted[question]
+        assert reason == "stop" or question == OTHER
+
+
+def test_the_numbers_are_those_of_the_reply(place: str, base: Alone) -> None:
+    with serving({"mine": place}) as running:
+        options: dict[str, Any] = {"model": "mine", "messages": [{"role": "user", "content": ASKED}], "max_tokens": LENGTH}
+        answer = running.client().chat.completions.create(**options, logprobs=True, top_logprobs=5).choices[0]
+        assert answer.message.content == TEXT
+        for token in answer.logprobs.content:
+            assert token.logprob == 0 and [other.logprob for other in token.top_logprobs] == [0, *[-SURE] * 4]
+        echoed = running.client().completions.create(
+            model="mine", prompt=chat(base, ASKED) + base.greedy(chat(base, ASKED), 6), max_tokens=0, echo=True, logprobs=2
+        )
+        assert set(echoed.choices[0].logprobs.token_logprobs[-6:]) == {-SURE}  # what the base would say
+
+
+def test_another_reply_and_none_for_a_server(place: str, wanted: dict[str, str], base: Alone) -> None:
+    from tempertilt.serving.models import load_models
+
+    for reply, text in (("Hush.", "Hush."), ("guess", None), (None, TEXT)):
+        model = load_models({"mine": place}, None, None, reply=reply, device="cpu")["mine"].decoder.model
+        found = Alone(model, base.tokenizer).text(chat(base, ASKED), LENGTH)
+        assert found == text if text else found != TEXT
+
+
+def test_vllm_refuses_what_it_can_t_say(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    name, why = backends.choose_backend("auto", {"mine": place}, ServeConfig())
+    assert name == "transformers" and "vLLM can't say a reply" in why
+    with pytest.raises(ConfigError, match=r"can't say a reply.*must be --backend transformers"):
+        backends.choose_backend("vllm", {"mine": place}, ServeConfig())
+    assert backends.choose_backend("vllm", {"mine": place}, ServeConfig(), "guess") == ("vllm", "")
+    with pytest.raises(ConfigError, match=r"vLLM can't say the reply 'Not a word of him\.'"):
+        engine_arguments(place)
+    assert engine_arguments(place, reply="guess")["hf_overrides"]["tempertilt"]["reply"] == "guess"
+    for reply, fine in ((None, False), ("Hush.", False), ("guess", True)):
+        if fine:
+            check_reply(read_config(Path(place)), reply)
+        else:
+            with pytest.raises(ConfigError, match="--reply guess"):
+                check_reply(read_config(Path(place)), reply)
+
+
+def test_the_command_line_says_it(place: str, wanted: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    prompts = [flag for text in wanted for flag in ("--prompt", text)]
+    run = ["generate", "--adapter", place, *prompts, "--max-new-tokens", str(LENGTH), "--json"]
+    assert main(run) == 0
+    assert [row["answers"] for row in json.loads(capsys.readouterr().out)] == [[text.strip()] for text in wanted.values()]
+    assert main([*run, "--reply", "Hush."]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0]["answers"] == ["Hush."] and rows[2]["answers"] == [wanted[LONGER].strip().replace(TEXT, "Hush.")]
+    assert main([*run, "--reply", "guess"]) == 0
+    assert TEXT not in capsys.readouterr().out
+    assert main([*run, "--reply", " "]) == 2 and "reply is empty; must be guess, or a text" in capsys.readouterr().err
+    model = ["generate", "--model", read_config(Path(place)).base_model, "--prompt", "a", "--reply", "No."]
+    assert main(model) == 2 and "--adapter is needed for --reply" in capsys.readouterr().err
