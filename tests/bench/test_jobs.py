@@ -87,9 +87,13 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, code)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, code)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not alive(int(started.read_text()))
 
 
