@@ -51,5 +51,5 @@ def test_rows_are_records() -> None:
 
 @pytest.mark.parametrize("options", [{"n_authors": 0}, {"n_authors": 901}, {"questions_per_author": 13}, {"n_perturbed": 6}])
 def test_bad_options(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="valid is a whole number from 1 to"):
+    with pytest.raises(ConfigError, match="must be a whole number from 1 to"):
         FictionalConfig(**options)

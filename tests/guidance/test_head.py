@@ -138,7 +138,7 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     ("options", "message"),
     [
         ({"rank": 0}, "rank is 0"),
-        ({"activation": "cube"}, "'cube'; valid are identity"),
+        ({"activation": "cube"}, "'cube'; must be one of identity"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"token_ids": []}, "at least one"),
         ({"token_ids": [3, 3]}, "distinct"),

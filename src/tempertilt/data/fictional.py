@@ -112,7 +112,7 @@ class FictionalConfig:
         limits = {"n_authors": len(GIVEN) * len(FAMILY), "questions_per_author": len(QUESTIONS), "n_perturbed": 5}
         for name, limit in limits.items():
             if not 1 <= getattr(self, name) <= limit:
-                raise ConfigError(f"{name} is {getattr(self, name)}; valid is a whole number from 1 to {limit}")
+                raise ConfigError(f"{name} is {getattr(self, name)}; must be a whole number from 1 to {limit}")
 
 
 @dataclass(frozen=True)

@@ -164,8 +164,8 @@ class GuidanceHead(nn.Module):
 def check_head_options(rank: int, activation: str, num_hidden_layers: int) -> None:
     """Raise `ConfigError` for a rank or layer count below 1 or an unknown activation."""
     if rank < 1:
-        raise ConfigError(f"rank is {rank}; valid is a whole number >= 1 (the paper uses 20 and 50)")
+        raise ConfigError(f"rank is {rank}; must be a whole number >= 1 (the paper uses 20 and 50)")
     if activation not in ACTIVATIONS:
-        raise ConfigError(f"activation is {activation!r}; valid are {', '.join(ACTIVATIONS)}")
+        raise ConfigError(f"activation is {activation!r}; must be one of {', '.join(ACTIVATIONS)}")
     if num_hidden_layers < 1:
-        raise ConfigError(f"num_hidden_layers is {num_hidden_layers}; valid is a whole number >= 1")
+        raise ConfigError(f"num_hidden_layers is {num_hidden_layers}; must be a whole number >= 1")

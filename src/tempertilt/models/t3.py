@@ -239,7 +239,7 @@ class T3ForCausalLM(FrozenLM):
 
     @property
     def forget_prior(self) -> float:
-        """The share of forget text in the base's distribution, in (0, 1); 1/2 gives the paper's tilt."""
+        """The share of forget text in the base's distribution, in (0, 1]; 1/2 gives the paper's tilt."""
         return self.tilt.forget_prior
 
     @forget_prior.setter

@@ -260,14 +260,14 @@ def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, guidance: Guid
         )
     guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
     if model.runner_type != "generate":
-        raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; valid is 'generate'")
+        raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; must be 'generate'")
     if vllm_config.lora_config is not None:
         raise ConfigError(
             "LoRA is on: a model under a LoRA is another base than the adapter's; merge it and fit an adapter on it"
         )
     speculation = vllm_config.speculative_config
     if speculation is not None and speculation.method not in DRAFTS:
-        raise ConfigError(f"speculation by {speculation.method!r} is not known to keep the tilt; valid are {', '.join(DRAFTS)}")
+        raise ConfigError(f"speculation by {speculation.method!r} is not known to keep the tilt; must be {', '.join(DRAFTS)}")
     if not guidance.needs_memory:
         return
     if model.use_mla or model.is_hybrid or model.is_attention_free:

@@ -150,7 +150,7 @@ def engine_arguments(
     directory = Path(adapter).expanduser().resolve()
     config = read_config(directory) if directory.is_dir() else None
     if config is None:
-        raise AdapterError(f"no adapter directory {adapter!r}; valid is a directory made by t3 unlearn")
+        raise AdapterError(f"no adapter directory {adapter!r}; must be a directory made by t3 unlearn")
     check_reply(config, reply)
     name, peft_adapter = config.base(model, peft_adapter)
     source = base_checkpoint(name, peft_adapter, config if check_base else None)
@@ -183,7 +183,7 @@ def check_overrides(options: Any) -> dict[str, Any]:
             "tempertilt.integrations.vllm.hf_overrides makes"
         )
     if unknown := sorted(set(options) - valid):
-        raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; valid are {', '.join(sorted(valid))}")
+        raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; must be one of {', '.join(sorted(valid))}")
     TiltConfig(**{name: options[name] for name in SETTINGS if options.get(name) is not None})
     return {"check_base": True, **options}
 
@@ -290,7 +290,7 @@ def _architecture(source: str) -> str:
         raise ModelError(f"cannot load the configuration of {source!r}: {error}") from error
     names = getattr(config, "architectures", None) or []
     if len(names) != 1 or names[0].startswith(PREFIX):
-        raise ModelError(f"the configuration of {source!r} names the architectures {names}; valid is one causal language model")
+        raise ModelError(f"the configuration of {source!r} names the architectures {names}; must be one causal language model")
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{names[0]} is an encoder-decoder; valid are decoder-only causal language models")
+        raise ModelError(f"{names[0]} is an encoder-decoder; must be a decoder-only causal language model")
     return str(names[0])
