@@ -152,7 +152,9 @@ def test_wrong_state_is_seen(cases: dict[str, Case], tmp_path: Path) -> None:
     for i, (pooling, gate) in enumerate([("last", True), ("mean", False)]):
         (tmp_path / str(i)).mkdir()
         wrong, _ = unlearned("llama", pooling, gate, tmp_path / str(i))
-        assert sum(a == b for a, b in zip(tokens, greedy(wrong, asked, NEW))) <= 4
+        assert (
+            sum(a == b for a, b in zip(tokens, greedy(wrong, asked, NEW))) <= len(asked) // 2
+        )  # where gates stay shut, or by chance
         assert largest_difference(wrong, asked, outputs) > 0.1
 
 
