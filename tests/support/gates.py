@@ -64,6 +64,8 @@ def _between(evidence: Tensor, share: float) -> float:
     """A threshold near a quantile, in the widest gap there: no rounding of another engine carries a token over it."""
     values = evidence.sort().values
     near = values[int((share - 0.04) * len(values)) : int((share + 0.04) * len(values))]
+    if len(near) < 2:
+        return float(values.quantile(share))
     widest = int(near.diff().argmax())
     return float(near[widest] + near[widest + 1]) / 2
 
