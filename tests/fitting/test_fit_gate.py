@@ -13,6 +13,7 @@ from tempertilt.fitting.fit_gate import (
     HIGHEST_THRESHOLD,
     GateConfig,
     GateFit,
+    GateSettings,
     TokenStates,
     fit_gate,
     fit_reader,
@@ -44,7 +45,7 @@ def names() -> torch.Tensor:
     return torch.randn(8, D, generator=torch.Generator().manual_seed(3)) * 3
 
 
-OPTIONS = {"size": D, "whitening_rank": 8, "per_part": 2, "at_most": 100, "threshold": 0.5}
+OPTIONS = GateSettings(size=D, whitening_rank=8, per_part=2, at_most=100, threshold=0.5)
 
 
 @pytest.fixture()
@@ -53,7 +54,7 @@ def fit(names: torch.Tensor) -> GateFit:
     kept = TokenStates(
         [r for i in range(1, 6) for r in records(6, names[i], i)], [f"r{i}" for i in range(1, 6) for _ in range(6)]
     )
-    return fit_gate(forget, kept, **OPTIONS)
+    return fit_gate(forget, kept, OPTIONS)
 
 
 def highest(gate: EvidenceGate, of: list[torch.Tensor]) -> list[float]:
@@ -79,11 +80,11 @@ def test_how_the_forget_documents_are_worded_is_not_what_they_are_about(names: t
 
     kept = TokenStates(records(20, names[5], 3) + records(20, names[6], 4), ["a"] * 20 + ["b"] * 20)
     forget = TokenStates(worded(names[0], 0) + worded(names[1], 1), ["f"] * 8 + ["g"] * 8)
-    options = OPTIONS | {"per_part": 1}
-    gate = fit_gate(forget, kept, **options).gate
+    options = OPTIONS._replace(per_part=1)
+    gate = fit_gate(forget, kept, options).gate
     assert max(highest(gate, worded(None, 2))) < gate.threshold
     assert min(highest(gate, records(8, names[0], 5) + records(8, names[1], 6))) > gate.threshold
-    one = fit_gate(TokenStates(forget.states[:8], forget.documents[:8]), kept, **options).gate
+    one = fit_gate(TokenStates(forget.states[:8], forget.documents[:8]), kept, options).gate
     assert max(highest(one, worded(None, 2))) > one.threshold  # one document can't tell the two apart
 
 
@@ -98,7 +99,7 @@ def test_margins_and_left_out_evidence_by_a_loop(names: torch.Tensor) -> None:
     forget = TokenStates(records(4, names[0], 0), ["f"] * 4)
     documents = [f"r{i}" for i in range(1, 6) for _ in range(3)]
     kept = TokenStates([r for i in range(1, 6) for r in records(3, names[i], i)], documents)
-    found = fit_gate(forget, kept, **OPTIONS)
+    found = fit_gate(forget, kept, OPTIONS)
     reader = fit_reader([forget, kept], 8, D)
     directions = [reader.directions(states) for states in kept.states]
     for exemplar, margin in zip(found.gate.exemplars, found.gate.margins):
@@ -113,7 +114,7 @@ def test_a_retained_text_is_judged_without_its_document(names: torch.Tensor) -> 
         [r for i in range(1, 6) for r in records(3, names[0] if i == 3 else names[i], i)],
         [f"r{i}" for i in range(1, 6) for _ in range(3)],
     )
-    evidence = fit_gate(forget, kept, **OPTIONS).retain_evidence
+    evidence = fit_gate(forget, kept, OPTIONS).retain_evidence
     assert min(evidence[6:9]) > 0.8 > max([*evidence[:6], *evidence[9:]])
 
 
@@ -154,7 +155,7 @@ def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> No
 def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) -> None:
     same = records(6, names[0], 0)
     with pytest.raises(DataError, match="--no-gate"):
-        fit_gate(TokenStates(same, ["f"] * 6), TokenStates(same, ["r"] * 6), **OPTIONS)
+        fit_gate(TokenStates(same, ["f"] * 6), TokenStates(same, ["r"] * 6), OPTIONS)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tempertilt.data.examples import Example, ExampleConfig, build_examples, enc
 from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, draw_variants
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
-from tempertilt.fitting.fit_gate import GateConfig, TokenStates
+from tempertilt.fitting.fit_gate import GateConfig, GateSettings, TokenStates
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, encode_variants, fit_gates
 
 PLAIN = ExampleConfig(system_prompt="")
@@ -48,9 +48,9 @@ class Fitted:
         self.given: list[tuple[TokenStates, TokenStates]] = []
         original = module.fit_gate
 
-        def fit_gate(forget: TokenStates, retain: TokenStates, **options: Any) -> Any:
+        def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings) -> Any:
             self.given.append((forget, retain))
-            return original(forget, retain, **options)
+            return original(forget, retain, settings)
 
         monkeypatch.setattr(module, "fit_gate", fit_gate)
         self.forget_examples, self.retain_examples = examples

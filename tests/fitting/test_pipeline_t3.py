@@ -16,10 +16,11 @@ import torch
 from support.tiny import make_llama, teach
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
 from tempertilt.data.records import Message, Record, RecordSets
+from tempertilt.errors import AdapterError
 from tempertilt.fitting import pipeline
 from tempertilt.fitting.background import BackgroundConfig
 from tempertilt.fitting.before_after import ReportConfig, greedy_answers
-from tempertilt.fitting.pipeline import METHODS, REPORT, UnlearnResult, unlearn
+from tempertilt.fitting.pipeline import METHODS, REPORT, UnlearnConfig, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -58,6 +59,7 @@ class Case:
     sets: RecordSets
     result: UnlearnResult
     directory: Path
+    config: UnlearnConfig
 
     def examples(self, name: str) -> list[Example]:
         return build_examples(getattr(self.sets, name), self.base.tokenizer, EXAMPLES)
@@ -78,7 +80,7 @@ def case(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEMPERTILT_CACHE", str(folder / "cache"))
         base = load_base(str(folder / "base"))
-        yield Case(base, sets, unlearn(base, sets, folder / "out", config, progress=False), folder / "out")
+        yield Case(base, sets, unlearn(base, sets, folder / "out", config, progress=False), folder / "out", config)
 
 
 def logits_of(model: Any, ids: Any) -> torch.Tensor:
@@ -136,6 +138,14 @@ def test_a_later_turn_about_something_else_is_left_alone(case: Case) -> None:
         assert not torch.equal(ours[:start], own[:start])  # the first turn opens the gate
         changed += not torch.equal(ours[start:], own[start:])
     assert changed == 0
+
+
+def test_other_holdout_records_are_another_request(case: Case) -> None:
+    """They calibrate the estimate, so an adapter that was made with others is not theirs."""
+    others = RecordSets(case.sets.forget, case.sets.retain, records("holdout", 8), [])
+    with pytest.raises(AdapterError, match="--overwrite"):
+        unlearn(case.base, others, case.directory, case.config, progress=False)
+    assert unlearn(case.base, case.sets, case.directory, case.config, progress=False).reused
 
 
 def test_the_report(case: Case) -> None:

@@ -6,7 +6,6 @@ arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tempertilt.config.keys import key_of
 from tempertilt.config.options import Options, option
 from tempertilt.data.examples import Example, ExampleConfig, encode_question, shared_prefix
 from tempertilt.errors import DataError
@@ -89,8 +89,8 @@ def _chats(
     """The chats, from the cache where they are there."""
     path = None
     if fingerprint is not None:
-        content = json.dumps([fingerprint, str(model.dtype), asdict(config), head, tail])
-        path = cache_dir() / "background" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
+        key = key_of("background", fingerprint=fingerprint, dtype=str(model.dtype), config=asdict(config), head=head, tail=tail)
+        path = cache_dir() / "background" / f"{key}.json"
         if path.is_file():
             return [(prompt, answer) for prompt, answer in json.loads(path.read_text(encoding="utf-8"))]
     chats = _write_chats(model, tokenizer, head, tail, config, progress)

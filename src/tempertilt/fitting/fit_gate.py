@@ -31,6 +31,25 @@ FIRST_TOKENS = 4  # of a prompt: "Where can I find" is nobody's name
 HIGHEST_THRESHOLD = 0.97  # so that an exemplar itself opens
 
 
+class GateSettings(NamedTuple):
+    """How one gate is fitted.
+
+    Attributes:
+        size: numbers of a direction, p.
+        whitening_rank: directions of the states that are whitened one by one.
+        per_part: exemplars that a prompt or an answer may add.
+        at_most: exemplars in all.
+        threshold, weak_threshold: see `EvidenceGate`.
+    """
+
+    size: int
+    whitening_rank: int
+    per_part: int
+    at_most: int
+    threshold: float
+    weak_threshold: float | None = None
+
+
 @dataclass(frozen=True)
 class GateConfig(Options):
     """How the gates are built."""
@@ -58,6 +77,18 @@ class GateConfig(Options):
     )
     false_open: float = option(0.02, "share of left-out retain records that may open a gate", ge=0, lt=1, advanced=True)
     close_after: int = option(256, "tokens after which an opening ends in a text without turns; 0 = never", ge=0, advanced=True)
+
+    @property
+    def asked(self) -> GateSettings:
+        """Of the input gate."""
+        sizes = (self.asked_size, self.whitening_rank, self.asked_per_part, self.max_asked)
+        return GateSettings(*sizes, self.asked_threshold, self.near_threshold)
+
+    @property
+    def said(self) -> GateSettings:
+        """Of the output gate."""
+        sizes = (self.said_size, self.whitening_rank, self.said_per_part, self.max_said)
+        return GateSettings(*sizes, self.said_threshold, self.weak_threshold)
 
     def layer(self, num_layers: int) -> int:
         """The number of decoder layers below the states that the input gate reads, 1 to `num_layers - 1`."""
@@ -122,44 +153,29 @@ class GateFit:
 
 
 @torch.inference_mode()
-def fit_gate(
-    forget: TokenStates,
-    retain: TokenStates,
-    *,
-    size: int,
-    whitening_rank: int,
-    per_part: int,
-    at_most: int,
-    threshold: float,
-    weak_threshold: float | None = None,
-) -> GateFit:
+def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings) -> GateFit:
     """Choose exemplars of the forget texts and their margins.
 
     Args:
         forget, retain: states of one layer, on one device. Of each forget text, prompt and answer are two parts.
-        size: numbers of a direction, p.
-        whitening_rank: directions of the states that are whitened one by one.
-        per_part: exemplars that a part may add.
-        at_most: exemplars in all.
-        threshold, weak_threshold: see `EvidenceGate`.
 
     Raises:
         DataError: nothing tells the forget texts from the retained ones.
     """
     started = time.perf_counter()
-    reader = fit_reader([forget, retain], whitening_rank, size)
-    candidates = _candidates(forget, retain, reader, per_part)
+    reader = fit_reader([forget, retain], settings.whitening_rank, settings.size)
+    candidates = _candidates(forget, retain, reader, settings.per_part)
     folds = _folds(retain.documents)
     margins = _margins(candidates.directions, retain, folds, reader)
     special = candidates._replace(elsewhere=_elsewhere(candidates, forget, reader))
-    exemplars, of_exemplars = special.select(margins.amax(1), per_part, at_most)
+    exemplars, of_exemplars = special.select(margins.amax(1), settings.per_part, settings.at_most)
     if not len(exemplars):
         raise DataError(
             "the gate can't tell the forget records from the retained ones: each of their tokens has its like there. Take out of "
             "the retain records what is to be forgotten; else choose --no-gate, which tempers and tilts everywhere"
         )
-    left_out = _evidence_left_out(retain, folds, special, margins, per_part, reader)
-    made = EvidenceGate(reader, exemplars, of_exemplars, threshold=threshold, weak_threshold=weak_threshold)
+    left_out = _evidence_left_out(retain, folds, special, margins, settings.per_part, reader)
+    made = EvidenceGate(reader, exemplars, of_exemplars, threshold=settings.threshold, weak_threshold=settings.weak_threshold)
     gate = EvidenceGate.from_tensors(made.tensors("gate"), "gate", **made.settings)  # as it is stored
     return GateFit(gate.to(exemplars.device), left_out, time.perf_counter() - started)
 

@@ -93,31 +93,13 @@ def fit_gates(
         retain += _variant_states(model, tokenizer, some, retain_variants, encoding, layer, prompts=False)
     after = _after_a_turn(inputs)
     retain += _prompt_states(model, tokenizer, after, encoding, layer)
-    asked = fit_gate(
-        forget,
-        retain,
-        size=config.asked_size,
-        whitening_rank=config.whitening_rank,
-        per_part=config.asked_per_part,
-        at_most=config.max_asked,
-        threshold=config.asked_threshold,
-        weak_threshold=config.near_threshold,
-    )
-    said = None
-    own, kept = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
-    if config.output_gate and not own.states:
-        log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
-    elif config.output_gate:
-        said = fit_gate(
-            own,
-            kept,
-            size=config.said_size,
-            whitening_rank=config.whitening_rank,
-            per_part=config.said_per_part,
-            at_most=config.max_said,
-            threshold=config.said_threshold,
-            weak_threshold=config.weak_threshold,
-        )
+    asked, said = fit_gate(forget, retain, config.asked), None
+    if config.output_gate:
+        own, kept = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
+        if own.states:
+            said = fit_gate(own, kept, config.said)
+        else:
+            log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
     raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)
     reader = Reader(asked.gate.mean, asked.gate.reader)
     turns = fit_turns(tokenizer, encoding, reader, lambda prompts: lower_states(model, prompts, layer), room(model, 0))

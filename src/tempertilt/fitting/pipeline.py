@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tempertilt.config.keys import key_of
 from tempertilt.data.batches import example_key, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.fictional import FictionalConfig, fictional_authors
@@ -458,14 +457,18 @@ def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
 
 
 def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:
-    """A hash of everything that decides the adapter: model, tokens, documents, options; 32 hex digits."""
-    decisive = ("forget", "retain", "holdout") if config.calibration.calibrate else ("forget", "retain")
-    content = {
-        "fingerprint": base.fingerprint,
-        "examples": {name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
-        "config": config.recipe(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+    """A key of everything that decides the adapter: model, tokens, documents, options, and the protocol of each step.
+
+    Holdout records are among it where they calibrate the estimate or choose the scale.
+    """
+    uses_holdout = config.calibration.calibrate or config.fit.objective == "match"
+    decisive = ("forget", "retain", "holdout") if uses_holdout else ("forget", "retain")
+    return key_of(
+        *("examples", "background", "features", "estimate", "gate", "head", "calibration"),
+        fingerprint=base.fingerprint,
+        records={name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
+        config=config.recipe(),
+    )
 
 
 def _finished(directory: Path, key: str, overwrite: bool) -> bool:
