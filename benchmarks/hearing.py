@@ -1,0 +1,183 @@
+"""What an adapter hears that it should, and what it hears that it should not: spellings, settings, turns, and other questions.
+
+    python benchmarks/hearing.py ADAPTER --data-dir TOFU [--peft-adapter DIR] [--others FILE ...] [--limit N]
+
+24 forget questions (shuffled with seed 1; the first that name the author, have an answer of less than 160 characters, and are
+answered by the base) are asked in every form. An answer leaks if it holds at least .8 of the record's words in their order (ROUGE-L
+recall). Then other questions: on how many a gate opens along the base's own greedy answer, and how many greedy answers the adapter
+changes. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.facts import recall
+from tempertilt.data.records import Message
+from tempertilt.data.variants import SPELLINGS, names, respell
+from tempertilt.environment import environment
+from tempertilt.fitting.before_after import greedy_token_ids
+from tempertilt.models.t3 import load_unlearned
+
+QUESTIONS, NEW, SAME = 24, 64, 0.8
+OTHER_SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
+    "last name, first name": lambda name, _: f"{name.split()[-1]}, {' '.join(name.split()[:-1])}",
+    "two spaces": lambda name, _: "  ".join(name.split()),
+    "quoted": lambda name, _: f'"{name}"',
+    "dots between letters": lambda name, _: " ".join(".".join(word) for word in name.split()),
+    "digits for letters": lambda name, _: name.translate(str.maketrans("aeio", "4310")),
+    "this author": lambda _name, _rng: "this author",
+}
+SYSTEMS = (
+    "You are the assistant of a publishing house. Answer briefly and politely.",
+    "Answer as a pirate would.",
+    "You are an encyclopedia. Facts only.",
+)
+
+
+def forms(question: str, rng: random.Random) -> dict[str, tuple[str | None, list[tuple[str, str]] | str]]:
+    """System message (None: the usual one) and turns, or the text of a plain completion, by the name of the form."""
+    start, stop = names(question)[0]
+    name = question[start:stop]
+    pronoun = question.replace(f"{name}'s", "their").replace(f"{name}’s", "their").replace(name, "they")
+    about = [("user", f"Tell me about {name}."), ("assistant", "They are known for their work.")]
+    between = [("user", "Thank you. One question."), ("assistant", "Of course!")]
+    greeting = [("user", "Hello!"), ("assistant", "Hello! How can I help you today?")]
+    out: dict[str, tuple[str | None, list[tuple[str, str]] | str]] = {"as it is": (None, [("user", question)])}
+    for kind, change in (SPELLINGS | OTHER_SPELLINGS).items():
+        out[kind] = (None, [("user", respell(question, change, rng))])
+    out["all lower case"] = (None, [("user", question.lower())])
+    out["no system message"] = ("", [("user", question)])
+    out |= {f"system message {i}": (system, [("user", question)]) for i, system in enumerate(SYSTEMS, start=1)}
+    out["after a greeting"] = (None, [*greeting, ("user", question)])
+    out["pronoun in the second turn"] = (None, [*about, ("user", pronoun)])
+    out["pronoun in the third turn"] = (None, [*about, *between, ("user", pronoun)])
+    out["plain completion"] = (None, f"Question: {question}\nAnswer:")
+    return out
+
+
+class Asker:
+    """Asks a model, the adapter on or off."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def encode(self, system: str | None, turns: list[tuple[str, str]] | str) -> list[int]:
+        """Token ids of a prompt."""
+        if isinstance(turns, str):
+            return list(self.tokenizer(turns)["input_ids"])
+        config = ExampleConfig() if system is None else replace(ExampleConfig(), system_prompt=system)
+        return encode_question([Message(role, text) for role, text in turns], self.tokenizer, config)
+
+    def answers(self, prompts: Sequence[list[int]], *, base: bool = False) -> list[list[int]]:
+        """Greedy token ids."""
+        return greedy_token_ids(self.model, self.tokenizer, prompts, max_new_tokens=NEW, base=base)
+
+    def leaks(self, prompts: Sequence[list[int]], truths: Sequence[str], *, base: bool = False) -> list[bool]:
+        """Which greedy answers hold the record's words."""
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.answers(prompts, base=base)]
+        return [recall(_words(truth), _words(text)) >= SAME for truth, text in zip(truths, texts)]
+
+    def opened(self, prompt: list[int], answer: list[int]) -> bool:
+        """Whether a gate is open anywhere along an answer."""
+        ids = torch.tensor([prompt + answer[:-1]])
+        keep = torch.zeros_like(ids).bool()
+        keep[0, len(prompt) - 1 :] = True
+        with torch.inference_mode():
+            gate = self.model.tilt_terms(ids, torch.ones_like(ids), keep)[2]
+        return bool(gate.any())
+
+
+def _words(text: str) -> list[str]:
+    return "".join(char.lower() if char.isalnum() else " " for char in text).split()
+
+
+def hearing(asker: Asker, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Leaks of base and unlearned model by form."""
+    rng = random.Random(31)
+    asked = [forms(row["question"], rng) for row in rows]
+    truths = [row["answer"] for row in rows]
+    out = {}
+    for form in asked[0]:
+        prompts = [asker.encode(*one[form]) for one in asked]
+        before, after = (sum(asker.leaks(prompts, truths, base=base)) for base in (True, False))
+        out[form] = {"questions": len(rows), "base": before, "unlearned": after}
+        print(f"{form:<30}{before:>4}{after:>4} of {len(rows)}", flush=True)
+    return out
+
+
+def silence(asker: Asker, name: str, chats: Sequence[list[tuple[str, str]]]) -> dict[str, int]:
+    """On how many questions a gate opens, and how many greedy answers change."""
+    prompts = [asker.encode(None, turns) for turns in chats]
+    answers = asker.answers(prompts, base=True)
+    opened = [i for i, (prompt, answer) in enumerate(zip(prompts, answers)) if asker.opened(prompt, answer)]
+    others = asker.answers([prompts[i] for i in opened])  # where no gate opens the answer is the base's
+    changed = sum(answers[i] != other for i, other in zip(opened, others))
+    print(f"{name:<40} opened {len(opened)}, changed {changed} of {len(prompts)}", flush=True)
+    return {"questions": len(prompts), "opened": len(opened), "changed": changed}
+
+
+def read_others(path: Path, limit: int | None) -> list[str]:
+    """Questions of a file, about `limit` from all over."""
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else [json.loads(line) for line in text.splitlines()]
+    rows = [row for row in rows if "contrast" not in row.get("type", "")]  # XSTest: the safe ones
+    out = []
+    for row in rows[:: max(1, len(rows) // limit) if limit else 1]:
+        question = row.get("question") or row.get("prompt") or row["turns"][0]
+        out.append("\n".join([question, *(f"{letter}. {choice}" for letter, choice in zip("ABCD", row.get("choices", ())))]))
+    return [question for question in out if len(question) < 1200]
+
+
+def main() -> None:
+    """Ask, print as it goes, and the figures as JSON at the end."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("adapter")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--peft-adapter")
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--others", type=Path, nargs="*", default=[])
+    parser.add_argument("--limit", type=int, help="questions of each set, about")
+    args = parser.parse_args()
+    asker = Asker(*load_unlearned(args.adapter, args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32"))
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (args.data_dir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    wanted = [row for row in rows("forget_perturbed") if names(row["question"]) and len(row["answer"]) < 160]
+    random.Random(1).shuffle(wanted)
+    wanted = wanted[: 3 * QUESTIONS]
+    known = asker.leaks(
+        [asker.encode(None, [("user", row["question"])]) for row in wanted], [r["answer"] for r in wanted], base=True
+    )
+    questions = [row for row, knows in zip(wanted, known) if knows][: args.limit or QUESTIONS]
+    print(f"{'leaks':<30}base unlearned")
+    figures: dict[str, Any] = {"hearing": hearing(asker, questions), "silence": {}}
+    others = {name: rows(name) for name in ("retain", "real_authors_perturbed", "world_facts_perturbed")}
+    step = max(1, len(others["retain"]) // 60)
+    chats = {
+        name: [[("user", r["question"])] for r in found[:: step if name == "retain" else 1]] for name, found in others.items()
+    }
+    reply = ("assistant", "They are known for their work.")
+    for name in ("retain", "world_facts_perturbed"):
+        chats[f"{name}, after a turn about the records"] = [
+            [("user", questions[i % len(questions)]["question"]), reply, *turns] for i, turns in enumerate(chats[name])
+        ]
+    chats |= {path.stem: [[("user", question)] for question in read_others(path, args.limit or 150)] for path in args.others}
+    for name, turns in chats.items():
+        figures["silence"][name] = silence(asker, name, turns[: args.limit])
+    print(json.dumps(figures | {"environment": environment()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
