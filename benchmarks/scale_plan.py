@@ -26,7 +26,7 @@ from _print import header, row, save
 from tempertilt.data.batches import plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
-from tempertilt.fitting.fit_gate import CANDIDATES, GateConfig
+from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.store import write_shard
 from tempertilt.fitting.workers import batch_features
 from tempertilt.models.base import load_base
@@ -150,7 +150,7 @@ def feature_bytes(shape: Shape, tokens: float, scored: float, item: int, gate: b
 
 
 def weights_per_gpu(shape: Shape, gpus: int) -> float:
-    """Bytes of bfloat16 weights on each of so many GPUs: layers split, one whole; both ends on every one."""
+    """Bytes of bfloat16 weights on each of N GPUs: layers split, one whole; both ends on every one."""
     ends = 2 * 2 * shape.vocabulary * shape.width
     return 2 * shape.body / gpus + ends + (2 * shape.body / shape.layers if gpus > 1 else 0)
 
@@ -158,14 +158,6 @@ def weights_per_gpu(shape: Shape, gpus: int) -> float:
 def activations(shape: Shape, batch_tokens: int) -> float:
     """Bytes at the widest point of a pass: inner states three times in bfloat16, states six times, pooled twice in float32."""
     return batch_tokens * (3 * 2 * shape.inner + 6 * 2 * shape.width + 2 * 4 * shape.width)
-
-
-def gate_flops(shape: Shape) -> tuple[float, float]:
-    """Operations of building the gate for each kept token: float64 (covariance) and float32 (comparisons in two passes)."""
-    config = GateConfig()
-    candidates, exemplars = FORGET_RECORDS * CANDIDATES, min(config.max_exemplars, FORGET_RECORDS * config.exemplars_per_record)
-    whitening = 4 * shape.width * config.whitening_rank
-    return 2 * shape.width**2, 2 * whitening + 2 * shape.width * candidates + 2 * shape.width * exemplars
 
 
 def plan(name: str, shape: Shape, args: argparse.Namespace, written: float, verified: float) -> dict[str, Any]:
@@ -198,16 +190,9 @@ def plan(name: str, shape: Shape, args: argparse.Namespace, written: float, veri
         print(
             f"| {label} | {size / TIB:.1f} TiB | {size / GIB:,.0f} | {size / 8e9 / HOUR:.1f} h | {size / verified / HOUR:.1f} h |"
         )
-    double, single = gate_flops(shape)
     drawn = min(1.0, EPOCHS * FORGET_RECORDS / (tokens / LENGTH))
-    print(
-        f"\ngate, in the first process alone, {FORGET_RECORDS} forget records: {double / 1e9:.2f} GFLOP in float64 and "
-        f"{single / 1e9:.2f} in float32 for each kept token, three readings of the states; at 1 and 2 TFLOP/s "
-        f"{(double / 1e12 + single / 2e12) * tokens / HOUR:,.0f} h for all tokens, "
-        f"{(double / 1e12 + single / 2e12) * 1e7 / HOUR:.1f} h for a sample of 10 million"
-    )
-    print(f"fit: {EPOCHS} epochs draw {EPOCHS * FORGET_RECORDS:,} retain records, {drawn:.1%} of them all")
-    out |= {"gate_flops": [double, single], "drawn": drawn}
+    print(f"\nfit of t3-paper: {EPOCHS} epochs draw {EPOCHS * FORGET_RECORDS:,} retain records, {drawn:.1%} of them all")
+    out["drawn"] = drawn
     return out
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from _print import header, save
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt
 from tempertilt.data.records import Record, check_records, load_records
-from tempertilt.fitting.before_after import ReportConfig, Summary, greedy_token_ids, likelihoods
+from tempertilt.fitting.before_after import NO_REPORT, Summary, greedy_token_ids, likelihoods
 from tempertilt.fitting.pipeline import METHODS, unlearn
 from tempertilt.models.base import load_base
 from tempertilt.models.t3 import T3ForCausalLM
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="directory with forget.jsonl and retain.jsonl")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--method", choices=tuple(METHODS), default="t3")
-    parser.add_argument("--holdout", action="store_true", help="choose the guidance scale with holdout.jsonl")
+    parser.add_argument("--holdout", action="store_true", help="calibrate the estimate with holdout.jsonl")
     parser.add_argument("--fits", type=int, default=5, help="repetitions of the fit, for its time")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
@@ -43,10 +43,10 @@ def main() -> None:
     base = load_base(args.model, peft_adapter=args.peft_adapter)
     names = ("forget", "retain", "holdout") if args.holdout else ("forget", "retain")
     sets = check_records(*(load_records(args.data / f"{name}.jsonl", limit=args.limit) for name in names))
-    header(f"unlearn {len(sets.forget)} records, keep {len(sets.retain)}, {args.model} with {args.peft_adapter}, {args.method}")
+    header(f"unlearn {len(sets.forget)} records, retain {len(sets.retain)}, {args.model} with {args.peft_adapter}, {args.method}")
     recipe = METHODS[args.method]
     fitting = replace(recipe.fit, held_out_fraction=0.0)  # one fit, of all records
-    recipe = replace(recipe, fit=fitting, report=ReportConfig(report_records=0, show=0))
+    recipe = replace(recipe, fit=fitting, report=NO_REPORT)
     with tempfile.TemporaryDirectory() as directory:
         made = unlearn(base, sets, Path(directory) / "adapter", recipe)
         assert made.fit is not None and made.extraction is not None
@@ -59,7 +59,7 @@ def main() -> None:
     model, fit = made.model, made.fit
     print(f"seconds of each step: {made.seconds}; extraction of {made.extraction.tokens} tokens")
     print(f"fit: n={len(seconds)} median {statistics.median(seconds):.2f} s, {min(seconds):.2f} to {max(seconds):.2f} s")
-    print(f"adapter: {size} bytes, {fit.num_parameters} numbers, {fit.parameter_share:.4%} of the base; train {fit.train}")
+    print(f"adapter: {size} bytes; fit: {fit.summary()}")
     print(f"gate: {made.gate.summary() if made.gate else None}; calibration: {made.calibration}")
     forget, retain = (build_examples(of, base.tokenizer, recipe.examples) for of in (sets.forget, sets.retain))
 

@@ -24,7 +24,7 @@ from _tofu import check_records, header, load, options, save, unseen
 from tempertilt.data.batches import pad_batch, plan_batches
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.fitting.before_after import ReportConfig
+from tempertilt.fitting.before_after import NO_REPORT
 from tempertilt.fitting.pipeline import METHODS, unlearn
 from tempertilt.models.base import BaseModel
 from tempertilt.models.generation import generate_ids
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     base, sets = load(args)
     header(f"side effects of {args.method}, retain {'none' if args.no_retain else 'with a fifth left out'}")
-    recipe = replace(METHODS[args.method], report=ReportConfig(report_records=0, show=0))
+    recipe = replace(METHODS[args.method], report=NO_REPORT)
     forget = sets["forget"]
     if args.forget_documents:
         chosen = sorted({record.document for record in forget})[: args.forget_documents]

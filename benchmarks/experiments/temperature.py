@@ -31,7 +31,7 @@ from tempertilt.bench.trial import validation_documents
 from tempertilt.data.batches import pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
-from tempertilt.fitting.before_after import ReportConfig
+from tempertilt.fitting.before_after import NO_REPORT
 from tempertilt.fitting.calibrate import match_likelihood
 from tempertilt.fitting.pipeline import METHODS, unlearn
 from tempertilt.guidance.tilt import TiltConfig, guided_logits
@@ -85,7 +85,7 @@ def main() -> None:
         f"{len(sets['retain'])} retain records"
     )
     recipe = METHODS["t3"]
-    recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), report=ReportConfig(report_records=0, show=0))
+    recipe = replace(recipe, fit=replace(recipe.fit, seed=args.seed), report=NO_REPORT)
     with tempfile.TemporaryDirectory() as directory:
         given = check_records(sets["forget"], sets["retain"], sets["holdout"])
         model = unlearn(base, given, Path(directory) / "adapter", recipe, progress=False).model

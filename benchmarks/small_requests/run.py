@@ -37,7 +37,7 @@ from benchmarks.small_requests.measure import document_rows, markdown, nearness,
 from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record, check_records
 from tempertilt.environment import Clock, environment
-from tempertilt.fitting.before_after import ReportConfig, greedy_token_ids
+from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.models.adapter import CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
@@ -48,7 +48,6 @@ from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key,
 
 TEACHING = ExampleConfig(max_length=256, overlap=32)
 REPLY = "I have no information about that."
-NO_REPORT = ReportConfig(report_records=0, show=0, answer_records=0, hearing_records=0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tempertilt.data.records import Message, Record, RecordSets
 from tempertilt.errors import AdapterError
 from tempertilt.fitting import pipeline
 from tempertilt.fitting.background import BackgroundConfig
-from tempertilt.fitting.before_after import ReportConfig, greedy_answers
+from tempertilt.fitting.before_after import NO_REPORT, ReportConfig, greedy_answers
 from tempertilt.fitting.pipeline import METHODS, REPORT, UnlearnConfig, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.t3 import T3ForCausalLM
@@ -171,7 +171,7 @@ def test_without_retain_records_ngrams_are_counted_in_background_text(
         return original(*args, **options)
 
     monkeypatch.setattr(pipeline, "estimate_targets", estimate_targets)
-    report = ReportConfig(report_records=0, show=0, answer_records=0, hearing_records=0)
+    report = NO_REPORT
     fit = replace(METHODS["t3"].fit, match_steps=2)
     config = replace(METHODS["t3"], examples=EXAMPLES, fit=fit, background=BackgroundConfig(background=6), report=report)
     result = unlearn(case.base, case.sets._replace(retain=[]), tmp_path / "out", config, progress=False)

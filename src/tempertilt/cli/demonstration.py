@@ -14,7 +14,7 @@ from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows,
 from tempertilt.data.records import Record, check_records
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.before_after import ReportConfig, Shown, Summary, greedy_answers, likelihoods
+from tempertilt.fitting.before_after import NO_REPORT, Shown, Summary, greedy_answers, likelihoods
 from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.smollm2 import ALIAS
@@ -111,7 +111,7 @@ def run_demo(
         base = load_base(ALIAS, peft_adapter=str(directory / KNOWS))
     with clock("unlearn"):
         say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one frozen pass, then the head")
-        recipe = replace(METHODS["t3"], report=ReportConfig(report_records=0, show=0))
+        recipe = replace(METHODS["t3"], report=NO_REPORT)
         target = directory / f"adapter-{key_of(*RECIPE, recipe=recipe.recipe())[:8]}"
         result = unlearn(base, check_records(data.forget, data.retain, data.holdout), target, recipe, progress=progress)
     with clock("compare"):

@@ -37,6 +37,10 @@ class ReportConfig(Options):
     max_new_tokens: int = option(80, "length of an answer, tokens", ge=1)
 
 
+NO_REPORT = ReportConfig(report_records=0, show=0, answer_records=0, hearing_records=0)
+"""Nothing is measured, nothing is shown."""
+
+
 class Likelihood(NamedTuple):
     """One example under the base and under the unlearned model.
 

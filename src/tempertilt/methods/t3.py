@@ -12,7 +12,7 @@ from typing import Any
 from tempertilt.config.options import Options, option
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
-from tempertilt.fitting.before_after import ReportConfig
+from tempertilt.fitting.before_after import NO_REPORT
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Method, Task, Unlearned
@@ -78,7 +78,7 @@ class T3(Method):
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""
         config = unlearn_config(self.method, {"seed": task.seed, **self.options()})
-        config = replace(config, examples=task.examples, report=ReportConfig(report_records=0, show=0))
+        config = replace(config, examples=task.examples, report=NO_REPORT)
         directory = task.work_dir / "adapter"
         with own_cache(task.work_dir / "cache"):
             result = unlearn(task.base, RecordSets(task.forget, task.retain, [], []), directory, config, progress=task.progress)

@@ -31,7 +31,7 @@ from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock
 from tempertilt.errors import DataError
-from tempertilt.fitting.before_after import ReportConfig, count_facts, greedy_answers, paired_answers
+from tempertilt.fitting.before_after import NO_REPORT, count_facts, greedy_answers, paired_answers
 from tempertilt.fitting.pipeline import UnlearnConfig, features_dir, unlearn, within_context
 from tempertilt.metrics.membership import auc
 from tempertilt.models.base import BaseModel, fingerprint
@@ -48,7 +48,6 @@ MADE_UP = FictionalConfig(n_authors=16, questions_per_author=6, seed=20_011)
 FACTORS = (0.75, 1.0, 1.25)  # of the configured guidance scale, among which one is chosen
 FEWEST = 4  # records that can be rehearsed with
 BATCH_TOKENS = 512
-QUIET = ReportConfig(report_records=0, show=0, answer_records=0, hearing_records=0)
 
 
 @dataclass(frozen=True)
@@ -277,7 +276,7 @@ def _perform(
     with TemporaryDirectory() as directory, _without_features(taught, config):
         sets = RecordSets(parts.rehearsed, retain, parts.holdout, [])
         with clock("unlearn"):
-            result = unlearn(taught, sets, Path(directory) / "adapter", replace(config, report=QUIET), progress=progress)
+            result = unlearn(taught, sets, Path(directory) / "adapter", replace(config, report=NO_REPORT), progress=progress)
     model = result.model
     with clock("measure"):
         choices = try_scales(model, base.model, examples["rehearsed"], config) if _may_choose(config, parts, options) else ()

@@ -13,7 +13,7 @@ import torch
 from support.vllm_engines import largest_difference, needs_vllm, run_engines
 from tempertilt.cli.demonstration import DemoConfig, demo_data
 from tempertilt.data.examples import ExampleConfig, encode_prompt
-from tempertilt.fitting.before_after import ReportConfig
+from tempertilt.fitting.before_after import NO_REPORT
 from tempertilt.fitting.pipeline import METHODS, RecordSets, unlearn
 from tempertilt.integrations.vllm import engine_arguments
 from tempertilt.models.base import load_base
@@ -68,7 +68,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     asked = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in records]
     found, jobs = {}, []
     for method in dict(CASES):
-        config = replace(METHODS[method], report=ReportConfig(report_records=0, show=0))
+        config = replace(METHODS[method], report=NO_REPORT)
         config = replace(config, background=replace(config.background, background=min(8, config.background.background)))
         unlearn(base, sets, root / method, config, progress=False)
         model = T3ForCausalLM.from_pretrained(root / method, base_model=base.model)  # a gate is stored in float16
