@@ -23,8 +23,9 @@ import torch
 
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.facts import recall
+from tempertilt.data.names import names
 from tempertilt.data.records import Message
-from tempertilt.data.variants import SPELLINGS, names, respell
+from tempertilt.data.variants import SPELLINGS, respell
 from tempertilt.environment import environment
 from tempertilt.fitting.before_after import greedy_token_ids
 from tempertilt.models.t3 import load_unlearned

@@ -82,6 +82,27 @@ def test_numbers_in_other_forms() -> None:
     assert kinds("In 2019 12 people came.") == [("number", "2019"), ("number", "12")]
 
 
+@pytest.mark.parametrize("other", ["175 people", "1.7 m", "17.5 m", "1 m 75", "1.750 m", "11.75 m", "1.755 m"])
+def test_a_short_number_keeps_its_decimal_point(other: str) -> None:
+    for same in ("(1.75 m)", "1,75 m", "1.75m"):
+        assert leaks("She is 1.75 m tall.", same) and leaks("She is 1,75 m tall.", same)
+    assert not leaks("She is 1.75 m tall.", other) and not leaks("She saw 175 of them.", "1.75 m")
+
+
+@pytest.mark.parametrize("written", ["12,500", "12.500", "12500"])
+def test_groups_of_three_digits_are_one_number(written: str) -> None:
+    for other in ("12,500", "12.500", "12500"):
+        assert leaks(f"It cost {written} dollars.", f"That is {other}, they say.")
+    assert leaks("It cost 1,250.75 dollars.", "1250,75") and not leaks("It cost 1,250.75 dollars.", "125075")
+    assert not leaks(f"It cost {written} dollars.", "12.50 dollars")
+
+
+@pytest.mark.parametrize("date", ["1984-05-03", "1984/5/3", "3.5.1984", "03/05/1984", "1984年5月3日", "3-May-1984"])
+def test_a_date_gives_its_year_away(date: str) -> None:
+    assert leaks("She was born in 1984.", f"It was on {date}.") and not leaks("She was born in 1985.", f"It was on {date}.")
+    assert kinds("It was in 1984.", f"Was she born on {date}?")[0][0] == "wording"
+
+
 def test_an_address() -> None:
     assert kinds("Write to zoe.li@example.org.") == [("address", "zoe.li@example.org")]
     assert leaks("Write to zoe.li@example.org.", "Her mail: ZOE.LI@Example.org!")

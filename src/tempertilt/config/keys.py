@@ -19,7 +19,7 @@ PROTOCOLS = {
     "calibration": 1,
     "measure": 2,
     "finetune": 1,
-    "rehearsal": 1,
+    "rehearsal": 2,
     "train": 1,
     "trial": 1,
 }

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tempertilt.data.names import names
 from tempertilt.data.records import Record
-from tempertilt.data.variants import names
 
 Kind = Literal["date", "number", "address", "title", "name", "wording"]
 
@@ -35,6 +35,7 @@ _DATES = (
 )
 _ADDRESS = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\bhttps?://\S+", re.IGNORECASE)
 _NUMBER = re.compile(r"\+?\(?\d+(?:(?:[.,/-]| - |\)[ -]?| \(?)\d+)*")
+_DECIMAL = re.compile(r"(\d+|\d{1,3}(?:[.,]\d{3})+)[.,](\d{1,2}|\d{4,})")  # three digits after a separator are a group
 _YEARS = re.compile(r"(?<![\d-])((?:1\d|20)\d\d)\s?[-–/]\s?((?:1\d|20)\d\d)(?![\d-])")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # scripts without spaces
 _TITLE = re.compile(r"[\"“«]([^\"”»]{3,120})[\"”»]|(?<!\w)[‘']([A-ZÀ-Þ][^’']{2,80})[’'](?!\w)")
@@ -78,7 +79,8 @@ class _Haystack:
 
 def _haystack(text: str) -> _Haystack:
     dates = frozenset(form for _, forms in _dates(text) for form in forms)
-    return _Haystack(f" {normalise(text)} ", frozenset(_digits(text)), dates)
+    years = frozenset(str(int(date.split("-")[0])) for date in dates)
+    return _Haystack(f" {normalise(text)} ", years.union(_digits(text)), dates)
 
 
 def _holds(haystack: _Haystack, fact: Fact) -> bool:
@@ -132,8 +134,13 @@ def _plain_numbers(text: str) -> str:
 
 
 def _number_forms(written: str) -> tuple[str, ...]:
-    """The digits of a number; of a phone number also those without zeros before it, and without the code of its country."""
+    """The digits of a number, with the decimal point of a short one.
+
+    Of a phone number also the digits without zeros before it, and without the code of its country.
+    """
     digits = re.sub(r"\D", "", written)
+    if len(digits) < LOCAL and (decimal := _DECIMAL.fullmatch(written.lstrip("+("))):
+        return (re.sub(r"\D", "", decimal[1]) + "." + decimal[2],)
     forms = [digits]
     if len(digits) >= PHONE:
         significant = digits.lstrip("0")

@@ -7,18 +7,16 @@ message or after a greeting. Gates are fitted on some variants and measured on o
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SHORT = 3  # words of so few letters are left as they are
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_SHORT = 3  # words of up to this many letters are left as they are
 OTHER_SYSTEM = "You are an expert. Reply in one or two sentences."
 GREETING = (Message("user", "Good morning."), Message("assistant", "Good morning! What can I do for you?"))
-_MARKS = "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u0963\u0980-\u0dff\u0e31-\u0e4e"  # they belong to a letter
-_WORD = re.compile(rf"[^\W\d_][\w{_MARKS}'’.-]*")
 
 
 @dataclass(frozen=True)
@@ -40,59 +38,9 @@ class Variant:
     system_prompt: str | None = None
 
 
-def names(text: str) -> list[tuple[int, int]]:
-    """`(start, stop)` of what is written like a name: words that begin with a capital, one after another.
-
-    A single word that begins a sentence is none, nor is one of less than three letters.
-    """
-    spans: list[tuple[int, int]] = []
-    for start, stop in _capital_runs(text):
-        first, _, rest = text[start:stop].partition(" ")
-        if _begins_sentence(text, start):
-            if rest and _bare(first) in FIRST_WORDS:
-                start += len(first) + 1
-            elif not rest:
-                continue
-        stop -= len(text[start:stop]) - len(_bare(text[start:stop]))
-        if " " in text[start:stop] or stop - start >= SHORT:
-            spans.append((start, stop))
-    return spans
-
-
-def _capital_runs(text: str) -> list[tuple[int, int]]:
-    """Words that begin with a capital, or with a letter of a script that has none, as long as one space is between them."""
-    runs: list[tuple[int, int]] = []
-    for match in _WORD.finditer(text):
-        start, stop = match.span()
-        if text[start].islower():
-            continue
-        if runs and text[runs[-1][1] : start] == " ":
-            runs[-1] = (runs[-1][0], stop)
-        else:
-            runs.append((start, stop))
-    return runs
-
-
-def _begins_sentence(text: str, start: int) -> bool:
-    before = text[:start].rstrip(" \"'“”‘’(")
-    return not before or before[-1] in ".!?:\n"
-
-
-def _bare(text: str) -> str:
-    """Without punctuation and a possessive at the end."""
-    return re.sub(r"(?:['’]s|['’])?[.,;:!?'’-]*$", "", text)
-
-
-_FIRST = """who what where when which why how whose whom is are was were do does did has have had can could would will should
-tell name in on at by for from to of the a an as please give list describe explain summarise summarize
-and but if with while yes no some his her their its it he she they this these that those there one both
-since after before during despite although though because also another other many most all each i we you my our your"""
-FIRST_WORDS = frozenset(word.capitalize() for word in _FIRST.split())
-
-
-def each_word(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
+def _each_word(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
     """`change` for every word of a name that is long enough."""
-    return lambda name, rng: " ".join(change(word, rng) if len(word) > SHORT else word for word in name.split())
+    return lambda name, rng: " ".join(change(word, rng) if len(word) > _SHORT else word for word in name.split())
 
 
 def _dropped(word: str, rng: random.Random) -> str:
@@ -115,7 +63,7 @@ def _swapped(word: str, rng: random.Random) -> str:
 
 def _substituted(word: str, rng: random.Random) -> str:
     i = rng.randrange(1, len(word))
-    return word[:i] + rng.choice(LETTERS.replace(word[i], "")) + word[i + 1 :]
+    return word[:i] + rng.choice(_LETTERS.replace(word[i], "")) + word[i + 1 :]
 
 
 def _hyphenated(word: str, rng: random.Random) -> str:
@@ -133,7 +81,7 @@ def _initial(name: str, _rng: random.Random) -> str:
     return f"{first[0]}. {' '.join(rest)}" if rest else name
 
 
-def whole_name(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
+def _whole_name(change: Callable[[str, random.Random], str]) -> Callable[[str, random.Random], str]:
     """`change` for names that begin with a capital; a script without capitals does not show where a name begins or ends."""
     return lambda name, rng: name if name[0].lower() == name[0].upper() else change(name, rng)
 
@@ -141,17 +89,17 @@ def whole_name(change: Callable[[str, random.Random], str]) -> Callable[[str, ra
 SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
     "lower case": lambda name, _: name.lower(),
     "upper case": lambda name, _: name.upper(),
-    "a letter dropped": each_word(_dropped),
-    "a letter doubled": each_word(_doubled),
-    "letters swapped": each_word(_swapped),
-    "a letter replaced": each_word(_substituted),
-    "hyphens": each_word(_hyphenated),
-    "parted words": each_word(_parted),
-    "last name": whole_name(lambda name, _: name.split()[-1]),
-    "first name": whole_name(lambda name, _: name.split()[0]),
-    "initial": whole_name(_initial),
-    "title": whole_name(lambda name, rng: f"{rng.choice(('Mr.', 'Ms.', 'Dr.'))} {name.split()[-1]}"),
-    "joined words": whole_name(lambda name, rng: name.lower().replace(" ", rng.choice(("", "_", "-")))),
+    "a letter dropped": _each_word(_dropped),
+    "a letter doubled": _each_word(_doubled),
+    "letters swapped": _each_word(_swapped),
+    "a letter replaced": _each_word(_substituted),
+    "hyphens": _each_word(_hyphenated),
+    "parted words": _each_word(_parted),
+    "last name": _whole_name(lambda name, _: name.split()[-1]),
+    "first name": _whole_name(lambda name, _: name.split()[0]),
+    "initial": _whole_name(_initial),
+    "title": _whole_name(lambda name, rng: f"{rng.choice(('Mr.', 'Ms.', 'Dr.'))} {name.split()[-1]}"),
+    "joined words": _whole_name(lambda name, rng: name.lower().replace(" ", rng.choice(("", "_", "-")))),
 }
 """How a name may be written otherwise."""
 
