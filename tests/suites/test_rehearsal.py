@@ -171,7 +171,7 @@ def test_a_model_is_no_distance_from_itself(base: BaseModel) -> None:
     assert figures.kl.shape[1] == sum(example.n_scored for example in examples)
 
 
-def test_scales_are_tried_and_the_nearest_is_taken(base: BaseModel, sets: RecordSets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_are_tried_and_the_nearest_is_taken(base: BaseModel, sets: RecordSets) -> None:
     examples = build_examples(records("sailor", 4), base.tokenizer, ExampleConfig())
     model = guided(base)
     tried = try_scales(model, base.model, examples, CONFIG)
@@ -190,7 +190,7 @@ def test_scales_are_tried_and_the_nearest_is_taken(base: BaseModel, sets: Record
 # --- records, cache ------------------------------------------------------------------------------------------------------
 
 
-def test_records_are_split_by_document(sets: RecordSets) -> None:
+def test_records_are_split_by_document() -> None:
     pool = records("sailor", 15)
     first, second = split_documents(pool, 2)
     assert sorted(item.key for item in (*first, *second)) == sorted(item.key for item in pool)

@@ -64,7 +64,7 @@ def _compare(model: Any, reference: Any, questions: Sequence[Question]) -> list[
             f"the reference model has a vocabulary of {theirs.shape[-1]} tokens, the model one of {ours.shape[-1]}; must be the "
             "same: name a reference of the same base model"
         )
-    kl, same_top = _kl(ours, theirs.to(ours.device))
+    kl, same_top = kl_and_same_top(ours, theirs.to(ours.device))
     splits = np.cumsum([len(q.answers[0]) for q in questions])[:-1]
     return [Divergence(*values) for values in zip(np.split(kl, splits), np.split(same_top, splits))]
 
@@ -76,8 +76,8 @@ def _logits(model: Any, ids: Tensor, keep: Tensor) -> Tensor:
     return logits[keep.to(logits.device)]
 
 
-def _kl(ours: Tensor, theirs: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """KL(theirs || ours) `(M,)` and whether both have the same argmax `(M,)`, from logits `(M, V)`."""
+def kl_and_same_top(ours: Tensor, theirs: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """KL(theirs || ours) `(M,)` and whether both have the same argmax `(M,)`, from logits `(M, V)` on one device; nats."""
     parts = []
     for rows, others in zip(ours.split(LAW_ROWS), theirs.split(LAW_ROWS)):
         log_p, log_q = others.float().log_softmax(-1), rows.float().log_softmax(-1)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
-from torch import Tensor
 
 from tempertilt.config.keys import key_of
 from tempertilt.config.options import Options, option
@@ -35,6 +34,7 @@ from tempertilt.fitting.before_after import NO_REPORT, count_facts, greedy_answe
 from tempertilt.fitting.pipeline import UnlearnConfig, features_dir, unlearn, within_context
 from tempertilt.metrics.membership import auc
 from tempertilt.models.base import BaseModel, fingerprint
+from tempertilt.models.divergence import kl_and_same_top
 from tempertilt.models.limits import check_examples
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir, make_dir, write_text
@@ -357,23 +357,21 @@ class TokenFigures(NamedTuple):
 @torch.inference_mode()
 def token_figures(model: T3ForCausalLM, reference: Any, examples: Sequence[Example]) -> TokenFigures:
     """Compare the unlearned model, and its base, with the reference at the scored tokens of examples."""
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
     owners = []
     for batch in plan_batches(examples, BATCH_TOKENS):
         padded = pad_batch([examples[i] for i in batch], model.device)
         pair = model.paired_logits(padded.input_ids, padded.attention_mask, padded.predicting)
         inputs = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask, "use_cache": False}
-        wanted = reference(**inputs).logits[padded.predicting].float().log_softmax(-1)
-        both = [logits.to(wanted.device).float().log_softmax(-1) for logits in pair]
-        targets = padded.input_ids[padded.targets].to(wanted.device)[:, None]
-        own = torch.stack([values.gather(-1, targets)[:, 0] for values in (*both, wanted)])
-        divergences = torch.stack([(wanted.exp() * (wanted - values)).sum(-1) for values in both])
-        agree = torch.stack([values.argmax(-1) == wanted.argmax(-1) for values in both])
-        rows.append((own.double().cpu(), divergences.double().cpu(), agree.cpu()))
+        theirs = reference(**inputs).logits[padded.predicting]
+        both = [logits.to(theirs.device) for logits in pair]
+        targets = padded.input_ids[padded.targets].to(theirs.device)[:, None]
+        own = [logits.float().log_softmax(-1).gather(-1, targets)[:, 0] for logits in (*both, theirs)]
+        kl, same = zip(*(kl_and_same_top(logits, theirs) for logits in both))
+        rows.append((torch.stack(own).double().cpu().numpy(), np.stack(kl), np.stack(same)))
         owners.append(np.repeat(batch, [examples[i].n_scored for i in batch]))
-    log_probs, kl, same = (torch.cat(column, 1).numpy() for column in zip(*rows))
-    log_probs, kl, same = (torch.cat(column, 1).numpy() for column in zip(*rows))
-    return TokenFigures(log_probs, kl, same, np.concatenate(owners))
+    log_probs, divergences, agree = (np.concatenate(column, 1) for column in zip(*rows))
+    return TokenFigures(log_probs, divergences.astype(np.float64), agree, np.concatenate(owners))
 
 
 def distances(
