@@ -130,6 +130,23 @@ def test_the_gate_says_what_it_does() -> None:
     assert "no gate" in page.prompt_html(view([]), None)
 
 
+def test_a_gate_that_a_turn_closed_is_closed() -> None:
+    read = [PromptToken(" Basil", False, 0.8, 1.0), PromptToken("user", True, 0.1, 0.0), PromptToken(" Hi", False, 0.2, 0.0)]
+    text = Elements(page.prompt_html(view([], read=read), 0.6)).text
+    assert "Closed. It opened at Basil (evidence 0.80, threshold 0.60) and has closed since" in text and "Open." not in text
+
+
+def test_a_gate_that_opens_again_is_said_to_open_where_it_did_so_last() -> None:
+    read = [PromptToken(text, False, 0.8, gate) for text, gate in ((" Ann", 1.0), (" user", 0.0), (" Bo", 1.0), (" Cy", 1.0))]
+    assert "Open. It opens at Bo (evidence 0.80, threshold 0.60)" in Elements(page.prompt_html(view([], read=read), 0.6)).text
+
+
+def test_a_gate_that_the_answer_opened_shows_no_evidence_of_the_question() -> None:
+    read = [PromptToken("a", False, 0.7, 0.0), PromptToken(" b", False, 0.2, 1.0)]
+    text = Elements(page.prompt_html(view([], read=read), 0.9)).text
+    assert "Open. It opens at b (the answer came near the records): from there on" in text and "threshold" not in text
+
+
 def test_tokens_around_the_question_are_counted_unless_one_opens_the_gate() -> None:
     read = [PromptToken("<s>", True, 0.1, 0.0), PromptToken("Who?", False, 0.2, 0.0), PromptToken("</s>", True, 0.1, 0.0)]
     shown = Elements(page.prompt_html(view([], read=read), 0.6))

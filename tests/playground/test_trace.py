@@ -103,6 +103,23 @@ def test_weights_and_temperatures_by_their_definition(which: str, prior: float, 
     assert values == {1.0}
 
 
+def test_where_the_gate_closes_nothing_is_weighed(llama: Any, tokenizer: Any) -> None:
+    gates = make_gates(llama, 6)
+    gates.asked.threshold, gates.close_after = 0.999, 5  # opened by the seventh of nine tokens, and by no later one
+    tracer = Tracer(T3ForCausalLM.from_base(llama, make_head(), gates=gates, pooling="last"), tokenizer)
+    steps = list(tracer.steps(PROMPT, TiltConfig(2.5, 1.5, 0.2), max_new_tokens=6))
+    assert [step.gate for step in steps] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    for step in steps:
+        assert step.temperature == pytest.approx(2.5 if step.gate else 1.0, rel=1e-6)
+        weighed = [candidate for candidate in (step.chosen, *step.candidates) if candidate.log_odds is not None]
+        assert weighed
+        for candidate in weighed:
+            retained = -math.log(0.8 + 0.2 * math.exp(-candidate.log_odds))
+            assert candidate.weight == pytest.approx(1.5 * retained if step.gate else 0.0, rel=1e-5, abs=1e-6)
+            if not step.gate:
+                assert candidate.base == candidate.tempered == candidate.guided
+
+
 def test_the_mean_probability_is_geometric() -> None:
     steps = [
         Step(Candidate(1, "a", base, 0.1, guided, None, None), (), 1.0, 1.0, False)

@@ -179,12 +179,18 @@ def prompt_html(view: View, threshold: float | None) -> str:
 
 
 def _gate(prompt: Sequence[PromptToken], threshold: float) -> dict[str, Any]:
-    """What the gate does with a prompt: the token that opens it, or the one that comes nearest to it."""
-    opening = next((token for token in prompt if token.gate), None)
+    """What the gate does with a prompt: the token that opened it last, or the one that came nearest to it.
+
+    Evidence of the input gate alone may not be above the threshold there: then the output gate has opened it, too.
+    """
+    values = [0.0, *(token.gate or 0.0 for token in prompt)]
+    opening = next((token for token, before in zip(reversed(prompt), reversed(values[:-1])) if token.gate and not before), None)
     token = opening or max(prompt, key=lambda token: token.evidence or 0.0)
     evidence = max(0.0, token.evidence or 0.0)
     return {
-        "open": opening is not None,
+        "open": bool(prompt[-1].gate),
+        "opened": opening is not None,
+        "asked": evidence > threshold,
         "token": token.text.strip() if opening or evidence >= 0.005 else "",
         "evidence": f"{evidence:.2f}",
         "threshold": f"{threshold:.2f}",
