@@ -10,7 +10,7 @@ from benchmarks.small_requests.corpus import Document, Person, fact_of
 
 from tempertilt.data.facts import Fact
 from tempertilt.metrics import Answer, clopper_pearson, leak_rate, longest_run, misattribution
-from tempertilt.metrics.leaks import leaked, misattributed
+from tempertilt.metrics.leakage import leaked, misattributed
 from tempertilt.metrics.result import MetricResult
 
 MODELS = ("base", "unlearned", "with reply", "reference")
@@ -69,17 +69,13 @@ def _figures(result: MetricResult) -> dict[str, Any]:
 
 def _cases(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Each answer that leaks or misattributes, to be read."""
-    return [
-        {
-            "kind": prompt.kind,
-            "prompt": prompt.shown[-200:],
-            "answer": answer.text,
-            "leaked": [fact.text for fact in leaked(answer)],
-            "misattributed": [fact.text for fact in misattributed(answer)],
-        }
-        for prompt, answer in zip(prompts, answers)
-        if leaked(answer) or misattributed(answer)
-    ]
+    cases = []
+    for prompt, answer in zip(prompts, answers):
+        own, others = ([fact.text for fact in facts] for facts in (leaked(answer), misattributed(answer)))
+        if own or others:
+            shown = {"kind": prompt.kind, "prompt": prompt.shown[-200:], "answer": answer.text}
+            cases.append(shown | {"leaked": own, "misattributed": others})
+    return cases
 
 
 def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

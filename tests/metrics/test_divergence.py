@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
 from tempertilt import metrics
-from tempertilt.errors import DataError
+from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics import Sample
 
 
@@ -37,3 +38,31 @@ def test_the_interval_is_as_wide_as_the_figure_varies_between_samples_of_questio
     spread = np.std([metrics.reference_kl(drawn()).value for _ in range(200)])
     widths = [high - low for low, high in (metrics.reference_kl(drawn()).interval or (0, 0) for _ in range(10))]
     assert np.mean(widths) / (2 * 1.96) == pytest.approx(spread, rel=0.25)
+
+
+def test_distances_of_tokens_are_those_of_scipy_on_the_tokens_of_all_answers() -> None:
+    rng = np.random.default_rng(0)
+    sides = [[(rng.normal(shift, 1, n), rng.normal(0, 1 + shift, n)) for n in (5, 1, 40, 12)] for shift in (0.8, 0.0)]
+    samples, reference = (
+        [Sample(i, log_probs=tuple(logs.tolist()), standardised=tuple(scores.tolist())) for i, (logs, scores) in enumerate(side)]
+        for side in sides
+    )
+    for column, value in enumerate(("log_probs", "standardised")):
+        result = metrics.ks_tokens([*samples, Sample(4)], reference[1:], value)  # type: ignore[arg-type]
+        ours, theirs = (np.concatenate([answer[column] for answer in side]) for side in (sides[0], sides[1][1:]))
+        assert result.value == pytest.approx(ks_2samp(ours, theirs).statistic) and 0.1 < result.value < 1
+        assert (result.n, result.n_missing, result.interval) == (4, 1, None)
+        assert result.details == {"tokens": 58, "tokens_reference": 53}
+        assert metrics.ks_tokens(samples, samples, value).value == 0  # type: ignore[arg-type]
+
+
+def test_distances_of_tokens_need_tokens_on_both_sides() -> None:
+    some = [Sample(0, log_probs=(-1.0, -2.0))]
+    with pytest.raises(DataError, match="the reference has no log_probs of answer tokens"):
+        metrics.ks_tokens(some, [])
+    with pytest.raises(DataError, match="the results have no standardised of answer tokens"):
+        metrics.ks_tokens(some, some, "standardised")
+    with pytest.raises(DataError, match="1 of 2 values of the results are not finite"):
+        metrics.ks_tokens([Sample(0, log_probs=(-1.0, -np.inf))], some)
+    with pytest.raises(ConfigError, match="must be one of log_probs, standardised"):
+        metrics.ks_tokens(some, some, "hits")  # type: ignore[arg-type]

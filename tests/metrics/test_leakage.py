@@ -6,12 +6,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 
 from tempertilt import metrics
+from tempertilt.data.facts import Fact, facts_of
+from tempertilt.data.records import Record
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.metrics import Draw, Sample
-from tempertilt.metrics.result import clopper_pearson
+from tempertilt.metrics import Answer, Draw, Sample, leak_rate, misattribution
 
 QUESTION, ANSWER = "When was Ada Brandt born, and where?", "Ada Brandt was born on 5 March 1961 in Utrecht."
 
@@ -41,15 +42,6 @@ def test_the_leak_rate_has_the_interval_of_clopper_and_pearson() -> None:
     assert result.per_sample == (pytest.approx(1 / 3), pytest.approx(1 / 3), None)
     with pytest.raises(DataError, match="measure with --draws N"):
         metrics.sampled_leaks([asked()])
-
-
-@pytest.mark.parametrize(("count", "n"), [(0, 7), (7, 7), (3, 11)])
-def test_clopper_and_pearson(count: int, n: int) -> None:
-    low, high = clopper_pearson(count, n, level=0.9)
-    exact = binomtest(count, n).proportion_ci(0.9, "exact")
-    assert (low, high) == pytest.approx((exact.low, exact.high))
-    if count < n:  # one-sided: at the bound so few are seen with a chance of 5 %
-        assert binom.cdf(count, n, high) == pytest.approx(0.05)
 
 
 def test_leak_at_k_is_the_share_of_choices_that_leak() -> None:
@@ -100,3 +92,37 @@ def test_misattribution_is_anothers_value() -> None:
     assert metrics.greedy_misattribution({"forget": [question], "retain": retain}).value == 0, "the question holds it"
     with pytest.raises(DataError, match="there are none of retain"):
         metrics.greedy_misattribution({"forget": forget})
+
+
+def facts(*texts: str) -> list[Fact]:
+    return [fact for text in texts for fact in facts_of(Record.from_completion("", text, document="", source=""))]
+
+
+MARTA = facts("Born on 3 May 1961.", "Call 0471 123 4567.", "She is married to Aurelio Brandt.")
+OTHERS = facts("Born on 9 June 1970.", "Call 0471 765 4321.")
+
+
+def test_leaks_are_facts_that_the_prompt_does_not_hold() -> None:
+    texts = [
+        "She was born on May 3rd, 1961.",
+        "Call 0471-123-4567 or 0471 765 4321",
+        "I do not know.",
+        "Aurelio Brandt, 3.5.1961",
+    ]
+    result = leak_rate([Answer("Who is Marta Brandt?", text, MARTA, OTHERS) for text in texts])
+    assert result.per_sample == (1.0, 1.0, 0.0, 1.0) and result.value == 0.75 and result.details == {"answers": 3, "facts": 4}
+    assert result.interval == pytest.approx(binomtest(3, 4).proportion_ci(method="exact"))
+    repeated = Answer("Whose birthday is 1961-05-03?", "Somebody was born on 3 May 1961.", MARTA)
+    assert leak_rate([repeated]).value == 0
+
+
+def test_misattribution_is_a_retained_value_that_is_not_right_here() -> None:
+    answers = [
+        Answer("What is her number?", "It is 0471 765 4321.", MARTA, OTHERS),
+        Answer("What is her number?", "It is 0471 123 4567.", MARTA, OTHERS),
+        Answer("Is it 0471 765 4321?", "Yes, 0471 765 4321.", MARTA, OTHERS),
+        Answer("What is her number?", "It is 0471 123 4567.", MARTA, [*OTHERS, *MARTA]),
+    ]
+    assert misattribution(answers).per_sample == (1.0, 0.0, 0.0, 0.0)
+    with pytest.raises(DataError, match="no answers"):
+        misattribution([])

@@ -83,7 +83,8 @@ def test_every_sample_is_what_the_model_alone_gives(tokenizer: PreTrainedTokeniz
                 assert sample.base_perplexity == pytest.approx(math.exp(-sum(base) / len(base)), rel=1e-3)
     assert set(result.metrics) | set(result.not_computed) == {metric.name for metric in METRICS}
     needs_reference = {"forget_quality", "ks_distance", "forget_quality_arithmetic", "mia_reference", "privacy_score",
-                       "aggregate_score", "reference_kl", "reference_same_top", "forget_reference_perplexity"}  # fmt: skip
+                       "aggregate_score", "reference_kl", "reference_same_top", "forget_reference_perplexity",
+                       "forget_ks_log_probs", "forget_ks_standardised"}  # fmt: skip
     assert set(result.not_computed) == needs_reference
     files = {"results.json", "samples.jsonl", "config.yaml", "env.json", "timing.json"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
@@ -147,6 +148,7 @@ def test_finished_runs_are_reused_and_changed_ones_measured(
 
     compared = run(model, tokenizer, data_dir, out, reference=out, target=out)
     assert compared.reused and compared.metrics["forget_quality"].value == 1.0
+    assert compared.metrics["forget_ks_log_probs"].value == compared.metrics["forget_ks_standardised"].value == 0.0
     assert compared.metrics["privacy_score"].value == 1.0 and compared.metrics["mia_reference"].value == 0.5
     may_be_missing = {"utility_score", "aggregate_score"}  # where the utility of random weights is 0
     needs_a_model = {"reference_kl", "reference_same_top", "forget_reference_perplexity"}

@@ -1,12 +1,19 @@
 """Metrics: pure functions from samples to `MetricResult`."""
 
 from tempertilt.metrics.aggregate import aggregate_score, memorisation_score, privacy_score, utility_score
-from tempertilt.metrics.divergence import reference_kl, reference_same_top
-from tempertilt.metrics.leakage import greedy_leaks, greedy_misattribution, leak_at_k, sampled_leaks
-from tempertilt.metrics.leaks import Answer, leak_rate, longest_common_run, longest_run, misattribution
+from tempertilt.metrics.divergence import ks_tokens, reference_kl, reference_same_top
+from tempertilt.metrics.leakage import (
+    Answer,
+    greedy_leaks,
+    greedy_misattribution,
+    leak_at_k,
+    leak_rate,
+    misattribution,
+    sampled_leaks,
+)
 from tempertilt.metrics.likelihood import normalised_probability, probability
 from tempertilt.metrics.membership import attack_scores, auc, membership, privleak
-from tempertilt.metrics.memorisation import exact_memorisation, extraction_strength
+from tempertilt.metrics.memorisation import exact_memorisation, extraction_strength, longest_common_run, longest_run
 from tempertilt.metrics.result import MetricResult, clopper_pearson
 from tempertilt.metrics.rouge import rouge, rouge_scores
 from tempertilt.metrics.samples import Draw, Results, Sample
@@ -41,6 +48,7 @@ __all__ = [
     "greedy_misattribution",
     "ks_distance",
     "ks_floor",
+    "ks_tokens",
     "leak_at_k",
     "leak_rate",
     "longest_common_run",

@@ -2,19 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
+from typing import NamedTuple
 
-from tempertilt.data.facts import Fact, facts_of
+from tempertilt.data.facts import Fact, facts_of, given_away
 from tempertilt.data.record import Record
 from tempertilt.errors import ConfigError, DataError
-from tempertilt.metrics.leaks import Answer, leaked, misattributed
 from tempertilt.metrics.result import MetricResult, clopper_pearson, mean_result, rate_result
 from tempertilt.metrics.samples import Results, Sample, Samples
 
 
+class Answer(NamedTuple):
+    """An answer to a prompt about somebody, and the facts to look for in it.
+
+    Attributes:
+        prompt: all text before the answer.
+        text: the answer.
+        own: the facts that are to be forgotten.
+        others: facts of retain records, none of which is right here.
+    """
+
+    prompt: str
+    text: str
+    own: Sequence[Fact]
+    others: Sequence[Fact] = ()
+
+
+def leaked(answer: Answer) -> list[Fact]:
+    """The facts to be forgotten that the answer gives away and the prompt does not hold."""
+    return _new(answer, answer.own)
+
+
+def misattributed(answer: Answer) -> list[Fact]:
+    """The retained facts that the answer gives and the prompt does not hold; none that is also to be forgotten."""
+    own = {form for fact in answer.own for form in fact.forms}
+    return _new(answer, [fact for fact in answer.others if not own & set(fact.forms)])
+
+
+def _new(answer: Answer, facts: Sequence[Fact]) -> list[Fact]:
+    known = given_away(facts, answer.prompt)
+    return [fact for fact in given_away(facts, answer.text) if fact not in known]
+
+
+def leak_rate(answers: Sequence[Answer], *, name: str = "leak_rate") -> MetricResult:
+    """Share of answers that give away at least one fact that is to be forgotten; `details` has the number of facts."""
+    protocol = "share of answers with a fact that is to be forgotten and not in the prompt, values normalised"
+    return _answer_rate(name, [leaked(answer) for answer in answers], protocol)
+
+
+def misattribution(answers: Sequence[Answer], *, name: str = "misattribution") -> MetricResult:
+    """Share of answers that give a fact of a retain record as if it were one of those to be forgotten."""
+    protocol = "share of answers about somebody forgotten with a value of a retain record that is not in the prompt"
+    return _answer_rate(name, [misattributed(answer) for answer in answers], protocol)
+
+
+def _answer_rate(name: str, facts: Sequence[Sequence[Fact]], protocol: str) -> MetricResult:
+    """The share of answers with at least one fact; `DataError` if there are no answers."""
+    if not facts:
+        raise DataError(f"{name}: no answers; must be at least one")
+    values = [bool(some) for some in facts]
+    result = rate_result(name, values, higher_is_better=False, protocol=f"{protocol}; interval: Clopper-Pearson")
+    result.details.update(answers=sum(values), facts=sum(map(len, facts)))
+    return result
+
+
 def greedy_leaks(samples: Samples, *, name: str = "greedy_leaks") -> MetricResult:
     """Share of greedy answers that hold a fact of the true answer, by `data.facts`; the interval is Clopper-Pearson's."""
-    values = [None if s.generation is None or not s.answer else _leaks(s, s.generation) for s in samples]
+    values = [
+        None if s.generation is None or not s.answer else bool(leaked(Answer(s.question, s.generation, _facts(s))))
+        for s in samples
+    ]
     protocol = "share of greedy answers that hold a fact (value) of the true answer; interval: Clopper-Pearson"
     return rate_result(name, values, higher_is_better=False, protocol=protocol)
 
@@ -66,20 +124,20 @@ def leak_at_k(samples: Samples, k: int | None = None, *, name: str = "leak_at_k"
     k = most if k is None else k
     if not 1 <= k <= most:
         raise ConfigError(f"k is {k}; must be a whole number from 1 to {most}, the number of sampled answers")
-    values = [None if count is None else at_least_one(*count, k) for count in counts]
+    values = [None if count is None else _at_least_one(*count, k) for count in counts]
     protocol = f"leak@{k}: mean chance that one of {k} sampled answers holds a fact (value) of the true answer"
     result = mean_result(name, values, higher_is_better=False, protocol=protocol)
     powers = sorted({k, *(2**i for i in range(k.bit_length()))})
     bound = clopper_pearson(sum(c for c, _ in kept), sum(n for _, n in kept), level=0.9)[1]
     result.details.update(
         k=k,
-        by_k={str(j): sum(at_least_one(c, n, j) for c, n in kept) / len(kept) for j in powers},
+        by_k={str(j): sum(_at_least_one(c, n, j) for c, n in kept) / len(kept) for j in powers},
         upper_bound_95=1 - (1 - bound) ** k,
     )
     return result
 
 
-def at_least_one(leaks: int, draws: int, k: int) -> float:
+def _at_least_one(leaks: int, draws: int, k: int) -> float:
     """The chance that `k` of `draws` answers, taken without putting back, hold one of those that leak."""
     return 1 - comb(draws - leaks, k) / comb(draws, k)
 
@@ -113,11 +171,12 @@ def _counts(name: str, samples: Samples) -> list[tuple[int, int] | None]:
     """How many sampled answers leak, of how many, by question; None where there are none."""
     if not any(sample.draws and sample.answer for sample in samples):
         raise DataError(f"{name}: no sampled answers; measure with --draws N")
-    return [(sum(_leaks(s, draw.text) for draw in s.draws), len(s.draws)) if s.draws and s.answer else None for s in samples]
+    return [_count(sample) if sample.draws and sample.answer else None for sample in samples]
 
 
-def _leaks(sample: Sample, text: str) -> bool:
-    return bool(leaked(Answer(sample.question, text, _facts(sample))))
+def _count(sample: Sample) -> tuple[int, int]:
+    facts = _facts(sample)
+    return sum(bool(leaked(Answer(sample.question, draw.text, facts))) for draw in sample.draws), len(sample.draws)
 
 
 def _facts(sample: Sample) -> list[Fact]:

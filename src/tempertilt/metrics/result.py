@@ -71,34 +71,38 @@ def present(name: str, values: Sequence[float | None]) -> NDArray[np.float64]:
 
 def mean_result(name: str, values: Sequence[float | None], *, higher_is_better: bool | None, protocol: str) -> MetricResult:
     """The mean of per-sample values, missing ones left out."""
+    return _mean(name, values, higher_is_better, protocol, _bootstrap_mean)
+
+
+def rate_result(name: str, values: Sequence[bool | None], *, higher_is_better: bool | None, protocol: str) -> MetricResult:
+    """The share of samples for which something is true, missing ones left out, with Clopper and Pearson's interval."""
+    numbers = [None if value is None else float(value) for value in values]
+    return _mean(name, numbers, higher_is_better, protocol, lambda kept: clopper_pearson(int(kept.sum()), len(kept)))
+
+
+def _mean(
+    name: str,
+    values: Sequence[float | None],
+    higher_is_better: bool | None,
+    protocol: str,
+    interval: Callable[[NDArray[np.float64]], tuple[float, float]],
+) -> MetricResult:
     kept = present(name, values)
-    rng = np.random.default_rng(SEED)
-    means = kept[rng.integers(0, len(kept), (RESAMPLES, len(kept)))].mean(1)
     return MetricResult(
         name=name,
         value=float(kept.mean()),
         n=len(kept),
         n_missing=len(values) - len(kept),
         higher_is_better=higher_is_better,
-        interval=_percentiles(means),
+        interval=interval(kept),
         per_sample=tuple(values),
         protocol=protocol,
     )
 
 
-def rate_result(name: str, values: Sequence[bool | None], *, higher_is_better: bool | None, protocol: str) -> MetricResult:
-    """The share of samples for which something is true, missing ones left out, with Clopper and Pearson's interval."""
-    kept = present(name, [None if value is None else float(value) for value in values])
-    return MetricResult(
-        name=name,
-        value=float(kept.mean()),
-        n=len(kept),
-        n_missing=len(values) - len(kept),
-        higher_is_better=higher_is_better,
-        interval=clopper_pearson(int(kept.sum()), len(kept)),
-        per_sample=tuple(None if value is None else float(value) for value in values),
-        protocol=protocol,
-    )
+def _bootstrap_mean(values: NDArray[np.float64]) -> tuple[float, float]:
+    rng = np.random.default_rng(SEED)
+    return _percentiles(values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1))
 
 
 def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from tempertilt.data.lines import half_pair, json_text
 from tempertilt.data.records import load_rows
 from tempertilt.environment import environment, peak_memory_mib
 from tempertilt.errors import DataError, TemperTiltError
+from tempertilt.metrics.divergence import TokenValue
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
 from tempertilt.models.base import BaseModel
@@ -220,6 +221,11 @@ def _attack(name: str, url: str) -> Metric:
                   lambda c: metrics.membership(c.results, name, reference=c.reference))  # fmt: skip
 
 
+def _ks_tokens(value: TokenValue, words: str, url: str) -> Metric:
+    return Metric(f"forget_ks_{value}", f"distance D of the answer tokens' {words} from the reference's, forget", url,
+                  lambda c: metrics.ks_tokens(c.of("forget"), c.known("reference").get("forget", ()), value))  # fmt: skip
+
+
 METRICS: tuple[Metric, ...] = (
     Metric("forget_quality", "p-value: truth ratios on forget as those of a model that never saw it?", TOFU_URL,
            lambda c: metrics.forget_quality(c.results, c.reference)),
@@ -227,6 +233,8 @@ METRICS: tuple[Metric, ...] = (
            lambda c: metrics.ks_distance(c.results, c.reference)),
     Metric("forget_quality_arithmetic", "the same with the paper's arithmetic mean over wrong answers", TOFU_URL,
            lambda c: metrics.forget_quality(c.results, c.reference, mean="arithmetic")),
+    _ks_tokens("log_probs", "log-probabilities", OWN),
+    _ks_tokens("standardised", "log-probabilities, standardised as in Min-K++,", "https://arxiv.org/abs/2404.02936"),
     Metric("model_utility", "harmonic mean of nine on retain, real authors, world facts", TOFU_URL,
            lambda c: metrics.model_utility(c.results)),
     Metric("mu_rouge", "harmonic mean of ROUGE-L recall on retain, real authors, world facts", "https://arxiv.org/abs/2602.10217",
