@@ -97,14 +97,29 @@ def test_a_fitted_gate_is_the_one_that_will_be_read_again(fit: GateFit) -> None:
 def test_margins_and_left_out_evidence_by_a_loop(names: torch.Tensor) -> None:
     """The margin of every exemplar is its likest retained token; a retained text is judged without its fold of documents."""
     forget = TokenStates(records(4, names[0], 0), ["f"] * 4)
-    documents = [f"r{i}" for i in range(1, 6) for _ in range(3)]
-    kept = TokenStates([r for i in range(1, 6) for r in records(3, names[i], i)], documents)
+    documents = [f"r{i}" for i in range(1, 8) for _ in range(3)]  # in folds 0 1 2 3 4 0 1
+    kept = TokenStates([r for i in range(1, 8) for r in records(3, names[i], i)], documents)
     found = fit_gate(forget, kept, OPTIONS)
     reader = fit_reader([forget, kept], 8, D)
     directions = [reader.directions(states) for states in kept.states]
     for exemplar, margin in zip(found.gate.exemplars, found.gate.margins):
         assert float(margin) == pytest.approx(max(float((rows @ exemplar).max()) for rows in directions), abs=0.02)
-    assert len(found.retain_evidence) == 15 and (found.retain_evidence <= 1 + 1e-6).all()
+    look = torch.cat([reader.directions(states[::8]) for states in kept.states])
+    candidates = []  # of each forget text the eight tokens that are least like what is looked at first
+    for states in forget.states:
+        tokens = list(reader.directions(states))
+        candidates.append(sorted(tokens, key=lambda token: float((look @ token).max()))[:8])
+    for i, rows in enumerate(directions):
+        fold = i // 3 % 5
+        others = torch.cat([other for j, other in enumerate(directions) if j // 3 % 5 != fold])
+        highest_evidence = -np.inf
+        for tokens in candidates:
+            margins = sorted(((float((others @ token).max()), token) for token in tokens), key=lambda pair: pair[0])
+            for margin, token in margins[: OPTIONS.per_part]:
+                if margin <= 0.9:
+                    highest_evidence = max(highest_evidence, (float((rows @ token).max()) - margin) / (1 - margin))
+        assert found.retain_evidence[i] == pytest.approx(highest_evidence, abs=1e-4)
+    assert len(found.retain_evidence) == 21 and np.ptp(found.retain_evidence) > 0.05
 
 
 def test_a_retained_text_is_judged_without_its_document(names: torch.Tensor) -> None:

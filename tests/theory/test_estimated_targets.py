@@ -1,4 +1,7 @@
-"""The inequalities of docs/theory.md, section 13, on random distributions."""
+"""The inequalities of docs/theory.md, section 13, on random distributions.
+
+They are the page's own: the package has no function of them, so this checks what the page says and no code.
+"""
 
 from __future__ import annotations
 
