@@ -286,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--only", choices=("persons", "documents"), help="teach and forget nothing else")
     out.add_argument("--person", action="append", choices=FORGOTTEN, help="forget this one; may be repeated (default: all three)")
     out.add_argument("--epochs", type=int, help="of teaching")
-    out.add_argument("--people", type=int, help="teach only so many persons, those that are forgotten first")
+    out.add_argument("--people", type=int, help="teach up to N persons, those that are forgotten first")
     out.add_argument("--each", type=int, help="prompts of each kind, at most")
     out.add_argument("--no-holdout", action="store_true", help="give no holdout records to the request")
     out.add_argument("--overwrite", action="store_true", help="unlearn and ask again where it was done")

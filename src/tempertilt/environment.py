@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
 VERSION = "0.1.0"
@@ -62,6 +61,8 @@ def machine_of(environment: Mapping[str, Any]) -> str:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata  # imported here, since it takes longer than `t3 --help` should
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

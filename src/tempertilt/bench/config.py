@@ -24,11 +24,13 @@ from tempertilt.suites.logs import SPLITS
 from tempertilt.suites.tofu import FORGET_SPLITS
 
 GENERATED = ("forget", "retain", "real_authors", "world_facts")
+EXTRAS = ("divergence", "draws")
+"""Options of what is measured of the reported runs alone, and only where it is asked for."""
 
 
 @dataclass(frozen=True)
 class EvaluationConfig(Options):
-    """What is measured of a model: so many questions of each split, evenly spaced, and greedy answers where asked for."""
+    """What is measured of a model: up to N questions of each split, evenly spaced, and greedy answers where asked for."""
 
     questions: Mapping[str, int] = option(
         help="questions of a split by its name, at most; a split that is not named: all; 0: none", default_factory=dict, ge=0
@@ -57,7 +59,7 @@ class EvaluationConfig(Options):
 
     def extras(self, part: str) -> dict[str, Any]:
         """What else is measured in a part, by the option that asks for it."""
-        wanted = {"divergence": self.divergence, "draws": self.draws}
+        wanted = {name: getattr(self, name) for name in EXTRAS}
         return {name: value for name, value in wanted.items() if value and part == "report"}
 
     def generated(self, part: str) -> tuple[str, ...]:

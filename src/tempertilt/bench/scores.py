@@ -120,7 +120,7 @@ def _kept(trial: Trial, reference: Trial | None, target: Trial | None) -> tuple[
 
 
 def _error(interval: tuple[float, float] | None) -> float:
-    """The standard error of a 95 % interval, as of a normal law."""
+    """The standard error of a 95 % interval, as of a normal distribution."""
     return math.nan if interval is None else (interval[1] - interval[0]) / (2 * 1.96)
 
 

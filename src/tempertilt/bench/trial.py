@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tempertilt.bench.config import BenchConfig, Setting, source_digest
+from tempertilt.bench.config import EXTRAS, BenchConfig, Setting, source_digest
 from tempertilt.config.keys import key_of
 from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, load_records
@@ -127,7 +127,7 @@ class Trials:
     def _evaluation(self, part: str) -> dict[str, Any]:
         """What decides how the questions of a part are measured."""
         options = self.config.evaluation
-        always = [name for name in asdict(options) if "questions" not in name and name not in ("divergence", "draws")]
+        always = [name for name in asdict(options) if "questions" not in name and name not in EXTRAS]
         return {name: asdict(options)[name] for name in always} | options.extras(part)
 
     def trial(self, contender: str, setting: Setting, seed: int, part: str) -> Trial:

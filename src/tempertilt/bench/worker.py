@@ -38,7 +38,7 @@ OVERHEAD_ROUNDS = 3
 
 
 def main(arguments: list[str]) -> int:
-    """Run one trial; exit status 0, or 3 where it failed for a reason that trying again would not mend."""
+    """Run one trial; exit status 0, or 3 where it failed for a reason that trying again would not fix."""
     spec = json.loads(Path(arguments[1]).read_text(encoding="utf-8"))
     directory = Path(arguments[1]).parent
     first = os.environ.get("RANK", "0") == "0"

@@ -49,8 +49,7 @@ def metric_table(results: Mapping[str, MetricResult]) -> list[str]:
         interval = "" if result.interval is None else f"{_figure(result.interval[0])} to {_figure(result.interval[1])}"
         arrow = {True: "↑", False: "↓", None: " "}[result.higher_is_better]
         lines.append(f"{name:<28}{_figure(result.value):>11}{arrow} {interval:<24}{result.n:>6}{result.n_missing:>9}")
-    lines.append("↑ higher, ↓ lower is better for a model that has unlearned; intervals are bootstraps over questions, those of")
-    lines.append("answers that leak, end or misattribute Clopper and Pearson's; a p-value has none")
+    lines.append("↑ higher, ↓ lower is better for a model that has unlearned; intervals are as each metric's protocol says")
     return lines + _notes(results)
 
 

@@ -1,4 +1,4 @@
-"""CE-U: cross-entropy to the model's own law without the true token (Yang, arXiv 2503.01224)."""
+"""CE-U: cross-entropy to the model's own distribution without the true token (Yang, arXiv 2503.01224)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ceu_loss(logits: Tensor, targets: Tensor, is_first: Tensor) -> Tensor:
 
 @register("CE-U", "https://arxiv.org/abs/2503.01224", CEUConfig)
 class CEU(BalancedMethod):
-    """Cross-entropy to the model's own law without the true token."""
+    """Cross-entropy to the model's own distribution without the true token."""
 
     def forget_loss(self, step: Step) -> Tensor:
         """CE-U on forget."""

@@ -38,7 +38,7 @@ class RefusingModel(SteeredLM):
         """The place in a sequence that the refusal's first token takes, None if there is none yet."""
 
     def steer(self, logits: Tensor, step: Pass) -> Tensor:
-        """The base's law before the refusal starts, the refusal's after."""
+        """The base's distribution before the refusal starts, the refusal's after."""
         total = step.tokens.shape[1]
         forced = torch.full(step.tokens.shape, -1, dtype=torch.long, device=logits.device)
         for row, (ids, where) in enumerate(real_rows(step.tokens, step.mask)):

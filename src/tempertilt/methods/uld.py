@@ -25,12 +25,12 @@ class ULDConfig(AssistantConfig):
     """Options of ULD."""
 
     strength: float = option(0.75, "what the assistant's logits are multiplied by", ge=0)
-    uniform_weight: float = option(6.5, "weight of the uniform law on retain answers", ge=0)
+    uniform_weight: float = option(6.5, "weight of the uniform distribution on retain answers", ge=0)
     floor: float = option(0.01, "tokens that the base finds less likely than this stay as they are", ge=0, lt=1)
 
 
 def uniform_loss(logits: Tensor) -> Tensor:
-    """Cross-entropy from the uniform law, less its lowest value log V: 0 where all tokens are equally likely, nats.
+    """Cross-entropy from the uniform distribution, less its lowest value log V: 0 where all tokens are equally likely, nats.
 
     Args:
         logits: `(N, V)`.
@@ -41,7 +41,8 @@ def uniform_loss(logits: Tensor) -> Tensor:
 def subtracted(logits: Tensor, assistant: Tensor, strength: float, floor: float) -> Tensor:
     """z - strength * (z_assistant - its mean over tokens), where the base's probability is at least `floor` (arXiv 2406.08607).
 
-    An assistant that knows nothing, whose law is uniform, changes nothing; nor does one at tokens that the base would not say.
+    An assistant that knows nothing, whose distribution is uniform, changes nothing; nor does one at tokens that the base would
+    not say.
 
     Args:
         logits, assistant: `(..., V)`.

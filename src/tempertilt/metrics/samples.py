@@ -32,7 +32,8 @@ class Sample:
         perturbed_nll: of the wrong answers.
         log_probs: of the answer's tokens, `(n,)`.
         hits: whether each answer token is the most likely one, `(n,)`.
-        standardised: `(log p - mean) / standard deviation` of each answer token under the model's own law there, `(n,)`.
+        standardised: `(log p - mean) / standard deviation` of each answer token under the model's own next-token distribution
+            there, `(n,)`.
         ends: whether the last answer token is the end of the sequence.
         generation: the greedy answer.
         rouge1_recall, rougeL_recall, rougeL_f1: of the greedy answer against the true one.

@@ -59,7 +59,7 @@ def truth_ratio(
 
     Args:
         aggregator: "closer_to_1_better": mean of min(R, 1/R), for forget sets; "true_better": mean of max(0, 1 - R), for
-            what must be kept; "prob_mean": mean of P(right) / (P(right) + P(wrong)).
+            retain sets; "prob_mean": mean of P(right) / (P(right) + P(wrong)).
         mean: over a sample's wrong answers; geometric as the TOFU authors' code, arithmetic as their paper.
 
     `per_sample` holds what is averaged; the ratios R themselves are `truth_ratios(samples)`.
