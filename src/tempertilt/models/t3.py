@@ -20,8 +20,9 @@ from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
-from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, fingerprint, load_base
+from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, load_base
 from tempertilt.models.cache import check_continues, memory_layer
+from tempertilt.models.fingerprint import fingerprint
 from tempertilt.models.frozen import BasePass, FrozenLM
 
 
