@@ -396,7 +396,7 @@ def _ngram_scores(
 def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:
     """`(n_scored, 8)`: what is known of each scored token without any model."""
     ids = example.input_ids.tolist()
-    first = int(example.scored.argmax())
+    first = example.first_scored
     rows = []
     for i in np.flatnonzero(example.scored):
         token, before = ids[i], ids[:i]

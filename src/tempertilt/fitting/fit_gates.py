@@ -102,9 +102,9 @@ def fit_gates(
     retain += states(after, questions)
     asked, said = fit_gate(forget, retain, config.asked), None
     if config.output_gate:
-        own, kept = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
+        own, retained = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
         if own.states:
-            said = fit_gate(own, kept, config.said)
+            said = fit_gate(own, retained, config.said)
         else:
             log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
     raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)
@@ -136,7 +136,7 @@ def _asked_states(inputs: GateInputs) -> tuple[TokenStates, TokenStates]:
     """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
     forget, retain = inputs.forget_examples, inputs.retain_examples
     common = shared_prefix([example.input_ids[:-1] for example in (*forget, *retain)])  # a token remains of each
-    starts = [int(example.scored.argmax()) - common for example in forget]
+    starts = [example.first_scored - common for example in forget]
     starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in part.states()] for part in (inputs.forget, inputs.retain)]
     return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], inputs.retain.documents)
