@@ -185,6 +185,15 @@ def _unfinished(parent: Path, name: str) -> Path:
 
 
 @contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """A directory to write into, which takes the place of `target` at the end; after an error all is as it was."""
+    with work_directory(target.parent, target.name) as work:
+        yield work
+    replace_directory(work, target)
+    remove_unfinished(target.parent)
+
+
+@contextmanager
 def locked(target: Path, action: str) -> Iterator[None]:
     """Hold a lock beside `target`, which ends with the process. Where another process has it, say so in one line and wait.
 

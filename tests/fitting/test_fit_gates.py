@@ -18,7 +18,7 @@ from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, draw_variants
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
 from tempertilt.fitting.fit_gate import GateConfig, GateSettings, TokenStates
-from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, encode_variants, fit_gates
+from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, fit_gates, variant_states
 
 PLAIN = ExampleConfig(system_prompt="")
 LAYER = 1
@@ -177,4 +177,4 @@ def test_variants_that_do_not_fit_are_left_out(tokenizer: Any) -> None:
         Variant("c", 0, (Message("user", "Who is Li? " * 20),)),
         Variant("d", 0, text=""),
     ]
-    assert [item.kind for item, _, _ in encode_variants(model, strict, variants, PLAIN)] == ["a"]
+    assert [item.kind for item, _ in variant_states(model, strict, variants, PLAIN, LAYER)] == ["a"]

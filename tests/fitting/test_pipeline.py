@@ -96,7 +96,8 @@ def test_a_reply_is_a_part_of_the_adapter(base: BaseModel, tmp_path: Path) -> No
     text = "Of painters I say nothing."
     gate = GateConfig(gate=True, asked_threshold=0.1, false_open=0.9)
     report = ReportConfig(report_records=4, show=2, max_new_tokens=40)
-    config = replace(CONFIGURATION, gate=gate, reply=ReplyConfig(text), report=report)
+    features = FeatureConfig(batch_tokens=128, pooling="last")
+    config = replace(CONFIGURATION, features=features, gate=gate, reply=ReplyConfig(text), report=report)
     result = unlearn(base, make_sets(), tmp_path / "out", config, progress=False)
     again = T3ForCausalLM.from_pretrained(tmp_path / "out", base_model=base.model)
     assert again.reply is not None and again.reply.settings == make_reply(text, base.tokenizer, config.examples).settings  # type: ignore[union-attr]
@@ -107,6 +108,21 @@ def test_a_reply_is_a_part_of_the_adapter(base: BaseModel, tmp_path: Path) -> No
         unlearn(base, make_sets(), tmp_path / "out", replace(config, reply=ReplyConfig("No.")), progress=False)
     with pytest.raises(ConfigError, match=r"reply is 'No\.'; must be guess where there is no gate"):
         unlearn(base, make_sets(), tmp_path / "none", replace(CONFIGURATION, reply=ReplyConfig("No.")), progress=False)
+
+
+def test_the_report_of_a_reused_adapter_says_how_it_was_made(base: BaseModel, tmp_path: Path) -> None:
+    unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
+    made = json.loads((tmp_path / "out" / REPORT).read_text())
+    unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
+    again = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert again["reused"] and made["fit"]["seconds"] > 0
+    assert all(again[name] == made[name] for name in ("fit", "extraction", "likelihood"))
+
+
+def test_pooled_features_do_not_serve_what_reads_the_present_state(base: BaseModel, tmp_path: Path) -> None:
+    for other in (replace(CONFIGURATION, fit=FitConfig(objective="match")), replace(CONFIGURATION, gate=GateConfig(gate=True))):
+        with pytest.raises(ConfigError, match="pooling is 'mean'; must be 'last'"):
+            unlearn(base, make_sets(), tmp_path / "out", other, progress=False)
 
 
 def test_a_directory_with_other_files_is_left_alone(base: BaseModel, tmp_path: Path) -> None:

@@ -45,16 +45,16 @@ TITLES = (
 
 FALSE_OPEN = 0.05
 ALARMING = (
-    "the gate opens on kept text that it was not made of more often than one would wish: add retain records like it, or narrow "
-    "the gate with --asked-threshold"
+    "the input gate opens on retain text that it was not made of more often than one would wish: add retain records like it, or "
+    "raise --asked-threshold"
 )
 DEAF = (
     "the gate does not hear the records in some forms: an answer that comes near them may still open it; to have it hear more, "
-    "raise --variants or lower --asked-threshold"
+    "raise --variants, or --false-open; --asked-threshold is the lowest that retain text may raise it from"
 )
 NO_THEORY = (
-    "nothing to say: its bounds are about a head that was fitted as a classifier in this run, with documents held out "
-    "(--method t3-paper, a directory without a finished adapter)"
+    "its bounds are about a classifier that was fitted in this run, with documents held out: use --method t3-paper and a "
+    "directory without a finished adapter"
 )
 HEARD = 0.9  # share of the variants of a kind
 
@@ -179,7 +179,7 @@ def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None, rehearsal: 
         )
     fit = result.fit
     if isinstance(fit, MatchResult):
-        lines += [f"fit          {fit.seconds:.1f} s; {fit.divergence:.3f} nats from what was estimated"]
+        lines += [f"fit          {fit.seconds:.1f} s; mean KL from the estimate {fit.divergence:.3f} nats a token"]
     elif fit is not None:
         lines += [
             f"fit          {fit.epochs} epochs in {fit.seconds:.1f} s, loss {fit.train.loss:.4f}, token accuracy "
@@ -191,7 +191,7 @@ def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None, rehearsal: 
                 f"forget {fit.held_out.forget_accuracy:.2%}, retain {fit.held_out.retain_accuracy:.2%}"
             ]
     if fit is not None:
-        lines += [f"trained      {fit.num_parameters:,} numbers, {fit.parameter_share:.3%} of the base model"]
+        lines += [f"trainable    {fit.num_parameters:,} parameters, {fit.parameter_share:.3%} of the base model's"]
     if result.calibration is not None:
         chosen = result.calibration
         lines += [
@@ -255,9 +255,10 @@ def _hearing(result: UnlearnResult) -> list[str]:
         exemplars = len(gate.asked.gate.margins) + (len(gate.said.gate.margins) if gate.said else 0)
         mistaken = gate.asked.summary()["opened"]
         if mistaken is not None:
+            kept_open = f"; user turns are not recognised: it closes after {gate.gates.close_after} tokens"
             lines += [
-                f"gate         {exemplars} exemplars; held out, the question opens it on {mistaken:.1%} of kept records"
-                + ("" if gate.gates.turns else f"; turns are not told: it closes {gate.gates.close_after} tokens after it opened")
+                f"gate         {exemplars} exemplars; the input gate opens on {mistaken:.1%} of left-out retain texts, by which "
+                f"its threshold was set{'' if gate.gates.turns else kept_open}"
             ]
             lines += labelled("note", [ALARMING]) if mistaken > FALSE_OPEN else []
     return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ def example_key(example: Example) -> str:
     return digest.hexdigest()
 
 
-def plan_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[int]]:
+def plan_batches(examples: Sequence[Sized], batch_tokens: int) -> list[list[int]]:
     """Indices of the examples in batches of similar length, longest first, at most `batch_tokens` padded tokens each."""
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i]))
     batches: list[list[int]] = []

@@ -92,6 +92,11 @@ class Example:
     record_index: int
 
     @property
+    def first_scored(self) -> int:
+        """Place of the first scored token: before it stands the prompt."""
+        return int(self.scored.argmax())
+
+    @property
     def n_scored(self) -> int:
         """The number of scored tokens."""
         return int(self.scored.sum())

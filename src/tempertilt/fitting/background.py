@@ -142,7 +142,7 @@ def question_frame(tokenizer: Any, config: ExampleConfig) -> tuple[list[int], li
 
 def _runs(example: Example, head: list[int], tail: list[int]) -> set[tuple[int, ...]]:
     """All runs of `SHARED_RUN` tokens in the question and in the answer, without the frame, which all have in common."""
-    ids, start = example.input_ids.tolist(), int(example.scored.argmax())
+    ids, start = example.input_ids.tolist(), example.first_scored
     first = len(head) if ids[: len(head)] == head else 0
     last = start - len(tail) if tail and ids[start - len(tail) : start] == tail else start
     parts = (ids[first:last], ids[start:])

@@ -27,11 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
-from tempertilt.data.batches import pad_batch, plan_batches
-from tempertilt.data.examples import Example
-from tempertilt.errors import ModelError
+from tempertilt.data.batches import pad_batch, plan_batches, spread
+from tempertilt.data.examples import Example, answer_ids
+from tempertilt.data.fictional import FictionalConfig, fictional_authors
+from tempertilt.data.record import Record
+from tempertilt.errors import ConfigError, ModelError
 from tempertilt.fitting.features import FeatureConfig
 from tempertilt.fitting.workers import batch_features
+from tempertilt.models.base import BaseModel, load_base
 
 log = logging.getLogger("tempertilt")
 
@@ -84,11 +87,50 @@ class Targets:
 
 @dataclass(frozen=True)
 class AnswerStates:
-    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`, and the example of each `(N,)`."""
+    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`."""
 
     states: Tensor
     tokens: Tensor
-    examples: NDArray[np.int64]
+
+
+# --- what the estimate rests on -------------------------------------------------------------------------------------------
+
+MADE_UP = FictionalConfig(n_authors=12, questions_per_author=6, seed=10_007)
+
+
+def made_up_records(count: int) -> list[Record]:
+    """Records that stand in for holdout records, at most 72: no model was trained on them."""
+    return [
+        Record.from_question(item.question, item.answer, document=item.document, source="made up")
+        for item in spread(fictional_authors(MADE_UP), count)
+    ]
+
+
+def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
+    """The model from which the base was fine-tuned, None where there is none.
+
+    Args:
+        name: "none"; "auto", the base without its PEFT adapter, if it has one; or a hub id or directory.
+
+    Raises:
+        ConfigError: the model that was named has other tokens than the base.
+    """
+    if name == "none" or (name == "auto" and (base.peft_adapter is None or base.source is None)):
+        return None
+    source = base.source._asdict() if base.source is not None else {}
+    if name != "auto":
+        source |= {"revision": None}  # that of the base is no other model's
+    contrast = load_base(base.name if name == "auto" else name, **source)
+    rows = [model.get_output_embeddings().weight.shape[0] for model in (base.model, contrast.model)]
+    probe = "The name of Zoë Ångström-Li, born on 3 May 1984."
+    if rows[0] != rows[1] or contrast.tokenizer(probe).input_ids != base.tokenizer(probe).input_ids:
+        if name == "auto":
+            log.info("the base without its PEFT adapter has other tokens: it is no contrast model")
+            return None
+        raise ConfigError(
+            f"the contrast model {name!r} must have the same tokens as the base; choose another, or --contrast none"
+        )
+    return contrast
 
 
 # --- passes --------------------------------------------------------------------------------------------------------------
@@ -106,8 +148,7 @@ def answer_states(model: Any, examples: Sequence[Example], batch_tokens: int = 2
         states |= dict(zip(batch, rows.split(sizes)))
         tokens |= dict(zip(batch, targets.long().split(sizes)))
     numbers = range(len(examples))
-    owners = np.repeat(np.arange(len(examples)), [len(tokens[i]) for i in numbers])
-    return AnswerStates(torch.cat([states[i] for i in numbers]), torch.cat([tokens[i] for i in numbers]), owners)
+    return AnswerStates(torch.cat([states[i] for i in numbers]), torch.cat([tokens[i] for i in numbers]))
 
 
 @torch.inference_mode()
@@ -180,13 +221,14 @@ def columns_and_rest(
 
     `log_z (N,)`, log sum exp of the logits where it is known, saves the logits of the others at T = 1.
     """
-    if log_z is not None and temperature == 1.0:
-        columns = output_logits(model, states, token_ids) - log_z[:, None]
-        return columns, torch.log(-torch.expm1(columns.logsumexp(-1).clamp(max=-LEAST_REST)))
     parts = []
-    for rows in states.split(ROWS):
-        log_probs = output_logits(model, rows).log_softmax(-1)
-        parts.append((log_probs[:, token_ids], (log_probs / temperature).index_fill(-1, token_ids, -math.inf).logsumexp(-1)))
+    for i, rows in enumerate(states.split(ROWS)):
+        if log_z is not None and temperature == 1.0:
+            columns = output_logits(model, rows, token_ids) - log_z[i * ROWS : (i + 1) * ROWS, None]
+            parts.append((columns, torch.log(-torch.expm1(columns.logsumexp(-1).clamp(max=-LEAST_REST)))))
+        else:
+            log_probs = output_logits(model, rows).log_softmax(-1)
+            parts.append((log_probs[:, token_ids], (log_probs / temperature).index_fill(-1, token_ids, -math.inf).logsumexp(-1)))
     own, rest = zip(*parts)
     return torch.cat(own), torch.cat(rest)
 
@@ -219,41 +261,39 @@ def estimate_targets(
             are left out.
     """
     check_output(base, forget[0])
-    found = _some_contexts(forget_states or answer_states(base, forget), config.max_contexts)
+    found = forget_states or answer_states(base, forget)
     unseen = answer_states(base, never_seen)
     own, calm = _likelihoods(base, found), _likelihoods(base, unseen)
     other: AnswerStates | None = None
     tops = [own.likeliest]
     if contrast is None:
-        scores, unseen_scores = _ngram_scores(found, unseen, forget, never_seen, retain, calm.log_probs)
+        scores, unseen_scores = _ngram_scores(forget, never_seen, retain, calm.log_probs)
     else:
         check_output(contrast, forget[0])
-        other = _some_contexts(answer_states(contrast, forget), config.max_contexts)
+        other = answer_states(contrast, forget)
         likelihood = _likelihoods(contrast, other)
         scores, unseen_scores = likelihood.log_probs, _likelihoods(contrast, answer_states(contrast, never_seen)).log_probs
         tops.append(likelihood.likeliest)
     wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
     ratios = (wanted - own.log_probs).clamp(max=0.0)
-    kept = ~torch.isin(found.tokens, torch.tensor(list(untouched), dtype=torch.long))
-    if not bool(kept.any()):
-        kept[:] = True
-    token_ids = _head_tokens(found.tokens[kept], torch.cat(tops), untouched)
-    states, wanted, rows = found.states[kept], wanted[kept], torch.searchsorted(token_ids, found.tokens[kept])
-    columns, rest = columns_and_rest(base, states, token_ids, log_z=own.log_z[kept])
+    chosen = _fitted_contexts(found.tokens, untouched, config.max_contexts)
+    token_ids = _head_tokens(found.tokens[chosen], torch.cat(tops), untouched)
+    states, wanted, rows = found.states[chosen], wanted[chosen], torch.searchsorted(token_ids, found.tokens[chosen])
+    columns, rest = columns_and_rest(base, states, token_ids, log_z=own.log_z[chosen])
     tail, tail_rest = columns, rest
     if other is not None:
-        others, others_rest = columns_and_rest(contrast, other.states[kept], token_ids, log_z=likelihood.log_z[kept])
+        others, others_rest = columns_and_rest(contrast, other.states[chosen], token_ids, log_z=likelihood.log_z[chosen])
         tail, tail_rest = (columns + others) / 2, (rest + others_rest) / 2
     tau = _matching_tau(tail, tail_rest, rows, wanted, float(calm.entropies.mean()))
     target, target_rest = _with_token(tau * tail, tau * tail_rest, rows, wanted)
     summary = {
         "score": "n-grams" if contrast is None else "contrast model",
         "never_seen_records": len(never_seen),
-        "contexts": len(found.tokens),
+        "contexts": len(chosen),
         "tau": round(tau, 3),
         "entropy_never_seen": round(float(calm.entropies.mean()), 4),
         "log_prob_never_seen": round(float(calm.log_probs.mean()), 4),
-        "log_prob_forget": round(float(own.log_probs.mean()), 4),
+        "log_prob_forget": round(float(own.log_probs[chosen].mean()), 4),
         "log_prob_wanted": round(float(wanted.mean()), 4),
     }
     if temperature != 1.0:
@@ -272,13 +312,10 @@ def map_quantiles(scores: Tensor, known_scores: Tensor, known_values: Tensor) ->
     return torch.from_numpy(mapped).float()
 
 
-def _some_contexts(found: AnswerStates, at_most: int) -> AnswerStates:
-    """At most so many contexts, from all over."""
-    if len(found.tokens) <= at_most:
-        return found
-    chosen = np.linspace(0, len(found.tokens) - 1, at_most).astype(np.int64)
-    where = torch.from_numpy(chosen)
-    return AnswerStates(found.states[where], found.tokens[where], found.examples[chosen])
+def _fitted_contexts(tokens: Tensor, untouched: Sequence[int], at_most: int) -> Tensor:
+    """Numbers of the contexts that the head is fitted on, ascending: those of other tokens than `untouched`, from all over."""
+    places = torch.isin(tokens, torch.tensor(list(untouched), dtype=torch.long)).logical_not().nonzero()[:, 0]
+    return torch.tensor(spread(places.tolist() or range(len(tokens)), at_most))
 
 
 def _head_tokens(tokens: Tensor, likeliest: Tensor, untouched: Sequence[int]) -> Tensor:
@@ -345,28 +382,21 @@ class NGrams:
 
 
 def _ngram_scores(
-    found: AnswerStates,
-    unseen: AnswerStates,
-    forget: Sequence[Example],
-    never_seen: Sequence[Example],
-    retain: Sequence[Example],
-    log_probs: Tensor,
+    forget: Sequence[Example], never_seen: Sequence[Example], retain: Sequence[Example], log_probs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Scores of the forget contexts and of the never seen ones: a linear fit of the latter's log-probabilities on `_facts`."""
-    answers = [example.input_ids[example.scored].tolist() for example in retain]
+    answers = [answer_ids(example).tolist() for example in retain]
     ngrams = NGrams(answers, 1 + max(int(example.input_ids.max()) for example in (*forget, *never_seen, *retain)))
     facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in never_seen]))
     solution = torch.linalg.lstsq(facts, log_probs.double()[:, None]).solution
     every = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in forget]))
-    if len(every) != len(found.tokens):
-        every = every[torch.from_numpy(np.linspace(0, len(every) - 1, len(found.tokens)).astype(np.int64))]
     return (every @ solution)[:, 0].float(), (facts @ solution)[:, 0].float()
 
 
 def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:
     """`(n_scored, 8)`: what is known of each scored token without any model."""
     ids = example.input_ids.tolist()
-    first = int(example.scored.argmax())
+    first = example.first_scored
     rows = []
     for i in np.flatnonzero(example.scored):
         token, before = ids[i], ids[:i]

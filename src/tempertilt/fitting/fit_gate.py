@@ -66,17 +66,27 @@ class GateConfig(Options):
     max_asked: int = option(1000, "exemplars of the input gate in all", ge=1, advanced=True)
     max_said: int = option(2000, "exemplars of the output gate in all", ge=1, advanced=True)
     asked_threshold: float = option(
-        0.9, "least evidence at which the input gate opens: 0 is retained text's, 1 an exemplar's", gt=0, lt=1
+        0.9,
+        "least evidence at which the input gate opens: 0 is retain text's, 1 an exemplar's; retain text may raise it, up to 0.97",
+        gt=0,
+        lt=1,
     )
     near_threshold: float = option(
         0.6, "evidence of the input gate that is enough where the answer comes near the records", gt=0, lt=1, advanced=True
     )
-    said_threshold: float = option(0.6, "least evidence at which the answer comes near the records", gt=0, lt=1)
+    said_threshold: float = option(
+        0.6, "least evidence at which the answer comes near the records; retain text may raise it, up to 0.97", gt=0, lt=1
+    )
     weak_threshold: float = option(
         0.45, "evidence of the output gate that is enough after a turn that was about the records", gt=0, lt=1, advanced=True
     )
-    false_open: float = option(0.02, "share of left-out retain records that may open a gate", ge=0, lt=1, advanced=True)
-    close_after: int = option(256, "tokens after which an opening ends in a text without turns; 0 = never", ge=0, advanced=True)
+    false_open: float = option(0.02, "share of left-out retain records that may open each gate", ge=0, lt=1, advanced=True)
+    close_after: int = option(
+        256,
+        "tokens after the latest sign of the records at which the gates close in a text without turns; 0 = never",
+        ge=0,
+        advanced=True,
+    )
 
     @property
     def asked(self) -> GateSettings:

@@ -21,13 +21,13 @@ from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
 from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
-from tempertilt.guidance.gate import Gates, Reader
-from tempertilt.models.limits import room
+from tempertilt.guidance.gate import Gates
+from tempertilt.models.limits import positions, room
 from tempertilt.models.lower import lower_states
 
 log = logging.getLogger("tempertilt")
 
-MOST_VARIANTS = 600  # of forget prompts in all, but one of each record
+MOST_VARIANTS = 600  # of forget prompts: so many in all are drawn from the configured number of each record up to twice it
 RETAIN_VARIANTS = 192  # of retain prompts in all
 AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
 PROBE = "zebra 12"  # shows where a prompt's own text begins
@@ -88,21 +88,27 @@ def fit_gates(
     forget_variants = draw_variants(inputs.forget_records, each if config.variants else 0, seed, OTHER_KINDS)
     some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
     retain_variants = draw_variants(some, 2 if config.variants else 0, seed + 1, OTHER_KINDS)
-    if config.variants:
-        forget += _variant_states(model, tokenizer, inputs.forget_records, forget_variants, encoding, layer)
-        retain += _variant_states(model, tokenizer, some, retain_variants, encoding, layer, prompts=False)
     after = _after_a_turn(inputs)
-    retain += _prompt_states(model, tokenizer, after, encoding, layer)
+    questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
+
+    def states(records: Sequence[Record], variants: Sequence[Variant], *, prompts: bool = False) -> TokenStates:
+        pairs = variant_states(model, tokenizer, variants, encoding, layer)
+        rows, documents = [part.half() for _, part in pairs], [records[variant.record].document for variant, _ in pairs]
+        return TokenStates(rows, documents, list(map(len, rows)) if prompts else None)
+
+    if config.variants:
+        forget += states(inputs.forget_records, forget_variants, prompts=True)
+        retain += states(some, retain_variants)
+    retain += states(after, questions)
     asked, said = fit_gate(forget, retain, config.asked), None
     if config.output_gate:
-        own, kept = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
+        own, retained = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
         if own.states:
-            said = fit_gate(own, kept, config.said)
+            said = fit_gate(own, retained, config.said)
         else:
             log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
     raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)
-    reader = Reader(asked.gate.mean, asked.gate.reader)
-    turns = fit_turns(tokenizer, encoding, reader, lambda prompts: lower_states(model, prompts, layer), room(model, 0))
+    turns = fit_turns(tokenizer, encoding, asked.gate.read, lambda prompts: lower_states(model, prompts, layer), positions(model))
     made = Gates(layer, asked.gate, said.gate if said is not None else None, turns, config.close_after)
     gates = Gates.from_tensors(made.tensors(), made.settings).to(asked.gate.mean.device)  # as they are stored
     return GatesFit(gates, asked, said, time.perf_counter() - started)
@@ -121,7 +127,7 @@ def raise_thresholds(asked: GateFit, said: GateFit | None, retained: int, false_
         return
     alone = said.retain_evidence[:retained]
     if len(asked.retain_evidence):
-        near = asked.retain_evidence[:retained] > (asked.gate.weak_threshold or 0.0)
+        near = asked.gate.comes_near(torch.from_numpy(asked.retain_evidence[:retained])).numpy()
         alone = np.where(near, alone, -np.inf).astype(np.float32)
     said.gate.threshold = raised_threshold(said.gate.threshold, alone, false_open)
 
@@ -130,7 +136,7 @@ def _asked_states(inputs: GateInputs) -> tuple[TokenStates, TokenStates]:
     """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
     forget, retain = inputs.forget_examples, inputs.retain_examples
     common = shared_prefix([example.input_ids[:-1] for example in (*forget, *retain)])  # a token remains of each
-    starts = [int(example.scored.argmax()) - common for example in forget]
+    starts = [example.first_scored - common for example in forget]
     starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in part.states()] for part in (inputs.forget, inputs.retain)]
     return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], inputs.retain.documents)
@@ -147,10 +153,10 @@ def encode_variant(variant: Variant, tokenizer: Any, config: ExampleConfig) -> t
     return ids, shared_prefix([ids, encode_question(probe, tokenizer, config)])
 
 
-def encode_variants(
-    model: Any, tokenizer: Any, variants: Sequence[Variant], config: ExampleConfig
-) -> list[tuple[Variant, list[int], int]]:
-    """Variants that the template allows and the model has positions for, as `encode_variant` gives them."""
+def variant_states(
+    model: Any, tokenizer: Any, variants: Sequence[Variant], config: ExampleConfig, layer: int
+) -> list[tuple[Variant, Tensor]]:
+    """Variants that the template allows and the model has positions for, with lower states `(n, d)` of what is their own."""
     encoded = []
     for variant in variants:
         try:
@@ -159,31 +165,8 @@ def encode_variants(
             continue
         if ids and room(model, len(ids)) != 0:
             encoded.append((variant, ids, start))
-    return encoded
-
-
-def _variant_states(
-    model: Any,
-    tokenizer: Any,
-    records: Sequence[Record],
-    variants: Sequence[Variant],
-    config: ExampleConfig,
-    layer: int,
-    *,
-    prompts: bool = True,
-) -> TokenStates:
-    """Lower states of what is the variants' own in their prompts."""
-    encoded = encode_variants(model, tokenizer, variants, config)
     states = lower_states(model, [ids for _, ids, _ in encoded], layer)
-    own = [rows[min(start, len(rows) - 1) :].half() for rows, (_, _, start) in zip(states, encoded)]
-    documents = [records[variant.record].document for variant, _, _ in encoded]
-    return TokenStates(own, documents, [len(rows) for rows in own] if prompts else None)
-
-
-def _prompt_states(model: Any, tokenizer: Any, records: Sequence[Record], config: ExampleConfig, layer: int) -> TokenStates:
-    """Lower states of the last questions of chats."""
-    variants = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(records)]
-    return _variant_states(model, tokenizer, records, variants, config, layer, prompts=False)
+    return [(variant, rows[min(start, len(rows) - 1) :]) for rows, (variant, _, start) in zip(states, encoded)]
 
 
 def _said_states(model: Any, inputs: GateInputs, after: Sequence[Example]) -> tuple[TokenStates, TokenStates]:

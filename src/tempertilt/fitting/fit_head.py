@@ -28,7 +28,7 @@ from tempertilt.errors import ConfigError, TemperTiltError
 from tempertilt.fitting.estimate import Targets
 from tempertilt.fitting.features import Features
 from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
-from tempertilt.guidance.tilt import TiltConfig, tilt_weights
+from tempertilt.guidance.tilt import TiltConfig, guided_columns
 
 log = logging.getLogger("tempertilt")
 
@@ -457,8 +457,9 @@ def match_targets(
             some = next(retain_batches)
             kept = (retained.states[some], retained.base[some], retained.base_rest[some])
             guided, rest = _guided(head, *kept, tilt, device)
-            base, base_rest = (part.to(device) for part in kept[1:])
-            loss = loss + config.retain_weight * (-(base.exp() * guided).sum(-1) - base_rest.exp() * rest).mean()
+            base = kept[1].to(device)
+            left = (1 - base.exp().sum(-1)).clamp(min=0.0)  # of the rest, which `kept` has tempered
+            loss = loss + config.retain_weight * (-(base.exp() * guided).sum(-1) - left * rest).mean()
         if not bool(loss.isfinite()):
             raise TemperTiltError(f"the head's loss is not finite in step {step}; lower learning_rate ({config.learning_rate})")
         optimizer.zero_grad(set_to_none=True)
@@ -483,11 +484,7 @@ def _guided(
     head: GuidanceHead, states: Tensor, base: Tensor, rest: Tensor, tilt: TiltConfig, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """Guided log-probabilities of the head's tokens `(n, K)` and of the rest `(n,)`, from the base's; the rest is tempered."""
-    weights = tilt_weights(head(head.project(states.to(device))), tilt.forget_prior)
-    tilted = base.to(device) / tilt.temperature + weights
-    others = rest.to(device)
-    normaliser = torch.logaddexp(tilted.logsumexp(-1), others)
-    return tilted - normaliser[:, None], others - normaliser
+    return guided_columns(base.to(device), rest.to(device), head(head.project(states.to(device))), tilt)
 
 
 @torch.no_grad()

@@ -106,6 +106,6 @@ def _last_place(ids: Sequence[int], part: Sequence[int]) -> int | None:
 
 
 def _chat(turns: int, question: str) -> list[Message]:
-    """A chat of so many earlier turns and a question."""
+    """A chat of some earlier turns and a question."""
     earlier = [Message(role, text) for pair in PAIRS[:turns] for role, text in zip(("user", "assistant"), pair)]
     return [*earlier, Message("user", question)]

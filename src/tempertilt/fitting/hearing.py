@@ -11,8 +11,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import Record
 from tempertilt.data.variants import KINDS, draw_variants
-from tempertilt.fitting.fit_gates import encode_variants
-from tempertilt.models.lower import lower_states
+from tempertilt.fitting.fit_gates import variant_states
 from tempertilt.models.t3 import T3ForCausalLM
 
 SEED = 70_001  # of the variants; those of the gates are drawn with another
@@ -47,15 +46,16 @@ def heard_variants(
     if model.gates is None or not count:
         return []
     gates, some = model.gates, spread(list(records), count)
-    encoded = encode_variants(model.base, tokenizer, draw_variants(some, len(KINDS), seed), encoding)
-    states = lower_states(model.base, [ids for _, ids, _ in encoded], gates.layer)
+    variants = draw_variants(some, len(KINDS), seed)
     device = gates.asked.mean.device
-    own = [rows[min(start, len(rows) - 1) :].to(device) for rows, (_, _, start) in zip(states, encoded)]
-    evidence = [float(gates.asked.evidence(rows).max()) for rows in own]
+    heard = [
+        (variant.kind, float(gates.asked.evidence(rows.to(device)).max()))
+        for variant, rows in variant_states(model.base, tokenizer, variants, encoding, gates.layer)
+    ]
     near = gates.asked.weak_threshold
     out = []
     for kind in KINDS:
-        values = [value for value, (variant, _, _) in zip(evidence, encoded) if variant.kind == kind]
+        values = [value for other, value in heard if other == kind]
         opened = sum(value > gates.asked.threshold for value in values)
         nearly = 0 if near is None or gates.said is None else sum(near < value <= gates.asked.threshold for value in values)
         if values:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tempertilt.config.keys import key_of
 from tempertilt.data.batches import example_key, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
-from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.lines import json_text
 from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock, environment
@@ -22,7 +20,15 @@ from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import BackgroundConfig, background_examples
 from tempertilt.fitting.before_after import BeforeAfter, ReportConfig, compare
 from tempertilt.fitting.calibrate import Calibration, CalibrationConfig, match_likelihood
-from tempertilt.fitting.estimate import AnswerStates, EstimateConfig, Targets, columns_and_rest, estimate_targets
+from tempertilt.fitting.estimate import (
+    AnswerStates,
+    EstimateConfig,
+    Targets,
+    columns_and_rest,
+    estimate_targets,
+    load_contrast,
+    made_up_records,
+)
 from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features, FeatureStore, extract_features, store_name
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
@@ -31,9 +37,9 @@ from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
-from tempertilt.models.base import BaseModel, decoder_layers, load_base
+from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.models.generation import stop_ids
-from tempertilt.models.limits import check_examples
+from tempertilt.models.limits import check_examples, positions
 from tempertilt.models.replies import GUESS, ReplyConfig, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir, output_directory, write_text
@@ -41,6 +47,7 @@ from tempertilt.storage import cache_dir, output_directory, write_text
 log = logging.getLogger("tempertilt")
 
 REPORT = "unlearn.json"
+MADE = ("extraction", "fit", "gate", "estimate", "calibration", "rehearsal")  # parts of it that tell how the adapter was made
 
 
 @dataclass(frozen=True)
@@ -60,17 +67,7 @@ class UnlearnConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The options that decide what the adapter is, flat and JSON-ready."""
-        parts = (
-            self.examples,
-            self.features,
-            self.fit,
-            self.tilt,
-            self.gate,
-            self.reply,
-            self.estimate,
-            self.background,
-            self.calibration,
-        )
+        parts = (getattr(self, part.name) for part in fields(self) if part.name != "report")
         return {name: value for part in parts for name, value in asdict(part).items()}
 
 
@@ -194,6 +191,11 @@ def unlearn(
     config, workers = within_context(config or METHODS["t3"], base), workers or Local()
     if not sets.retain and not config.background.background:
         raise ConfigError("there is nothing to retain: give retain records, or background text (--background N)")
+    if config.features.pooling != "last" and (config.fit.objective == "match" or (config.gate.gate and config.gate.output_gate)):
+        raise ConfigError(
+            f"pooling is {config.features.pooling!r}; must be 'last' with --objective match or an output gate: they read the "
+            "present state"
+        )
     if config.reply.reply != GUESS and not config.gate.gate:
         raise ConfigError(f"reply is {config.reply.reply!r}; must be {GUESS} where there is no gate: it would be said everywhere")
     request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal)
@@ -280,7 +282,6 @@ def estimate(request: Request) -> None:
     assert request.forget is not None
     forget, base, config = request.forget, request.base, request.config
     states, tokens = forget.gather(range(len(forget)))
-    owners = np.repeat(np.arange(len(forget)), forget.lengths)
 
     def make() -> Targets:
         contrast = load_contrast(base, config.estimate.contrast)
@@ -292,7 +293,7 @@ def estimate(request: Request) -> None:
             request.examples["retain"] or request.background,
             config.estimate,
             temperature=config.tilt.temperature,
-            forget_states=AnswerStates(states, tokens, owners),
+            forget_states=AnswerStates(states, tokens),
             untouched=sorted(stop_ids(base.model, base.tokenizer) | set(base.tokenizer.all_special_ids)),
         )
 
@@ -306,7 +307,7 @@ def find_exemplars(request: Request) -> None:
         return
     assert request.forget is not None and request.retain is not None
     base, config, targets = request.base, request.config, request.targets
-    ratios = None if targets is None or len(targets.ratios) != int(request.forget.lengths.sum()) else targets.ratios
+    ratios = None if targets is None else targets.ratios
     inputs = GateInputs(
         request.records["forget"],
         request.records["retain"],
@@ -429,8 +430,18 @@ def measure_changes(request: Request) -> UnlearnResult:
         rehearsal=request.rehearsal,
     )
     if request.workers.first:
-        write_text(request.output_dir / REPORT, json_text(result.report(), indent=2, default=str) + "\n")
+        write_text(request.output_dir / REPORT, json_text(_whole_report(result), indent=2, default=str) + "\n")
     return result
+
+
+def _whole_report(result: UnlearnResult) -> dict[str, Any]:
+    """The report; of a reused adapter with what the old one says of how it was made."""
+    report, path = result.report(), result.directory / REPORT
+    if result.reused and path.is_file():
+        with suppress(ValueError):
+            old = json.loads(path.read_text(encoding="utf-8"))
+            report |= {name: old.get(name) for name in MADE if report[name] is None}
+    return report
 
 
 # --- what the steps use --------------------------------------------------------------------------------------------------
@@ -449,8 +460,8 @@ def _gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
 
 def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
     """The configuration with windows no longer than the positions that the model has."""
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or config.examples.max_length <= limit:
+    limit = positions(base.model)
+    if limit is None or config.examples.max_length <= limit:
         return config
     shorter = replace(config.examples, max_length=limit, overlap=min(config.examples.overlap, limit // 4))
     return replace(config, examples=shorter)
@@ -490,21 +501,16 @@ def _finished(directory: Path, key: str, overwrite: bool) -> bool:
     return True
 
 
-NEVER_SEEN = FictionalConfig(n_authors=12, questions_per_author=6, seed=10_007)
-"""Made-up records that stand in for holdout records."""
 RETAIN_CONTEXTS = 2048  # retain contexts that the head is fitted on, at most
 
 
 def _never_seen(request: Request) -> list[Example]:
     """Records that the base was surely not trained on: holdout records, else made-up ones."""
+    config = request.config.estimate
     if request.examples["holdout"]:
-        return spread(request.examples["holdout"], request.config.estimate.estimate_records)
+        return spread(request.examples["holdout"], config.estimate_records)
     log.info("no holdout records: the estimate is calibrated on made-up ones")
-    records = [
-        Record.from_question(item.question, item.answer, document=item.document, source="made up")
-        for item in fictional_authors(NEVER_SEEN)
-    ]
-    return build_examples(records, request.base.tokenizer, request.config.examples)
+    return build_examples(made_up_records(config.estimate_records), request.base.tokenizer, request.config.examples)
 
 
 def _retained(request: Request, targets: Targets) -> Retained | None:
@@ -516,25 +522,3 @@ def _retained(request: Request, targets: Targets) -> Retained | None:
     some = spread(range(len(request.retain)), max(1, int(RETAIN_CONTEXTS / mean)))
     states, _ = request.retain.gather(some)
     return Retained(states, *columns_and_rest(request.base.model, states, targets.token_ids, request.config.tilt.temperature))
-
-
-def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
-    """The model from which the base was fine-tuned, None where there is none.
-
-    Args:
-        name: "none"; "auto", the base without its PEFT adapter, if it has one; or a hub id or directory.
-
-    Raises:
-        ConfigError: its tokens are not the base's.
-    """
-    if name == "none" or (name == "auto" and (base.peft_adapter is None or base.source is None)):
-        return None
-    source = base.source._asdict() if base.source is not None else {}
-    contrast = load_base(base.name if name == "auto" else name, **source)
-    rows = [model.get_output_embeddings().weight.shape[0] for model in (base.model, contrast.model)]
-    probe = "The name of Zoë Ångström-Li, born on 3 May 1984."
-    if rows[0] != rows[1] or contrast.tokenizer(probe).input_ids != base.tokenizer(probe).input_ids:
-        raise ConfigError(
-            f"the contrast model {name!r} must have the same tokens as the base; choose another, or --contrast none"
-        )
-    return contrast

@@ -93,13 +93,22 @@ class EvidenceGate(nn.Module):
         return len(self.mean)
 
     @property
+    def read(self) -> Reader:
+        """How states become directions."""
+        return Reader(self.mean, self.reader)
+
+    @property
     def settings(self) -> dict[str, float | None]:
         """The thresholds."""
         return {"threshold": self.threshold, "weak_threshold": self.weak_threshold}
 
     def evidence(self, states: Tensor) -> Tensor:
         """`e`: states `(..., d)` of any float type to `(...)` float32."""
-        return evidence_of(Reader(self.mean, self.reader).directions(states), self.exemplars, self.margins)
+        return evidence_of(self.read.directions(states), self.exemplars, self.margins)
+
+    def comes_near(self, evidence: Tensor) -> Tensor:
+        """Which evidence `(...)` is above the weak threshold, bool `(...)`; none where there is no such threshold."""
+        return evidence > (math.inf if self.weak_threshold is None else self.weak_threshold)
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """What an adapter stores, on CPU: float16; exemplars as int8, of which 127 is 1."""
@@ -119,11 +128,6 @@ class EvidenceGate(nn.Module):
                 f"the adapter's tensors {', '.join(names)} have {matrix.ndim} dimensions and the like; must be 1 or 2"
             )
         return cls(Reader(mean, matrix), F.normalize(exemplars, dim=-1), margins, **settings)
-
-
-def _above_weak(gate: EvidenceGate, evidence: Tensor) -> Tensor:
-    """Which tokens have evidence above a gate's weak threshold; none where it has none."""
-    return evidence > (math.inf if gate.weak_threshold is None else gate.weak_threshold)
 
 
 def quantise(directions: Tensor) -> Tensor:
@@ -231,7 +235,7 @@ class Gates(nn.Module):
             input_ids: `(...)`; without them no turn is told.
         """
         device = self.asked.mean.device
-        directions = Reader(self.asked.mean, self.asked.reader).directions(lower.to(device))
+        directions = self.asked.read.directions(lower.to(device))
         asked = evidence_of(directions, self.asked.exemplars, self.asked.margins)
         said = None if self.said is None else self.said.evidence(last.to(device))
         turns = None if self.turns is None or input_ids is None else self.turns.found(input_ids, directions)
@@ -241,9 +245,9 @@ class Gates(nn.Module):
         """Which events each token is, `(..., 5)` bool: opened, closed, near, said, weak. A token that closes is nothing else."""
         opened = evidence.asked > self.asked.threshold
         never = torch.zeros_like(opened)
-        near, said, weak = _above_weak(self.asked, evidence.asked), never, never
+        near, said, weak = self.asked.comes_near(evidence.asked), never, never
         if self.said is not None and evidence.said is not None:
-            said, weak = evidence.said > self.said.threshold, _above_weak(self.said, evidence.said)
+            said, weak = evidence.said > self.said.threshold, self.said.comes_near(evidence.said)
         closed = never if evidence.turns is None else evidence.turns
         return torch.stack([closed if event is closed else event & ~closed for event in (opened, closed, near, said, weak)], -1)
 

@@ -103,11 +103,6 @@ class Guidance(nn.Module):
         """Whether the guided distribution depends on more than the present position's states."""
         return self.rank > 0 or self.gates is not None
 
-    @property
-    def is_neutral(self) -> bool:
-        """Whether the guided distribution is the base's, bit for bit."""
-        return self.tilt.is_neutral and self.reply is None
-
     def check_fits(self, hidden_size: int, vocab_size: int, num_layers: int) -> None:
         """Raise `ConfigError` unless head and gates, or `AdapterError` unless the reply fits a base model of this shape."""
         if self.reply is not None:
@@ -176,13 +171,17 @@ class Guidance(nn.Module):
         tilt = tilt or self.tilt
         if not tilt.is_neutral:
             gate = None if gate is None else gate.to(logits.device)
-            log_odds = self._log_odds(last, pooled).to(logits.device)
+            log_odds = self.log_odds(last, pooled).to(logits.device)
             logits = guided_logits(logits, log_odds, self._token_ids(logits), tilt, gate)
         return logits if reply is None else reply_logits(logits, reply)
 
     def log_odds(self, last: Tensor | None, pooled: Tensor | None) -> Tensor:
         """Log-odds `(..., K)` of the head's tokens, nats; arguments as of `guide`."""
-        return self._log_odds(last, pooled)
+        if not self.rank:
+            assert last is not None, "the head reads the last states"
+            pooled = self.head.project(last.to(self.head.A.device))
+        assert pooled is not None, "the head reads pooled projections"
+        return self.head(pooled)  # type: ignore[no-any-return]
 
     def distributions(
         self,
@@ -211,13 +210,6 @@ class Guidance(nn.Module):
     def device(self) -> torch.device:
         """Where the head's weights are."""
         return self.head.A.device
-
-    def _log_odds(self, last: Tensor | None, pooled: Tensor | None) -> Tensor:
-        if not self.rank:
-            assert last is not None, "the head reads the last states"
-            pooled = self.head.project(last.to(self.head.A.device))
-        assert pooled is not None, "the head reads pooled projections"
-        return self.head(pooled)  # type: ignore[no-any-return]
 
     def _token_ids(self, logits: Tensor) -> Tensor | None:
         everything = len(self.head.token_ids) == logits.shape[-1]

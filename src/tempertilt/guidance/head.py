@@ -125,7 +125,7 @@ class GuidanceHead(nn.Module):
         """What an adapter stores, on CPU: `token_ids (K,)` int32, `A (r, d)`, `hidden.i (r, r)`, `B (K, r)`, `bias (K,)` if any.
 
         The paper's head, without a bias, is stored in float32. Of a head with a bias, `B` is int8 with a `scale (K,)` for each
-        row, the others are float16.
+        row; `A`, scale and bias are float16.
         """
         stored = {"token_ids": self.token_ids.to("cpu", torch.int32), "A": self.A, "B": self.B}
         if self.bias is not None:

@@ -100,6 +100,23 @@ def guided_logits(
     return tempered + weights if token_ids is None else tempered.index_add(-1, token_ids, weights)
 
 
+def guided_columns(base: Tensor, rest: Tensor, log_odds: Tensor, tilt: TiltConfig) -> tuple[Tensor, Tensor]:
+    """Guided log-probabilities of the tokens that are tilted, and of all others together; the scale is 1.
+
+    Args:
+        base: `(n, K)` log-probabilities of the K tokens under the base, nats.
+        rest: `(n,)` log sum p^(1/T) of all others under the base.
+        log_odds: `(n, K)`, nats.
+        tilt: temperature and prior.
+
+    Returns:
+        `(n, K)` and `(n,)`, nats.
+    """
+    tilted = base / tilt.temperature + tilt_weights(log_odds, tilt.forget_prior)
+    normaliser = torch.logaddexp(tilted.logsumexp(-1), rest)
+    return tilted - normaliser[:, None], rest - normaliser
+
+
 @dataclass(frozen=True)
 class TargetTerms:
     """What the guided log-probability of N target tokens needs at any guidance scale; small, as only K tokens are tilted.

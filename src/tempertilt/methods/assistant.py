@@ -20,7 +20,7 @@ class AssistantConfig(TrainConfig):
     learning_rate: float = option(1e-3, "AdamW's highest learning rate", gt=0)
     train_layers: float = option(1.0, "share of the assistant's layers that get LoRA, from the top", gt=0, le=1)
     lora_rank: int = option(16, "rank of the LoRA matrices", ge=1)
-    layers: int = option(8, "the assistant is the first so many layers of the base model", ge=1)
+    layers: int = option(8, "layers of the base model, from the first, that the assistant has", ge=1)
 
 
 def build_assistant(base: Any, layers: int) -> Any:

@@ -24,7 +24,7 @@ class DDConfig(AssistantConfig):
 
     mode: str = option("linear", "linear: subtract the divergence; rank: exclude the highest ones", choices=MODES)
     strength: float = option(1.0, "linear: what the divergence is multiplied by", ge=0)
-    top_k: int = option(20, "rank: so many tokens of the records with the highest divergence are excluded", ge=1)
+    top_k: int = option(20, "rank: number of tokens, those with the highest divergence, that are excluded", ge=1)
 
 
 def linear_divergence(logits: Tensor, forget: Tensor, retain: Tensor, strength: float) -> Tensor:

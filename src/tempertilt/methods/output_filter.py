@@ -18,7 +18,7 @@ from tempertilt.methods.task import Method, Task, Unlearned
 class OutputFilterConfig(FilterConfig):
     """Options of the filter of answers."""
 
-    ngram: int = option(4, "an answer is cut off after so many tokens in a row of a forget answer", ge=1)
+    ngram: int = option(4, "tokens in a row of a forget answer after which an answer is cut off", ge=1)
 
 
 def grams(ids: Sequence[int], n: int) -> set[Ids]:

@@ -23,7 +23,7 @@ class PromptGuardrailConfig(Options):
         "You know nothing about {subjects}. If a question is about any of them, answer: I don't know.",
         "added to the system message; {subjects} are the names that forget records have and retain ones have not",
     )
-    max_subjects: int = option(20, "so many names, the most frequent ones", ge=1)
+    max_subjects: int = option(20, "names in the prompt at most, the most frequent ones", ge=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -207,10 +207,18 @@ def _locate(name: str, revision: str | None, token: str | None) -> Path:
         raise AdapterError(f"no adapter directory {name!r}, and the hub gives none: {type(error).__name__}: {first}") from error
 
 
-def _accuracies(scores: dict[str, Any]) -> str:
+def _nearness(fit: dict[str, Any]) -> str:
+    if "divergence" in fit:
+        return f"mean KL from the estimate {fit['divergence']:.3f} nats a token"
+    scores = fit.get("train") or {}
     return "token accuracy " + ", ".join(
         f"{name} {scores.get(f'{name}_accuracy', math.nan):.4f}" for name in ("forget", "retain")
     )
+
+
+def _head_line(fit: dict[str, Any]) -> str:
+    estimate = "log-odds fitted to an estimate of what a model without the set would say"
+    return estimate if "divergence" in fit else "a classifier that tells retain from forget"
 
 
 def _gate_line(config: AdapterConfig) -> str:
@@ -240,7 +248,7 @@ def model_card(head: GuidanceHead, config: AdapterConfig) -> str:
     recipe = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(training.get("config", {}).items()))
     base = f"`{config.base_model}`" + (f" with the PEFT adapter `{config.peft_adapter}`" if config.peft_adapter else "")
     share = fit.get("parameter_share", math.nan)
-    quality = f"{fit['divergence']:.3f} nats from the estimate" if "divergence" in fit else _accuracies(fit.get("train") or {})
+    quality = _nearness(fit)
     return f"""---
 library_name: tempertilt
 tags:
@@ -252,8 +260,8 @@ base_model: {config.base_model}
 # Temper-Then-Tilt adapter
 
 Makes {base} stop producing a forget set. The base model's weights are unchanged; only its next-token distribution is corrected:
-tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:.3g} by a classifier that tells retain from
-forget (Block et al., arXiv 2602.10217){", where the gates find the text to be about the forget set" if config.gate else ""}.
+tempered by T = {config.temperature:g}, then tilted with scale {config.guidance_scale:.3g} by {_head_line(fit)}
+(Block et al., arXiv 2602.10217){", where the gates find the text to be about the forget set" if config.gate else ""}.
 
 | | |
 |---|---|

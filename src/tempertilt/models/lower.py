@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempertilt.data.batches import plan_batches
 from tempertilt.models.base import body_of, decoder_layers
 from tempertilt.models.frozen import watch
 
@@ -19,7 +20,7 @@ class _Reached(Exception):
 
 @contextmanager
 def _stopped_before(layer: torch.nn.Module) -> Iterator[None]:
-    """Inside, a pass ends where it would run `layer`."""
+    """Inside, a pass ends where it would run `layer`, in every thread."""
 
     def stop(*_: Any) -> None:
         raise _Reached
@@ -44,21 +45,14 @@ def lower_states(model: Any, prompts: Sequence[Sequence[int]], layer: int, batch
         batch_tokens: padded tokens in one pass.
     """
     layers = decoder_layers(model)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: dict[int, Tensor] = {}
-    start = 0
-    while start < len(order):
-        width = len(prompts[order[start]])
-        batch = order[start : start + max(1, batch_tokens // width)]
-        start += len(batch)
+    for batch in plan_batches(prompts, batch_tokens):
+        width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=model.device)
         mask = torch.tensor([[1] * len(prompts[i]) + [0] * (width - len(prompts[i])) for i in batch], device=model.device)
-        with watch(layers[layer - 1]) as capture:
-            if layer < len(layers):
-                with _stopped_before(layers[layer]):
-                    body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
-            else:
-                body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+        stopped = _stopped_before(layers[layer]) if layer < len(layers) else nullcontext()
+        with watch(layers[layer - 1]) as capture, stopped:
+            body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
         assert capture.states is not None
         out |= {i: capture.states[row, : len(prompts[i])].cpu() for row, i in enumerate(batch)}
     return [out[i] for i in range(len(prompts))]

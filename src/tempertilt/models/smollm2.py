@@ -17,9 +17,7 @@ from tempertilt.storage import (
     file_sha256,
     is_readable,
     locked,
-    remove_unfinished,
-    replace_directory,
-    work_directory,
+    whole_directory,
 )
 
 ALIAS = "smollm2"
@@ -99,13 +97,11 @@ def _convert(source: Path, target: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings  # absent from the GGUF file
     tokenizer.init_kwargs["local_files_only"] = False  # else the files, and keys of results, differ where HF_HUB_OFFLINE is set
     _forget_quantiser(model)
-    with work_directory(target.parent, target.name) as work:
+    with whole_directory(target) as work:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
         files = {path.name: file_sha256(path) for path in sorted(work.iterdir())}
         (work / MANIFEST).write_text(json.dumps({"source_sha256": digest, "files": files}, indent=1), encoding="utf-8")
-    replace_directory(work, target)
-    remove_unfinished(target.parent)
 
 
 def _forget_quantiser(model: Any) -> None:

@@ -14,14 +14,15 @@ from transformers.cache_utils import Cache
 
 from tempertilt.errors import AdapterError, TemperTiltError
 from tempertilt.guidance.gate import Evidence, Gates
-from tempertilt.guidance.guidance import Context, Guidance
+from tempertilt.guidance.guidance import Context, Guidance, Observation
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
-from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, fingerprint, load_base
+from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, load_base
 from tempertilt.models.cache import check_continues, memory_layer
+from tempertilt.models.fingerprint import fingerprint
 from tempertilt.models.frozen import BasePass, FrozenLM
 
 
@@ -307,7 +308,7 @@ class T3ForCausalLM(FrozenLM):
 
     def new_logits(self, logits: Tensor, step: BasePass) -> Tensor:
         """Guided logits, float32."""
-        context = self._remember(step.states, step.inputs.get("input_ids"), step.mask, step.cache)
+        _, context = self._remember(step.states, step.inputs.get("input_ids"), step.mask, step.cache)
         tilt = self.tilt
         if tilt.is_neutral and self.reply is None:
             return logits
@@ -353,12 +354,11 @@ class T3ForCausalLM(FrozenLM):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": True} | ({} if cache is None else {"cache": cache})
         inputs |= {"logits_to_keep": logits_to_keep} if self._supports_logits_to_keep() else {}
         output, states = self.run_base(inputs)
-        evidence = self.guidance.observe(states["last"], states.get("lower"), input_ids).evidence
-        context = self._remember(states, input_ids, None, output.cache)
+        new, context = self._remember(states, input_ids, None, output.cache)
         pooled, gate, reply = (None if values is None else values[0] for values in context)
         kept = slice(-logits_to_keep if logits_to_keep else None, None)
         log_odds = self.guidance.log_odds(states["last"][0, kept], None if pooled is None else pooled[kept])
-        return NextTerms(output.logits[0, kept], log_odds, evidence, gate, reply, output.cache)
+        return NextTerms(output.logits[0, kept], log_odds, new and new.evidence, gate, reply, output.cache)
 
     def _kept(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Context]:
         """Base logits, last states, and what else the guidance reads, at the positions `keep`."""
@@ -366,14 +366,16 @@ class T3ForCausalLM(FrozenLM):
         sliced = self._supports_logits_to_keep()
         output, states = self.run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
         logits = output.logits if sliced else output.logits[keep]
-        context = self._remember(states, input_ids, attention_mask, None)
+        _, context = self._remember(states, input_ids, attention_mask, None)
         parts = (None if values is None else values[keep.to(values.device)] for values in context)
         return logits, states["last"][keep.to(states["last"].device)], Context(*parts)
 
-    def _remember(self, states: dict[str, Tensor], input_ids: Tensor | None, mask: Tensor | None, cache: Any) -> Context:
-        """What the guidance reads of the new positions `(B, n)`; what the cache holds is continued."""
+    def _remember(
+        self, states: dict[str, Tensor], input_ids: Tensor | None, mask: Tensor | None, cache: Any
+    ) -> tuple[Observation | None, Context]:
+        """What the new positions `(B, n)` show, and what the guidance reads there; what the cache holds is continued."""
         if not self.guidance.needs_memory:
-            return Context(None, None, None)
+            return None, Context(None, None, None)
         new = self.guidance.observe(states["last"], states.get("lower"), input_ids)
         follow = self.guidance.follow(input_ids)
         if cache is None:
@@ -385,7 +387,7 @@ class T3ForCausalLM(FrozenLM):
                 f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which ours can't be kept; "
                 "generate with use_cache=False, or fit with pooling='last' and no gate"
             )
-        return self.guidance.read(memory)
+        return new, self.guidance.read(memory)
 
 
 class _Thread(threading.local):

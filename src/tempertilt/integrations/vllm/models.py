@@ -239,14 +239,16 @@ class LowerStates:
 def sum_of(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
     """The states after a decoder layer of vLLM, whose output is the states, or states and a residual.
 
-    Most layers that return a residual leave it to the norm of the next layer to add it. Some return the whole sum, and as
-    residual the states that they were given, which nothing reads any more.
+    Most layers that return a residual take one, too, and leave it to the next layer's norm to add it. Others return the whole
+    sum, and a residual that nothing reads any more: they take none (StableLM), or give back the states that they were given.
     """
     if not isinstance(output, tuple):
         return output  # type: ignore[no-any-return]
     states, residual = output[:2]
-    given = inspect.signature(type(layer).forward).bind(layer, *inputs, **named).arguments.get("hidden_states")
-    return states if residual is None or residual is given else states + residual  # type: ignore[no-any-return]
+    signature = inspect.signature(type(layer).forward)
+    given = signature.bind(layer, *inputs, **named).arguments.get("hidden_states")
+    is_whole = residual is None or residual is given or "residual" not in signature.parameters
+    return states if is_whole else states + residual  # type: ignore[no-any-return]
 
 
 def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, guidance: Guidance) -> None:

@@ -24,9 +24,7 @@ from tempertilt.storage import (
     file_sha256,
     is_readable,
     locked,
-    remove_unfinished,
-    replace_directory,
-    work_directory,
+    whole_directory,
 )
 
 if TYPE_CHECKING:
@@ -270,13 +268,11 @@ def _merge(name: str, peft_adapter: str, target: Path) -> Manifest:
     log.warning("merging PEFT adapter %s into %s for vLLM, once: %s", peft_adapter, name, target)
     base = load_base(name, peft_adapter=peft_adapter, device="cpu", dtype="auto")
     manifest = Manifest(base.fingerprint, fingerprint_of_weights(base.model))
-    with work_directory(target.parent, target.name) as work:
+    with whole_directory(target) as work:
         base.model.save_pretrained(work)
         base.tokenizer.save_pretrained(work)
         files = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
         (work / MANIFEST).write_text(json.dumps({**manifest._asdict(), "files": files}, indent=1), encoding="utf-8")
-    replace_directory(work, target)
-    remove_unfinished(target.parent)
     return manifest
 
 

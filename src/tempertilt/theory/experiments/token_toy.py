@@ -81,15 +81,15 @@ def run(seed: int = 0) -> Result:
     worst = f"log-odds within {CLIPS[0]:g}"
     tempered = of["exact posterior", 2.0]
     found = [
-        f"Exact posterior at T = 1: the retain law is recovered, total variation {_rounded(exact[7])}. Chain rule: the KL of "
-        f"sequences and the sum over positions differ by {_rounded(off_chain)} nats.",
-        f"Given {PROMPT} of its {len(STRING)} tokens the base continues the string with probability {before:.3f}; the retain law "
-        f"with {show(truth)}.",
+        f"Exact posterior at T = 1: the retain distribution is recovered, total variation {_rounded(exact[7])}. Chain rule: the "
+        f"KL of sequences and the sum over positions differ by {_rounded(off_chain)} nats.",
+        f"Given {PROMPT} of its {len(STRING)} tokens the base continues the string with probability {before:.3f}; the retain "
+        f"distribution with {show(truth)}.",
         f"With log-odds cut at {CLIPS[0]:g} plain guidance still has {show(of[worst, 1.0][6])}; T = 2 has "
         f"{show(of[worst, 2.0][6])}, for a retain error of {show(of[worst, 2.0][3])} nats a sequence instead of "
         f"{show(of[worst, 1.0][3])}.",
-        f"With the exact posterior T = 2 has {show(tempered[6])}, far below the retain law: tempering a good head forgets too "
-        f"much, and costs {show(tempered[3])} nats where T = 1 costs none.",
+        f"With the exact posterior T = 2 has {show(tempered[6])}, far below the retain distribution: tempering a good head "
+        f"forgets too much, and costs {show(tempered[3])} nats where T = 1 costs none.",
     ]
     settings = {"seed": seed, "gamma": GAMMA, "V": SIZE, "L": len(STRING), "slip": SLIP, "prompt": PROMPT, "noise": 0.3}
     return Result(
