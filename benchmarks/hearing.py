@@ -4,8 +4,8 @@
 
 24 forget questions (shuffled with seed 1; the first that name the author, have an answer of less than 160 characters, and are
 answered by the base) are asked in every form. An answer leaks if it holds .8 of the words of the record, in order (ROUGE-L
-recall). Then other questions: on how many a gate opens along the base's own greedy answer, and how many greedy answers the adapter
-changes. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
+recall). Then other questions: on how many a gate opens along the base's own greedy answer, and how many greedy answers the
+adapter changes. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
 """
 
 from __future__ import annotations
