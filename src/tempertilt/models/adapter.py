@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
+from tempertilt.config.options import Options, option
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import Gates
-from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import POOLINGS, TiltConfig
 from tempertilt.storage import (
@@ -41,17 +43,17 @@ GATE_SETTINGS = {"layer", "close_after", "asked", "said", "turns"}
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Options):
     """Everything about an adapter but its weights. The tilt's settings are defaults that can be changed after loading."""
 
     base_model: str  # hub id, directory or alias
     base_fingerprint: str  # of the model that it was fitted on, PEFT adapter included
     base_model_type: str
-    hidden_size: int
-    vocab_size: int
+    hidden_size: int = option(ge=1)
+    vocab_size: int = option(ge=1)
     peft_adapter: str | None = None
-    pooling: str = "mean"
-    activation: str = "identity"
+    pooling: str = option("mean", choices=POOLINGS)
+    activation: str = option("identity", choices=tuple(ACTIVATIONS))
     temperature: float = 2.5
     guidance_scale: float = 1.0
     forget_prior: float = 0.5
@@ -63,10 +65,12 @@ class AdapterConfig:
     tempertilt_version: str = VERSION
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise AdapterError(f"pooling is {self.pooling!r}; must be one of {', '.join(POOLINGS)}")
+        super().__post_init__()
         self.tilt  # noqa: B018  its values are checked
-        if self.gate is not None and (not isinstance(self.gate, dict) or set(self.gate) != GATE_SETTINGS):
+        options = self.training.get("config", {})
+        if not isinstance(options, dict) or not isinstance(options.get("system_prompt"), str | None):
+            raise AdapterError("training.config must be an object of options, its system_prompt a text or null")
+        if self.gate is not None and set(self.gate) != GATE_SETTINGS:
             raise AdapterError(f"gate is {self.gate!r}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
         if self.reply is not None:
             Reply.from_settings(self.reply)
@@ -79,8 +83,8 @@ class AdapterConfig:
     @property
     def system_prompt(self) -> str | None:
         """The system message of the records that it was fitted on; None where it is not known."""
-        found: str | None = self.training.get("config", {}).get("system_prompt")
-        return found
+        prompt: str | None = self.training.get("config", {}).get("system_prompt")
+        return prompt
 
     def base(self, model: str | None = None, peft_adapter: str | None = None) -> tuple[str, str | None]:
         """The base model and the PEFT adapter to load for it: those asked for, else those that it was fitted on.
@@ -141,7 +145,20 @@ def load_adapter(name: str | Path, *, revision: str | None = None, token: str | 
     if head.hidden_size != config.hidden_size:
         raise AdapterError(f"{str(weights)!r} is for hidden size {head.hidden_size}, its {CONFIG} says {config.hidden_size}")
     gates = Gates.from_tensors(tensors, config.gate) if config.gate else None
+    _check_form(tensors, head.tensors() | (gates.tensors() if gates else {}), weights)
     return Adapter(config, head, gates)
+
+
+def _check_form(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise `AdapterError` unless tensors have the names, types and shapes in which their values would be saved again."""
+    for name in sorted({*tensors, *expected}):
+        form, right = (_form(some.get(name)) for some in (tensors, expected))
+        if form != right:
+            raise AdapterError(f"{str(path)!r}: tensor {name!r} is {form}; must be {right}")
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -151,7 +168,7 @@ def read_config(directory: Path) -> AdapterConfig:
         raise AdapterError(f"{str(directory)!r} has no {CONFIG}; must be a directory that t3 unlearn has finished writing")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(raw, dict) or raw.get("adapter_type") != KIND:
         kind = raw.get("peft_type", "unknown") if isinstance(raw, dict) else "unknown"
