@@ -62,6 +62,7 @@ def test_valid_values_are_kept(name: str, value: Any) -> None:
         ("rate", True, "a number > 0 and <= 1 (1 = as fast as can be)"),
         ("rate", math.nan, "a number > 0 and <= 1 (1 = as fast as can be)"),
         ("rate", math.inf, "a number > 0 and <= 1 (1 = as fast as can be)"),
+        ("rate", 10**400, "a number > 0 and <= 1 (1 = as fast as can be)"),
         ("rate", "0.5", "a number > 0 and <= 1 (1 = as fast as can be)"),
         ("name", "c", "one of a, b"),
         ("name", None, "one of a, b"),

@@ -127,7 +127,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
     return kind is Any or isinstance(value, kind)
 
 

@@ -332,9 +332,9 @@ class Gates(nn.Module):
             turns = None
             if settings["turns"]:
                 headers = F.normalize(tensors["gate.turns.headers"].float(), dim=-1)
-                turns = TurnStarts(tensors["gate.turns.token_ids"].long(), headers, float(settings["turns"]["threshold"]))
+                turns = TurnStarts(tensors["gate.turns.token_ids"].long(), headers, settings["turns"]["threshold"])
             gates = cls(settings["layer"], asked, said, turns, settings["close_after"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise AdapterError(f"the adapter's gate cannot be read: {type(error).__name__}: {error}") from error
         if not all(type(number) is int for number in (gates.layer, gates.close_after)):
             raise AdapterError(f"the gate's layer is {gates.layer}, close_after {gates.close_after}; must be whole numbers")
