@@ -32,7 +32,7 @@ from tempertilt.guidance.reply import Reply
 from tempertilt.models.adapter import CONFIG, WEIGHTS, load_adapter
 from tempertilt.models.t3 import T3ForCausalLM
 
-EXAMPLES = int(os.environ.get("T3_FUZZ_EXAMPLES", "200"))
+EXAMPLES = os.environ.get("T3_FUZZ_EXAMPLES")
 PROMPT = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 VALUES: list[Any] = [
     None,
@@ -162,9 +162,16 @@ def use(directory: Path) -> None:
     assert isinstance(model.adapter_config.system_prompt, str | None)
 
 
-@settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], database=None
+SETTINGS = settings(
+    max_examples=int(EXAMPLES or "200"),
+    derandomize=EXAMPLES is None,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+@SETTINGS
 @given(data=st.data(), bias=st.booleans(), gated=st.booleans())
 def test_a_changed_adapter_is_refused_in_a_sentence_or_usable(data: st.DataObject, bias: bool, gated: bool) -> None:
     config, tensors = deepcopy(make_adapter(bias, gated))
@@ -231,6 +238,8 @@ def tensor(name: str, make: Callable[[dict[str, Tensor]], Tensor]) -> Change:
         (option(1e-300, "temperature"), "temperature is 1e-300; must be a number >= 0.001"),
         (option(math.nan, "forget_prior"), "forget_prior is nan; must be a number"),
         (option("123", "reply", "answer"), "lists of token ids"),
+        (option(10**400, "gate", "asked", "threshold"), "gate cannot be read"),
+        (option("", "gate", "turns", "threshold"), "gate cannot be read"),
         (option([-1], "reply", "tail"), "lists of token ids"),
         (option([3] * 5000, "reply", "header"), "the reply has 5002 tokens; must be at most 4096"),
     ],
@@ -266,3 +275,10 @@ def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("[" * 100_000 + "]" * 100_000)
     with pytest.raises(TemperTiltError, match="cannot be read"):
         load_adapter(tmp_path)
+
+
+def test_a_threshold_that_no_tensor_could_hold_is_never_passed(tmp_path: Path) -> None:
+    config, tensors = deepcopy(make_adapter(True, True))
+    config["gate"]["said"]["threshold"] = 10**30
+    model = T3ForCausalLM.from_pretrained(write(tmp_path, config, tensors), base_model=base())
+    assert bool(model(input_ids=PROMPT).logits.isfinite().all())

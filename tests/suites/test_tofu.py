@@ -158,7 +158,9 @@ def test_finished_runs_are_reused_and_changed_ones_measured(
     path = data_dir / "forget10_perturbed.jsonl"
     path.write_text(path.read_text().replace("wrote 7 books", "wrote 8 books"))  # one byte
     files = {file.name: file.read_bytes() for file in out.iterdir()}
-    with pytest.raises(TemperTiltError, match="another model, other data or other options; name another directory, or .*--overw"):
+    with pytest.raises(
+        TemperTiltError, match=r"another model, other data or other options; name another directory, or .*--overw"
+    ):
         run(model, tokenizer, data_dir, out)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == files
     changed = run(model, tokenizer, data_dir, out, overwrite=True)

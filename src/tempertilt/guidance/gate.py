@@ -84,7 +84,8 @@ class EvidenceGate(nn.Module):
             shapes = {"mean": mean, "reader": matrix, "exemplars": exemplars, "margins": margins}
             text = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
             raise AdapterError(f"the gate's tensors do not fit each other: {text}")
-        self.threshold, self.weak_threshold = threshold, weak_threshold
+        self.threshold = float(threshold)  # of a file it may be a whole number, too large for a tensor's
+        self.weak_threshold = None if weak_threshold is None else float(weak_threshold)
         for name, tensor in zip(TENSORS, (mean, matrix, exemplars, margins)):
             self.register_buffer(name, tensor.detach().float())
 
@@ -185,7 +186,7 @@ class TurnStarts(nn.Module):
                 f"the adapter's gate knows turns by {len(token_ids)} tokens, headers {tuple(headers.shape)} and threshold "
                 f"{threshold}; must be some of each"
             )
-        self.threshold = threshold
+        self.threshold = float(threshold)
         self.register_buffer("token_ids", torch.as_tensor(token_ids, dtype=torch.long))
         self.register_buffer("headers", headers.detach().float())
 
