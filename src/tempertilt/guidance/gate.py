@@ -37,6 +37,7 @@ from tempertilt.errors import AdapterError, ConfigError
 
 LEAST_GAP = 0.1  # between an exemplar and the nearest retained token, as a similarity
 ROUNDING = 1e-2  # of similarities that are stored in few bits
+MOST_TOKENS = 1 << 31  # of a text
 EVENTS = 5  # opened, closed, near, said, weak
 TENSORS = ("mean", "reader", "exemplars", "margins")
 
@@ -235,8 +236,8 @@ class Gates(nn.Module):
         close_after: int = 0,
     ) -> None:
         super().__init__()
-        if layer < 1 or close_after < 0:
-            raise ConfigError(f"the gate's layer is {layer}, close_after {close_after}; must be >= 1 and >= 0")
+        if layer < 1 or not 0 <= close_after < MOST_TOKENS:
+            raise ConfigError(f"the gate's layer is {layer:g}, close_after {close_after:g}; must be >= 1, and 0 to {MOST_TOKENS}")
         if said is not None and said.hidden_size != asked.hidden_size:
             raise AdapterError(
                 f"the gates are for states of {asked.hidden_size} and {said.hidden_size} numbers; must be the same"

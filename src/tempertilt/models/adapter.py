@@ -5,6 +5,8 @@ adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, 
                                gate.asked and gate.said, of each mean (d,), reader (p, d), exemplars (m, p), margins (m,),
                                and gate.turns
 README.md                      model card
+
+`t3 unlearn` writes the base's tokenizer beside them, for `AutoTokenizer.from_pretrained` and other programs; it is not read here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tempertilt.config.options import Options, option
+from tempertilt.config.options import Options, option, short
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import Gates
@@ -71,7 +74,7 @@ class AdapterConfig(Options):
         if not isinstance(options, dict) or not isinstance(options.get("system_prompt"), str | None):
             raise AdapterError("training.config must be an object of options, its system_prompt a text or null")
         if self.gate is not None and set(self.gate) != GATE_SETTINGS:
-            raise AdapterError(f"gate is {self.gate!r}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
+            raise AdapterError(f"gate is {short(self.gate)}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
         if self.reply is not None:
             Reply.from_settings(self.reply)
 
@@ -104,8 +107,10 @@ class Adapter(NamedTuple):
     gates: Gates | None
 
 
-def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gates: Gates | None = None) -> Path:
-    """Write an adapter into `directory` (made if needed); return the directory.
+def save_adapter(
+    directory: Path, head: GuidanceHead, config: AdapterConfig, gates: Gates | None = None, tokenizer: Any = None
+) -> Path:
+    """Write an adapter, and a tokenizer if there is one, into `directory` (made if needed); return the directory.
 
     All files are written before the first is put in place: a save that fails before leaves the adapter that was there. The
     configuration, which holds the weights' checksum, goes last: a save that ends between the two is completed by `load_adapter`.
@@ -116,12 +121,26 @@ def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gat
     weights = save(head.tensors() | (gates.tensors() if gates is not None else {}), {"format": "pt"})
     config = replace(config, weights_sha256=hashlib.sha256(weights).hexdigest())
     with work_directory(directory, WEIGHTS) as work:
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, work)
         (work / WEIGHTS).write_bytes(weights)
         (work / CARD).write_text(model_card(head, config), encoding="utf-8")
         (work / CONFIG).write_text(json.dumps(asdict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     move_files(work, directory, WEIGHTS, CARD, CONFIG)
     remove_unfinished(directory)
     return directory
+
+
+def write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write a tokenizer with the one chat template that this package uses."""
+    tokenizer.save_pretrained(directory)
+    shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
+
+
+def tokenizer_files(tokenizer: Any) -> set[str]:
+    """Names of the files that `write_tokenizer` may write."""
+    always = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}
+    return always | set(tokenizer.vocab_files_names.values())
 
 
 def load_adapter(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
