@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tempertilt.errors import AdapterError, TemperTiltError
 from tempertilt.guidance.gate import Evidence, Gates
@@ -19,7 +20,7 @@ from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
+from tempertilt.models.adapter import KIND, Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
 from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, load_base
 from tempertilt.models.cache import check_continues, memory_layer
 from tempertilt.models.fingerprint import fingerprint
@@ -398,6 +399,9 @@ class _Thread(threading.local):
 
 
 _THREAD = _Thread()
+
+
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[KIND] = T3ForCausalLM.__name__  # where `pipeline` looks up whether it takes a model
 
 
 def load_unlearned(
