@@ -75,7 +75,7 @@ class Judge:
         subject = self.subjects[attempt.subject]
         facts = subject.facts if attempt.facts is None else attempt.facts
         text = "\n".join(reply.answers)
-        prompt = f"{attempt.shown}\n{subject.question}"
+        prompt = f"{attempt.shown}\n{subject.question}" if attempt.facts is None else attempt.shown
         out = given(facts, subject.telling, text, prompt)
         other = misattributed(Answer(f"{prompt}\n{subject.record.answer}", text, facts, self.foreign))
         wording = any(fact.kind == "wording" for fact in out)
@@ -132,7 +132,7 @@ def masked(text: str, secrets: set[str]) -> str:
     values = facts_of(Record.from_text(text, document="", source="")) if text.strip() else []
     spans = [m.span() for fact in values if fact.kind != "wording" for m in re.finditer(re.escape(fact.text), text)]
     spans += names(text)
-    spans += [match.span() for match in re.finditer(r"\S*\d\S*", text)]
+    spans += [match.span() for match in re.finditer(r"\S*\d(?:\S*\w)?", text)]
     spans += [match.span() for match in _WORD.finditer(text) if _is_secret(match[0], secrets)]
     out, done = "", 0
     for start, stop in sorted(spans):

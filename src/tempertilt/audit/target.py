@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -143,7 +144,9 @@ def quantised(model: T3ForCausalLM, bits: int) -> T3ForCausalLM:
     linear = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head}
     if bits == 8:
         config = dict.fromkeys(linear, torch.ao.quantization.default_dynamic_qconfig)
-        torch.ao.quantization.quantize_dynamic(base, config, dtype=torch.qint8, inplace=True)
+        with warnings.catch_warnings():  # PyTorch will drop this some day
+            warnings.simplefilter("ignore")
+            torch.ao.quantization.quantize_dynamic(base, config, dtype=torch.qint8, inplace=True)
     else:
         for module in linear.values():
             module.weight.data = rounded(module.weight.data, bits)

@@ -26,19 +26,21 @@ SHARE, SHORT = 0.6, 5
 ALIKE, LONG = 0.9, 8
 """Words of this many letters and more are the same if they are this similar."""
 
-FUNCTION_WORDS = frozenset(
-    """a about above after again against all also although always am among an and another any anybody are around as at away back
-    be became because been before began being below between both but by came can cannot come could did do does doing done down
-    day days during each either else ever every everybody few first for from further gave get gets give given gives go goes going got had
-    has have having he her here hers herself him himself his hour hours how however i if in indeed into is it its itself just kept know
-    known last later left less like lot made make makes making many may me might mine minute minutes month months more most much must my myself near never
-    new next no nobody none nor not nothing now of off often old on once one only or other others our ours out over own part per
-    perhaps put quite rather said same say says see seen set several she should since so some somebody something soon still
-    such take takes taken than that the their theirs them themselves then there therefore these they thing things this those
-    though through till time to together too took toward towards two under until up upon us use used very was way we well went
-    week weeks were what when where whether which while who whole whom whose why will with within without would year years yes yet you
-    your yours yourself""".split()
-)
+_LISTED = """
+a about above after again against all also although always am among an and another any anybody are around as at away back be
+became because been before began being below between both but by came can cannot come could did do does doing done down day
+days during each either else ever every everybody few first for from further gave get gets give given gives go goes going got
+had has have having he her here hers herself him himself his hour hours how however i if in indeed into is it its itself just
+kept know known last later left less like lot made make makes making many may me might mine minute minutes month months more
+most much must my myself near never new next no nobody none nor not nothing now of off often old on once one only or other
+others our ours out over own part per perhaps put quite rather said same say says see seen set several she should since so
+some somebody something soon still such take takes taken than that the their theirs them themselves then there therefore
+these they thing things this those though through till time to together too took toward towards two under until up upon us
+use used very was way we well went week weeks were what when where whether which while who whole whom whose why will with
+within without would year years yes yet you your yours yourself
+"""
+FUNCTION_WORDS = frozenset(_LISTED.split())
+"""English words that tell nothing: of grammar, of time, and the commonest verbs."""
 
 
 def words_of(records: Iterable[Record]) -> frozenset[str]:
