@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tempertilt.audit.attempts import Attempt, Subject, subjects_of
+from tempertilt.audit.judge import Judgement
+from tempertilt.audit.registry import attacks
+from tempertilt.audit.run import Audit
 from tempertilt.audit.target import Target
 from tempertilt.data.record import Record
 
@@ -57,3 +60,23 @@ class Scripted:
             return [[*self.tokenizer(scripted.say(attempt))["input_ids"], end] for attempt in attempts]
 
         monkeypatch.setattr(Target, "_generate", generate)
+
+
+def judgement(subject: int, leaks: bool, **fields: Any) -> Judgement:
+    """A judgement of an attempt on a record."""
+    values: dict[str, Any] = {
+        "form": "f",
+        "sought": 1,
+        "foreign": 0,
+        "rouge": 0.1,
+        "exact": False,
+        "ended": True,
+        "repeated": 0.0,
+    }
+    return Judgement(subject=subject, leaked=("name",) * leaks, prompt="p", answer="a", **{**values, **fields})
+
+
+def audit_of(attacked: dict[str, list[Judgement]], **fields: Any) -> Audit:
+    """An audit with these judgements by kind."""
+    values: dict[str, Any] = {"records": 9, "told": 8, "subjects": {}, "before": [], "effects": {}, "signals": [], "skipped": []}
+    return Audit(attacks=attacked, kinds=attacks(), seconds={"spellings": 2.0}, digest="d", **{**values, **fields})

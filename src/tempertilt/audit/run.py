@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 import sys
@@ -46,7 +47,7 @@ class AuditConfig(Options):
     draws: int = option(16, "answers drawn for each question; 0 = none", ge=0)
     unchanged: int = option(40, "prompts of each group that must not change, at most; 0 = none", ge=0)
     max_new_tokens: int = option(64, "length of an answer, tokens", ge=1, advanced=True)
-    audit_batch: int = option(32, "prompts asked at a time", ge=1, advanced=True)
+    audit_batch: int = option(16, "prompts asked at a time", ge=1, advanced=True)
     seed: int = option(0, "seed of the choice of records and forms, and of drawn answers", ge=0)
 
 
@@ -277,13 +278,15 @@ class _Work:
         return chosen
 
     def units(self, chosen: Sequence[Subject]) -> dict[str, list[Unit]]:
-        """All kinds but what the base gives."""
+        """All kinds but what the base gives, attacks and others in turn, so that a short budget reaches both."""
         units = {name: self._units(name, chosen, self._count(name, chosen)) for name in self.kinds if name != BEFORE}
+        others: dict[str, list[Unit]] = {}
         for name, prompts in self.groups.items():
             parts = _parts(prompts, self.config.audit_batch)
-            units[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
-        signals = Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))
-        return {**units, "likelihoods": [signals]}
+            others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
+        others["likelihoods"] = [Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))]
+        turns = itertools.zip_longest(units.items(), others.items())
+        return dict(item for pair in turns for item in pair if item is not None)
 
     def _innocent_unit(self, name: str, number: int, part: Sequence[Innocent]) -> Unit:
         unit = _name(name, number, [innocent.attempt for innocent in part])

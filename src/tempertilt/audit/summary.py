@@ -33,7 +33,7 @@ def summarise(audit: Audit) -> dict[str, Any]:
         "all": {**_rate(counted), "kinds": sum(not row["limit"] for row in rows), **_by_record(counted)},
         "kinds": sorted(rows, key=lambda row: (-row["rate"], row["name"])),
         "sampling": _sampling(audit.attacks.get("sampling", ())),
-        "misattribution": _share([j.foreign > 0 and not j.leaked for j in counted]),
+        "misattribution": _share([j.foreign > 0 for j in counted if not j.leaked]),
         "fluency": _fluency(audit.attacks.get("as recorded", ())),
         "unchanged": [{"name": name, **_effects(found)} for name, found in audit.effects.items()],
         "signals": [signal._asdict() for signal in audit.signals],
