@@ -157,3 +157,21 @@ def test_values_stand_in_the_report_that_was_asked_for_and_nowhere_else(
     names = [name.lower() for name in list(PEOPLE)[:2]]
     assert any(name in page.lower() for name in names) == show_values
     assert any(name in journal.lower() for name in names) == show_values
+
+
+def test_long_prompts_are_asked_a_few_at_a_time(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempertilt.audit.run.BATCH_TOKENS", 200)
+    sizes: list[list[int]] = []
+    asked = Target.ask
+
+    def recorded(self: Target, attempts: list[Attempt], seed: str) -> Any:
+        if seed != "collateral":
+            sizes.append([len(self.encode(attempt)) for attempt in attempts])
+        return asked(self, attempts, seed)
+
+    monkeypatch.setattr(Target, "ask", recorded)
+    result = audit(llama, tokenizer, tmp_path, AuditConfig(records=3, attempts=9, draws=0, unchanged=0, max_new_tokens=4))
+    assert all(len(lengths) == 1 or len(lengths) * max(lengths) <= 200 for lengths in sizes)
+    assert sum(map(len, sizes)) == sum(map(len, result.attacks.values())) and max(map(len, sizes)) > 1

@@ -35,6 +35,8 @@ BEFORE = "adapter off"
 """The attack that shows what the base model gives."""
 BEFORE_SHARE = 0.2
 """Share of the budget that may go into it."""
+BATCH_TOKENS = 4096
+"""Tokens of the prompts that are asked at a time, at most."""
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -320,9 +322,16 @@ class _Work:
 
     def _batches(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
         """Prompts of like length together, among those that are next to each other in the order."""
-        size = self.config.audit_batch
-        windows = _parts(attempts, 4 * size)
-        return [part for w in windows for part in _parts(sorted(w, key=lambda a: len(self.target.encode(a))), size)]
+        batches: list[list[Attempt]] = []
+        for window in _parts(attempts, 4 * self.config.audit_batch):
+            lengths = {id(attempt): len(self.target.encode(attempt)) for attempt in window}
+            batches.append([])
+            for attempt in sorted(window, key=lambda attempt: lengths[id(attempt)]):
+                rows = len(batches[-1]) + 1
+                if rows > self.config.audit_batch or (rows > 1 and rows * lengths[id(attempt)] > BATCH_TOKENS):
+                    batches.append([])
+                batches[-1].append(attempt)
+        return batches
 
     def _unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
         unit = _name(name, number, part)

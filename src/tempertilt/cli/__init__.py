@@ -29,7 +29,7 @@ VERBS = {
     "report": "write finished runs as one HTML page, or as tables",
     "theory": "experiments that show what is guaranteed, and why tempering is needed",
     "demo": "see a small model forget, offline, in a few minutes",
-    "list": "list methods, metrics, suites or models",
+    "list": "list attacks, methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
 }
 MODULES = {"list": "listing"}  # where a module named as its verb would hide a built-in
