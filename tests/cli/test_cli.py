@@ -255,7 +255,7 @@ def test_list_prints_a_json_array(kind: str, capsys: pytest.CaptureFixture[str])
 def test_list_without_a_kind_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert {entry["kind"] for entry in entries} == {"methods", "metrics", "suites", "models"}
+    assert {entry["kind"] for entry in entries} == {"attacks", "methods", "metrics", "suites", "models"}
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {entry['name']} " in out for entry in entries) and "\nmetrics\n" in out
