@@ -19,6 +19,7 @@ import torch
 
 from tempertilt.data.batches import example_key
 from tempertilt.data.examples import build_examples
+from tempertilt.data.fields import Columns
 from tempertilt.data.records import Record, RecordSets, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.background import background_examples, drop_background
@@ -114,7 +115,7 @@ def add_request(
         _check_base(base, ledger.settings)
         hashes = key.records(forget)
         covered = {*hashes, *(record for state in states.values() if state.state == ACTIVE for record in state.records)}
-        retain = [record for record in load_all(ledger.settings["retain"]) if key.record(record) not in covered]
+        retain = [record for record in retain_records(ledger.settings) if key.record(record) not in covered]
         sets = check_records(forget, retain, holdout, drop_overlap=drop_overlap)
         prepare_cache(base, config, sets.retain, ledger.directory / CACHE, sets.forget, progress=progress)
         shutil.copytree(ledger.directory / CACHE, work / CACHE, copy_function=_link)
@@ -170,7 +171,9 @@ def _check_base(base: BaseModel, settings: Mapping[str, Any]) -> None:
 # --- the ledger's settings ------------------------------------------------------------------------------------------------
 
 
-def first_payload(base: BaseModel, retain: Sequence[str], config: UnlearnConfig | None) -> dict[str, Any]:
+def first_payload(
+    base: BaseModel, retain: Sequence[str], config: UnlearnConfig | None, columns: Columns | None
+) -> dict[str, Any]:
     """What the first event says of the model and of how requests are unlearned.
 
     Raises:
@@ -186,8 +189,14 @@ def first_payload(base: BaseModel, retain: Sequence[str], config: UnlearnConfig 
         "peft_adapter": base.peft_adapter,
         "fingerprint": base.fingerprint,
         "retain": [str(Path(source).absolute()) if Path(source).exists() else str(source) for source in retain],
+        "columns": dict(columns or {}),
         "config": asdict(config),
     }
+
+
+def retain_records(settings: Mapping[str, Any]) -> list[Record]:
+    """The retain records, read where the first event says."""
+    return load_all(settings["retain"], columns=settings["columns"])
 
 
 def config_of(settings: Mapping[str, Any]) -> UnlearnConfig:

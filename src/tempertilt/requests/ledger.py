@@ -36,6 +36,7 @@ from tempertilt.requests.work import CACHE, WORK, clear_work, work_folder
 from tempertilt.storage import locked, make_dir, remove_directory, remove_unfinished
 
 if TYPE_CHECKING:
+    from tempertilt.data.fields import Columns
     from tempertilt.data.records import Record
     from tempertilt.fitting.pipeline import UnlearnConfig
     from tempertilt.models.base import BaseModel
@@ -73,6 +74,7 @@ class Ledger:
         *,
         key_file: Path,
         config: UnlearnConfig | None = None,
+        columns: Columns | None = None,
         progress: bool = True,
     ) -> Ledger:
         """Make a ledger for a model: its first event, the key, and features of the retain records and background text.
@@ -84,20 +86,19 @@ class Ledger:
             author: who does it.
             key_file: of the key of the keyed hashes, made if it is not there; not in the ledger.
             config: how each request is unlearned, with gates; `METHODS["t3"]` if not given.
+            columns: names of the retain records' columns, as of `load_records`.
 
         Raises:
             LedgerError: there is a ledger already, or other files, or the key would lie beside what it protects.
         """
-        from tempertilt.data.records import load_all
-        from tempertilt.requests.adding import config_of, first_payload, prepare_cache
+        from tempertilt.requests.adding import config_of, first_payload, prepare_cache, retain_records
 
         directory = Path(directory).absolute()
         _check_new(directory, key_file)
         signer = None if author.sign_key is None else Ed25519Signer(author.sign_key)
-        payload = first_payload(base, retain, config)
+        payload = first_payload(base, retain, config, columns)
         with work_folder(directory) as work:
-            records = load_all(payload["retain"])
-            prepare_cache(base, config_of(payload), records, directory / CACHE, progress=progress)
+            prepare_cache(base, config_of(payload), retain_records(payload), directory / CACHE, progress=progress)
             key = Key.make(key_file)
             payload |= {"format": FORMAT, "key": key.check, "key_file": str(key_file.absolute())}
             payload |= {"public_key": signer.public_key} if signer else {}
@@ -159,6 +160,17 @@ class Ledger:
                 raise LedgerError(f"request {state.id} acts, but its part {str(part)!r} is missing; see t3 requests verify")
             parts.append(ActivePart(state.id, part, state.scope))
         return parts
+
+    def covering(self, records: Sequence[Record], key_file: Path | None = None) -> list[list[RequestState]]:
+        """For each record the requests that hold it, whatever their state; it takes the key."""
+        key, states = self.key(key_file), self.requests()
+        hashes = [key.record(record) for record in records]
+        return [[state for state in states if digest in state.records] for digest in hashes]
+
+    def about(self, subject: str, key_file: Path | None = None) -> list[RequestState]:
+        """The requests about a subject, whatever their state; it takes the key."""
+        digest = self.key(key_file).subject(subject)
+        return [state for state in self.requests() if state.subject == digest]
 
     def part(self, name: str) -> Path:
         """The folder of a request's part."""

@@ -74,6 +74,10 @@ class RequestState:
         """Whether its last day is over."""
         return self.expires is not None and at.astimezone(timezone.utc).date() > self.expires
 
+    def status(self, at: datetime) -> str:
+        """Its state in one word, "expired" among them."""
+        return "expired" if self.state == ACTIVE and self.expired(at) else self.state
+
     def acts_in(self, scope: Mapping[str, str]) -> bool:
         """Whether it acts in a place: a part stays out only where the place says that it is another one."""
         return all(scope.get(name, value) == value for name, value in self.scope.items())
