@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from tempertilt import cli
-from tempertilt.cli.flags import finish_flags
 from tempertilt.fitting.pipeline import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,15 +40,22 @@ def page_id(path: Path) -> str:
 @cache
 def parser_of(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"t3 {verb}", allow_abbrev=False)
-    cli._module(verb).add_arguments(parser)
-    cli._add_common(parser)
-    finish_flags(parser)
+    cli.fill_parser(parser, verb)
     return parser
+
+
+def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The flags of a verb, and of its actions."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from actions_of(inner)
 
 
 @cache
 def known_flags() -> set[str]:
-    return {flag for verb in cli.VERBS for action in parser_of(verb)._actions for flag in action.option_strings}
+    return {flag for verb in cli.VERBS for action in actions_of(parser_of(verb)) for flag in action.option_strings}
 
 
 def shell_blocks(text: str) -> list[str]:

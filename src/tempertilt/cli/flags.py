@@ -165,6 +165,11 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) ->
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, help="hub id, local directory, or smollm2")
     group.add_argument("--peft-adapter", metavar="DIR", help="PEFT adapter to put on the model first")
+    add_device(group)
+
+
+def add_device(group: Any) -> None:
+    """Where a model runs, and how it is loaded."""
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
     advanced(group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: auto)"))
     advanced(group.add_argument("--trust-remote-code", action="store_true", help="let code from the hub run"))

@@ -135,6 +135,7 @@ class Request:
     overwrite: bool
     progress: bool
     rehearsal: dict[str, Any] | None = None
+    cache: Path | None = None
     # ---
     clock: Clock = field(default_factory=Clock)
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -173,6 +174,7 @@ def unlearn(
     overwrite: bool = False,
     progress: bool = True,
     rehearsal: dict[str, Any] | None = None,
+    cache: Path | None = None,
 ) -> UnlearnResult:
     """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
 
@@ -180,7 +182,7 @@ def unlearn(
 
     `workers` extract the features, this process if not given. Where there are several processes, each of them calls this with
     the same arguments and has the same result; the first one writes. `rehearsal` is what a rehearsal of the configuration has
-    shown, JSON-ready, for the report.
+    shown, JSON-ready, for the report. Features and background text are kept in the directory `cache`, else in the user's cache.
 
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
@@ -198,7 +200,7 @@ def unlearn(
         )
     if config.reply.reply != GUESS and not config.gate.gate:
         raise ConfigError(f"reply is {config.reply.reply!r}; must be {GUESS} where there is no gate: it would be said everywhere")
-    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal)
+    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal, cache)
     tokenise(request)
     with output_directory(output_dir) if workers.first else nullcontext():
         if not reuse_finished(request):
@@ -251,6 +253,7 @@ def write_background(request: Request) -> None:
                 config.background,
                 config.examples,
                 fingerprint=base.fingerprint,
+                cache=request.cache,
                 progress=request.progress,
             )
         )
@@ -259,8 +262,8 @@ def write_background(request: Request) -> None:
 def extract(request: Request) -> None:
     """One pass of the frozen model over all examples."""
     base, config, forget = request.base, request.config, request.examples["forget"]
-    request.layer = _gate_layer(base, config)
-    directory = features_dir(base, config)
+    request.layer = gate_layer(base, config)
+    directory = features_dir(base, config, request.cache)
     with request.clock("features"):
         features, request.extraction = extract_features(
             base.model,
@@ -447,13 +450,13 @@ def _whole_report(result: UnlearnResult) -> dict[str, Any]:
 # --- what the steps use --------------------------------------------------------------------------------------------------
 
 
-def features_dir(base: BaseModel, config: UnlearnConfig) -> Path:
-    """Where the cache keeps features of a model, extracted with a configuration."""
-    name = store_name(base.fingerprint, base.model, config.features, _gate_layer(base, config))
-    return cache_dir() / "features" / name
+def features_dir(base: BaseModel, config: UnlearnConfig, cache: Path | None = None) -> Path:
+    """Where a cache, else the user's, keeps features of a model, extracted with a configuration."""
+    name = store_name(base.fingerprint, base.model, config.features, gate_layer(base, config))
+    return (cache or cache_dir()) / "features" / name
 
 
-def _gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
+def gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
     """The layer whose states the input gate reads; None without gates."""
     return config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
 
