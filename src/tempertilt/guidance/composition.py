@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
-from functools import partial
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import partial, reduce
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,8 @@ class Screen(nn.Module):
         d = math.sqrt(rows.shape[1]) / (2 * UNIT)
         rounding = d + (1 + d) * (exemplars - rows.float() / UNIT).norm(dim=-1) + ROUNDING
         self.register_buffer("rows", rows)
-        self.register_buffer("least", (margins + lowest * (1 - margins).clamp(min=LEAST_GAP) - rounding) * UNIT**2)
+        least = (margins + lowest * (1 - margins).clamp(min=LEAST_GAP) - rounding) * UNIT**2
+        self.register_buffer("least", least.floor().to(torch.int32))
         self.register_buffer("owners", torch.arange(len(gates), device=margins.device).repeat_interleave(counts))
 
     def evidence(self, states: Tensor) -> dict[int, Tensor]:
@@ -85,9 +87,8 @@ class Screen(nn.Module):
 
     def near(self, directions: Tensor) -> list[int]:
         """Places of the gates whose lowest threshold may be below the evidence of some of the directions `(..., p)`."""
-        rows, highest = quantise(directions).flatten(0, -2), torch.full_like(self.least, -math.inf)
-        for part in rows.split(max(1, AT_ONCE // len(self.rows))):
-            highest = highest.maximum(_products(part, self.rows).amax(0).float())
+        parts = quantise(directions).flatten(0, -2).split(max(1, AT_ONCE // len(self.rows)))
+        highest = reduce(torch.maximum, (_products(part, self.rows).amax(0) for part in parts))
         places: list[int] = self.owners[highest > self.least].unique().tolist()
         return places
 
@@ -120,6 +121,7 @@ class Composition(nn.Module):
         self.needs_memory = bool(parts)
         self.asked = _screens({i: gates.asked for i, gates in enumerate(self.gates)})
         self.said = _screens({i: gates.said for i, gates in enumerate(self.gates) if gates.said is not None})
+        self.columns = _columns([part.rank for part in self.parts])
         self.turns = _alike((i, gates.turns_digest) for i, gates in enumerate(self.gates) if gates.turns is not None)
         self.modules_held = nn.ModuleList([*self.parts, *self.asked, *self.said])
         replies = {i: part.reply for i, part in enumerate(self.parts) if part.reply is not None}
@@ -149,7 +151,7 @@ class Composition(nn.Module):
         """What to remember of new positions; arguments as of `Guidance.observe`. Events are `(..., 5 P)`."""
         assert lower is not None, "the gates read lower states"
         last, lower = last.to(self.device), lower.to(self.device)
-        pooled = [part.head.project(last) for part in self.parts if part.rank]
+        pooled = [self.parts[number].head.project(last) for number in self.columns]
         projected = torch.cat(pooled, -1) if pooled else last.new_zeros(*last.shape[:-1], 0, dtype=torch.float32)
         return Observation(projected, self._events(last, lower, input_ids).flatten(-2), None)
 
@@ -159,7 +161,8 @@ class Composition(nn.Module):
         events = torch.zeros(*shape, len(self.gates), EVENTS, dtype=torch.bool, device=self.device)
         asked, said, turns = _evidence(self.asked, lower), _evidence(self.said, last), self._turn_starts(lower, input_ids)
         for members, starts in turns:
-            events[..., members, CLOSED] = starts.unsqueeze(-1)
+            if bool(starts.any()):
+                events[..., members, CLOSED] = starts.unsqueeze(-1)
         for number in asked.keys() | said.keys():
             far = torch.full(shape, -math.inf, device=self.device)
             closed = next((starts for members, starts in turns if number in members), None)
@@ -212,16 +215,10 @@ class Composition(nn.Module):
         for number in (gate > 0).flatten(0, -2).any(0).nonzero()[:, 0].tolist():
             part = self.parts[number]
             if part.reply is None and not part.tilt.is_neutral:
-                terms.append(part.terms(logits, last, self._pooled(number, pooled), gate[..., number]))
+                own = pooled[..., self.columns[number]].contiguous() if pooled is not None and part.rank else None
+                terms.append(part.terms(logits, last, own, gate[..., number]))
         guided = composed_logits(logits, terms) if terms else logits.float()
         return guided if reply is None else reply_logits(guided, reply)
-
-    def _pooled(self, number: int, pooled: Tensor | None) -> Tensor | None:
-        """The columns of a part among pooled projections; None where it does not pool."""
-        ranks = [part.rank for part in self.parts[: number + 1]]
-        if pooled is None or not ranks[-1]:
-            return None
-        return pooled[..., sum(ranks[:-1]) : sum(ranks)].contiguous()
 
 
 def _gates_of(name: str, part: Guidance) -> Gates:
@@ -236,6 +233,12 @@ def _one_layer(gates: dict[str, Gates]) -> int | None:
         text = ", ".join(f"those of {name!r} after {layer}" for layer, name in sorted(layers.items()))
         raise ConfigError(f"gates read states after different numbers of layers ({text}); must be one: fit with one --gate-depth")
     return next(iter(layers), None)
+
+
+def _columns(ranks: Sequence[int]) -> dict[int, slice]:
+    """Where among the pooled projections of all parts those of each are, by its number; none where it does not pool."""
+    stops = list(accumulate(ranks))
+    return {number: slice(stop - rank, stop) for number, (rank, stop) in enumerate(zip(ranks, stops)) if rank}
 
 
 def _alike(keys: Iterable[tuple[int, Hashable]]) -> list[list[int]]:
