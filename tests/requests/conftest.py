@@ -1,29 +1,26 @@
-"""Ledgers for the tests: one with two requests is made once and copied."""
+"""A ledger of a tiny model that is made once, and copies of it."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.ledgers import Place, make_ledger, write_model
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from _ledgers import Place, make_ledger
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"), tokenizer)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Place:
-    """A ledger with requests REQ-1 and REQ-2; not to be changed."""
-    place = make_ledger(tmp_path_factory.mktemp("made"), model_dir)
-    place.add("REQ-1", "Hina Ameen", subject="Hina Ameen", reason="GDPR Art. 17")
-    place.add("REQ-2", "Taro Okada", scope="tenant=acme,region=eu", expires="2027-01-31")
-    return place
+def made(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The ledger that `make_ledger` describes; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("made")
+        patch.setenv("TEMPERTILT_CACHE", str(folder / "cache"))
+        return make_ledger(folder)
 
 
 @pytest.fixture()

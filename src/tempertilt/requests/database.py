@@ -21,6 +21,7 @@ from tempertilt.storage import file_sha256
 
 FILE = "ledger.sqlite"
 WAIT = 60.0  # seconds for another process that writes
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the second where a message quotes bytes that are no text
 COLUMNS = tuple(field.name for field in fields(Event))
 MIGRATIONS = (
     """
@@ -77,7 +78,7 @@ def connect(directory: Path) -> Iterator[sqlite3.Connection]:
                     f"{str(path)!r} has schema {number}; this version of tempertilt reads up to {len(MIGRATIONS)}: upgrade it"
                 )
             yield connection
-    except sqlite3.DatabaseError as error:
+    except DAMAGE as error:
         raise LedgerError(f"{str(path)!r}: {error}; see what is wrong with t3 requests verify") from error
 
 

@@ -48,7 +48,7 @@ def find_faults(directory: Path, anchor: Path | None = None, public_key: str | N
         faults += _file_faults(path, head)
     try:
         found = _read_rows(path)
-    except sqlite3.DatabaseError as error:
+    except database.DAMAGE as error:
         return [*faults, Fault(f"is damaged: {error}", file=database.FILE)]
     faults += found.faults
     faults += _chain_faults(found.rows)
