@@ -13,13 +13,16 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, reply: str | None = None) -> tuple[str, str]:
+def choose_backend(
+    wanted: str, adapters: Mapping[str, str], config: ServeConfig, reply: str | None = None, *, ledger: bool = False
+) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Args:
         wanted: one of `BACKENDS`.
         adapters: directories or hub ids by name.
         reply: said instead of what the adapters say.
+        ledger: whether a ledger is to be served.
 
     Raises:
         ConfigError: vLLM is wanted and can't do what else is wanted.
@@ -28,7 +31,7 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     if wanted == "transformers":
         _require_transformers()
         return wanted, ""
-    obstacle = _obstacle(adapters, config, reply)
+    obstacle = "vLLM can't serve the parts of a ledger" if ledger else _obstacle(adapters, config, reply)
     if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")
