@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from support.ledger_parts import PROMPTS, greedy, make_place
+from support.ledger_parts import greedy, make_place
 from support.tiny import make_llama
 from tempertilt.cli import main
 from tempertilt.cli.session import Session
