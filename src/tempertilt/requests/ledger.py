@@ -181,7 +181,7 @@ class Ledger:
         return {"format": FORMAT, "events": [dict(vars(event)) for event in self.events()]}
 
     def verify(self, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
-        """All that is wrong; what a killed process has left is put in order first. Arguments as of `find_faults`."""
+        """All that is wrong, when what a killed process has left is put in order. Arguments as of `find_faults`."""
         return verify(self.directory, anchor, public_key)
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -353,6 +353,10 @@ def _warn_expired(directory: str, name: str, day: str) -> None:
 
 def verify(directory: str | Path, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
     """As `Ledger.verify`, also of a ledger that is too damaged to be opened."""
+    directory, pending = Path(directory), False
+    faults = find_faults(directory, anchor, public_key)
     with suppress(LedgerError):
-        Ledger(directory).recover()
-    return find_faults(Path(directory), anchor, public_key)
+        pending = read_head(directory / HEAD).pending is not None
+        if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
+            Ledger(directory).recover()
+    return find_faults(directory, anchor, public_key) if pending else faults
