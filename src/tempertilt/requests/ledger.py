@@ -329,7 +329,8 @@ def _signed(event: Event, signer: Signer | None) -> Event:
 
 def _known(states: Mapping[str, RequestState], name: str) -> RequestState:
     if name not in states:
-        raise LedgerError(f"there is no request {name!r}; must be one of {', '.join(states) or 'none yet'}")
+        known = f"must be one of {', '.join(states)}" if states else "there is none yet"
+        raise LedgerError(f"there is no request {name!r}; {known}")
     return states[name]
 
 
