@@ -10,15 +10,19 @@ from typing import Any
 
 import pytest
 
-from _ledgers import OFFICER, PERSONS, Place
+from _ledgers import OFFICER, Place
 from ledger_kills import in_child, lines_run, state_after
 from tempertilt.requests import Ledger
 
-POINTS, NEVER = 6, 10**6
+POINTS, NEVER = 9, 10**6
 
 
 def add(place: Place) -> None:
-    place.add("REQ-9", PERSONS[4], replace="REQ-0")
+    """What adding a request ends with: its part is ready, here a copy of another, and takes the place of REQ-0."""
+    payload = next(event.payload for event in place.ledger.events() if event.request == "REQ-2")
+    shutil.copytree(place.ledger.part("REQ-2"), place.directory / "work" / "part")
+    content = {**payload, "replaces": "REQ-0", "deletes": ["REQ-0"]}
+    place.ledger.write("add", "REQ-9", lambda _: content, OFFICER, moves=place.directory / "work" / "part")
 
 
 def revoke(place: Place) -> None:
