@@ -14,7 +14,7 @@ from _ledgers import OFFICER, Place
 from ledger_kills import in_child, lines_run, state_after
 from tempertilt.requests import Ledger
 
-POINTS, NEVER = 9, 10**6
+POINTS, NEVER = 6, 10**6
 
 
 def add(place: Place) -> None:
