@@ -2,7 +2,7 @@
 
 python ledger_kills.py --kills 200
 
-Half of the kills come before a line of the code that writes, drawn from all lines that are run; the others after a random time.
+Kills come before a line of the code that writes, drawn from all lines that are run or from the last 200 of them, or after a time.
 After each the ledger is opened and verified, and the same request is made again if it is not there.
 """
 
@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,6 +39,8 @@ WRITING = (
     "requests/work.py",
     "storage.py",
 )
+
+LAST = 200
 
 
 def lines_run(action: Callable[[], object], stop: int = sys.maxsize) -> int:
@@ -79,6 +82,11 @@ def in_child(action: Callable[[], object], seconds: float | None = None) -> bool
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise SystemExit("the action failed in a process that was not killed")
     return not os.WIFSIGNALED(status)
+
+
+def killed_at_line(action: Callable[[], object], line: int) -> bool:
+    """Run an action in a forked process, which is killed before a line; whether it ended by itself."""
+    return in_child(lambda: lines_run(action, line))
 
 
 def state_after(directory: Path, name: str, wanted: str, before: int) -> bool:
@@ -145,12 +153,12 @@ def main() -> None:
         for number in range(args.kills):
             name = ("add", "revoke")[number % 2]
             action, request, wanted = actions[name]
-            if number % 4 < 2:
-                kind, line = "before a line", rng.randrange(lines[name])
-                kill = lambda action, line=line: in_child(lambda: lines_run(action, line))  # noqa: E731
+            kind = ("before a line", "before one of the last lines", "after a time")[number // 2 % 3]
+            if kind == "after a time":
+                kill = partial(in_child, seconds=rng.uniform(0, 1.1 * seconds[name]))
             else:
-                kind, after = "after a time", rng.uniform(0, 1.1 * seconds[name])
-                kill = lambda action, after=after: in_child(action, after)  # noqa: E731
+                first = lines[name] - LAST if "last" in kind else 0
+                kill = partial(killed_at_line, line=rng.randrange(max(0, first), lines[name]))
             shutil.copytree(made.directory, place.directory)
             total[f"{name}, {kind}"] += 1
             there[f"{name}, {kind}"] += killed(place, action, kill, request, wanted)

@@ -1,141 +1,86 @@
-"""Many parts in one model: time of a token over the base's, memory, bytes on disk, time to take up a change.
+"""How long a ledger takes with many requests: to say which parts act, to revoke, to verify.
 
-python benchmarks/ledger_scale.py [--model smollm2] [--parts 1 10 100 1000] [--pairs 9] [--tokens 32] [--out FILE]
+python ledger_scale.py --requests 1 10 100 1000
 
-A part is as large as one of ten records can be: random exemplars, two for each of 100 prompts and answers, 24 for each of ten
-answers; a head of 300 tokens. All share their readers, as the parts of a ledger do. Answers are greedy, of a fixed length; base
-and composition take turns. In "closed" no gate opens, in "one open" one part tilts every token.
+The parts are copies of one that a tiny model was given: their number counts here, not what is in them. `--part-kib` pads each to
+the size of a real one. Revoking is also timed as a command, the start of Python in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.nn import functional as F
+from _ledgers import OFFICER, PERSONS, new_ledger
+from _print import header, row
+from _tiny import write_model
+from tempertilt.models.base import load_base
+from tempertilt.requests import Ledger
+from tempertilt.storage import file_sha256
 
-from _print import header, row, save
-from generation_overhead import QUESTIONS
-from tempertilt.guidance.gate import EvidenceGate, Gates, Reader, TurnStarts
-from tempertilt.guidance.guidance import Guidance
-from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import AdapterConfig, save_adapter
-from tempertilt.models.base import decoder_layers, load_base
-from tempertilt.models.composed import ComposedLM
-from tempertilt.models.generation import pad_left
-
-ASKED, SAID = (200, 96), (240, 64)  # exemplars of a part, and numbers of each
-RANK, TOKENS_WITH_A_ROW = 96, 300
+REPEATS = 5
 
 
-def random_gate(size: tuple[int, int], reader: Reader, generator: torch.Generator, threshold: float) -> EvidenceGate:
-    exemplars = F.normalize(torch.randn(*size, generator=generator), dim=-1)
-    return EvidenceGate(reader, exemplars, torch.full((size[0],), 0.4), threshold=threshold, weak_threshold=threshold)
-
-
-def make_parts(base: Any, count: int) -> tuple[dict[str, Guidance], Guidance]:
-    """Parts whose gates are closed, and one whose gates are open."""
-    generator = torch.Generator().manual_seed(0)
-    hidden, layers = base.get_input_embeddings().embedding_dim, len(decoder_layers(base))
-    readers = [Reader(torch.zeros(hidden), torch.randn(size, hidden, generator=generator)) for _, size in (ASKED, SAID)]
-    turns = TurnStarts([1], F.normalize(torch.randn(4, ASKED[1], generator=generator), dim=-1), 0.5)
-
-    def part(threshold: float) -> Guidance:
-        gates = (random_gate(size, reader, generator, threshold) for size, reader in zip((ASKED, SAID), readers))
-        tokens = torch.randperm(base.config.vocab_size, generator=generator)[:TOKENS_WITH_A_ROW]
-        head = GuidanceHead(hidden, RANK, tokens, bias=True)
-        return Guidance(head, Gates(max(1, round(0.3 * layers)), *gates, turns, 256), TiltConfig(1.0, 1.0, 0.9), "last")
-
-    return {f"request-{i}": part(0.9) for i in range(count)}, part(-9.0)
-
-
-def timed(model: Any, ids: torch.Tensor, mask: torch.Tensor, tokens: int) -> float:
-    """Milliseconds a step."""
+def timed(action: Callable[[], object]) -> float:
+    """Seconds."""
     started = time.perf_counter()
-    with torch.inference_mode():
-        options = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens, "pad_token_id": 0}
-        model.generate(ids, attention_mask=mask, **options)
-    return 1000 * (time.perf_counter() - started) / tokens
+    action()
+    return time.perf_counter() - started
 
 
-def compare(base: Any, model: ComposedLM, ids: torch.Tensor, mask: torch.Tensor, pairs: int, tokens: int) -> dict[str, Any]:
-    """Milliseconds a step of both, in turns, and the ratio of each pair."""
-    for each in (base, model):
-        timed(each, ids, mask, 4)
-    times: dict[str, list[float]] = {"base": [], "composed": []}
-    for i in range(pairs):
-        for name in ("base", "composed") if i % 2 else ("composed", "base"):
-            times[name].append(timed(base if name == "base" else model, ids, mask, tokens))
-    return times | {"ratio": [composed / plain for composed, plain in zip(times["composed"], times["base"])]}
+def fill(ledger: Ledger, part: Path, payload: dict[str, Any], requests: int) -> list[float]:
+    """Add requests until there are so many; seconds of each."""
+    seconds = []
+    for number in range(len(ledger.requests()), requests):
+        work = ledger.directory / "copy"
+        shutil.copytree(part, work)
+        add = partial(ledger.write, "add", f"REQ-{number}", lambda _: payload, OFFICER, moves=work)
+        seconds.append(timed(add))
+    return seconds
 
 
-def tensor_bytes(model: ComposedLM) -> int:
-    """Bytes of the parts' tensors, each counted once."""
-    tensors = [*model.guidance.parameters(), *model.guidance.buffers()]
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
-
-
-def adapter_bytes(part: Guidance, base: Any) -> int:
-    """Bytes on disk of a part as an adapter."""
-    hidden, vocabulary = part.head.hidden_size, base.config.vocab_size
-    settings = {"pooling": part.pooling, "gate": part.gates.settings if part.gates else None}
-    with tempfile.TemporaryDirectory() as folder:
-        config = AdapterConfig("model", "0", "llama", hidden, vocabulary, **settings)
-        save_adapter(Path(folder), part.head, config, part.gates)
-        return sum(path.stat().st_size for path in Path(folder).iterdir())
+def revoke_by_command(ledger: Ledger, name: str) -> None:
+    """`t3 requests revoke` in a process of its own."""
+    words = ["requests", "revoke", name, "--ledger", str(ledger.directory), "--why", "x", "--by", "officer", "-q"]
+    script = "import sys; from tempertilt.cli import main; sys.exit(main())"
+    subprocess.run([sys.executable, "-c", script, *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--parts", type=int, nargs="+", default=[1, 10, 100, 1000])
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--out", type=Path)
+    """Fill, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--part-kib", type=int, default=400)
     args = parser.parse_args()
-    loaded = load_base(args.model)
-    base, tokenizer = loaded.model, loaded.tokenizer
-    header(f"parts of ten records in one model, {args.model}; {args.tokens} tokens an answer")
-    every, opened = make_parts(base, max(args.parts))
-    results: dict[str, Any] = {"adapter_bytes": adapter_bytes(opened, base), "parts": {}}
-    print(f"adapter: {results['adapter_bytes']:,} bytes each")
-    for count in args.parts:
-        names = list(every)[:count]
-        started = time.perf_counter()
-        closed = ComposedLM(base, {name: every[name] for name in names})
-        first = time.perf_counter() - started
-        started = time.perf_counter()
-        model = ComposedLM(base, {name: every[name] for name in names[1:]} | {"open": opened})
-        again = time.perf_counter() - started
-        facts: dict[str, Any] = {"bytes": tensor_bytes(closed), "cache_bytes_a_position": 4 * (1 + 5 * count)}
-        facts |= {"seconds_to_compose": first, "seconds_to_add_one_and_drop_one": again}
-        print(f"\n{count} parts: {facts['bytes'] / 2**20:.1f} MiB, {facts['cache_bytes_a_position']:,} bytes of cache a position")
-        print(f"composed in {first:.3f} s; one added and one dropped in {again:.3f} s")
-        for batch in args.batches:
-            chats = [[{"role": "user", "content": question}] for question in QUESTIONS[:batch]]
-            prompts = [
-                tokenizer(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)).input_ids
-                for chat in chats
-            ]
-            ids, mask = pad_left(prompts, tokenizer.pad_token_id, base.device)
-            for name, composed in (("closed", closed), ("one open", model)):
-                facts[f"{name}, batch {batch}"] = times = compare(base, composed, ids, mask, args.pairs, args.tokens)
-                row(f"{count} parts, batch {batch}, {name}: base, ms", times["base"], digits=2)
-                row(f"{count} parts, batch {batch}, {name}: composed, ms", times["composed"], digits=2)
-                row(f"{count} parts, batch {batch}, {name}: ratio", times["ratio"])
-                facts[f"{name}, batch {batch}, median ratio"] = statistics.median(times["ratio"])
-        results["parts"][str(count)] = facts
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
-    if args.out:
-        save(args.out, results)
+    header(f"a ledger of many requests, parts of {args.part_kib} KiB")
+    with tempfile.TemporaryDirectory() as work:
+        write_model(Path(work))
+        place = new_ledger(Path(work), load_base(str(Path(work) / "model")))
+        payload = place.add("REQ-first", PERSONS[0]).event.payload
+        ledger, part = place.ledger, Path(work) / "part"
+        shutil.copytree(ledger.part("REQ-first"), part)
+        (part / "padding.bin").write_bytes(os.urandom(args.part_kib * 1024))
+        payload = {**payload, "files": {path.name: file_sha256(path) for path in sorted(part.iterdir())}}
+        ledger.revoke("REQ-first", OFFICER, why="its part is not padded")
+        for requests in args.requests:
+            adding = fill(ledger, part, payload, requests + 2 * REPEATS)
+            print(f"\n{requests} requests")
+            row("writing the event of a new request", adding, " s", 4)
+            row("active parts", [timed(ledger.active) for _ in range(REPEATS)], " s", 4)
+            row("verify", [timed(ledger.verify)], " s")
+            names = [state.id for state in ledger.requests() if state.has_files][-2 * REPEATS :]
+            some = [timed(partial(ledger.revoke, name, OFFICER, why="x")) for name in names[:REPEATS]]
+            row("revoke", some, " s", 4)
+            row("t3 requests revoke", [timed(partial(revoke_by_command, ledger, name)) for name in names[REPEATS:]], " s")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.pipeline import unlearn
 from tempertilt.models.adapter import WEIGHTS, load_adapter
 from tempertilt.requests import Author, Details, Ledger
+from tempertilt.requests import ledger as ledger_module
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 
@@ -155,6 +156,20 @@ def test_another_model_is_refused(place: Place) -> None:
     other = place.base._replace(fingerprint="0" * 16)
     with pytest.raises(LedgerError, match="its weights have changed"):
         replace(place, base=other).add("REQ-9", PERSONS[4])
+
+
+def test_a_killed_beginning_is_begun_again(made: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger_module, "write_head", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new_ledger(tmp_path, made.base)
+    monkeypatch.undo()
+    with pytest.raises(LedgerError, match=r"has no ledger\.sqlite"):
+        Ledger(tmp_path / "ledger")
+    place = new_ledger(tmp_path, made.base)
+    assert place.ledger.verify() == [] and place.ledger.active() == []
 
 
 def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

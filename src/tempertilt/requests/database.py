@@ -83,11 +83,10 @@ def connect(directory: Path) -> Iterator[sqlite3.Connection]:
 
 
 def create(path: Path) -> None:
-    """Make an empty ledger file, all of which is in `path` at the end."""
+    """Make an empty ledger file."""
     with closing(_open(f"file:{quote(str(path.absolute()))}?mode=rwc")) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         migrate(connection)
-        checkpoint(connection)
 
 
 def _open(uri: str) -> sqlite3.Connection:
@@ -127,25 +126,47 @@ def insert(connection: sqlite3.Connection, event: Event) -> None:
     connection.execute(f"INSERT INTO events ({names}) VALUES ({', '.join('?' * len(COLUMNS))})", event.row)
 
 
-def rows(connection: sqlite3.Connection) -> list[dict[str, object]]:
-    """All rows in the order of their numbers, as they are."""
-    return [dict(row) for row in connection.execute("SELECT * FROM events ORDER BY sequence")]
+def rows(connection: sqlite3.Connection, order: str = "ORDER BY sequence") -> list[dict[str, object]]:
+    """All rows in the order of their numbers, or some, as they are."""
+    return [dict(row) for row in connection.execute(f"SELECT * FROM events {order}")]
 
 
-def read_events(connection: sqlite3.Connection) -> list[Event]:
-    """All events; `LedgerError` for a row that is none."""
+def read_events(directory: Path, order: str = "ORDER BY sequence") -> list[Event]:
+    """All events in their order, or some; `LedgerError` for a row that is none."""
+    with connect(directory) as connection:
+        return events_of(connection, order)
+
+
+def events_of(connection: sqlite3.Connection, order: str = "ORDER BY sequence") -> list[Event]:
+    """As `read_events`, of an open ledger."""
     try:
-        return [Event.from_row(row) for row in rows(connection)]
+        return [Event.from_row(row) for row in rows(connection, order)]
     except (ValueError, TypeError) as error:
         raise LedgerError(f"an event can't be read: {error}; see what is wrong with t3 requests verify") from error
 
 
-def checkpoint(connection: sqlite3.Connection) -> bool:
-    """Move what is in the write-ahead log into the ledger file; whether all of it could be moved."""
-    busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return not busy
+def first_event(directory: Path) -> Event:
+    """The first event, which makes the ledger; `LedgerError` where there is none."""
+    return _only(directory, "WHERE sequence = 1")
 
 
-def file_hash(connection: sqlite3.Connection, directory: Path) -> str | None:
-    """SHA-256 of the ledger file with all events in it; None where a reader keeps the log from being moved."""
-    return file_sha256(directory / FILE) if checkpoint(connection) else None
+def last_event(directory: Path) -> Event:
+    """The last event; `LedgerError` where there is none."""
+    return _only(directory, "ORDER BY sequence DESC LIMIT 1")
+
+
+def _only(directory: Path, order: str) -> Event:
+    events = read_events(directory, order)
+    if not events:
+        raise LedgerError(f"the ledger in {str(directory)!r} has lost its events; see what is wrong with t3 requests verify")
+    return events[0]
+
+
+def file_hash(directory: Path) -> str | None:
+    """SHA-256 of the ledger file with all events in it; None where a reader keeps the log from being moved into it.
+
+    No connection of this process is open while the file is read: closing it would end the locks that SQLite has on it.
+    """
+    with opened(directory) as connection:
+        busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return None if busy else file_sha256(directory / FILE)

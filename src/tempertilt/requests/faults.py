@@ -105,7 +105,10 @@ def _read_rows(path: Path) -> _Found:
             faults.append(Fault("its table or the triggers that keep events unchanged are not tempertilt's", file=database.FILE))
         for row in database.rows(connection):
             try:
-                rows.append((row["sequence"], Event.from_row(row)))
+                event = Event.from_row(row)
+                if event.row != tuple(row.values()):
+                    raise ValueError("its payload is not the JSON that tempertilt writes")
+                rows.append((row["sequence"], event))
             except (ValueError, TypeError) as error:
                 rows.append((row["sequence"], None))
                 faults.append(Fault(f"cannot be read: {error}", event=_number(row["sequence"])))

@@ -15,8 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cache
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tempertilt")
 
 FORMAT = "tempertilt-ledger/1"
+WRITING = "writing in this ledger"
 
 
 class Ledger:
@@ -59,10 +60,7 @@ class Ledger:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        events = self.events()
-        if not events or events[0].kind != "init":
-            raise LedgerError(f"the ledger in {str(directory)!r} has no first event; see what is wrong with t3 requests verify")
-        self.settings: dict[str, Any] = events[0].payload
+        self.settings: dict[str, Any] = database.first_event(self.directory).payload
 
     @classmethod
     def create(
@@ -104,11 +102,9 @@ class Ledger:
             payload |= {"public_key": signer.public_key} if signer else {}
             event = _signed(next_event(None, "init", "", payload, author.by, author.at), signer)
             database.create(work / database.FILE)
-            with database.opened(work) as connection:
-                with database.writing_transaction(connection):
-                    database.insert(connection, event)
-                written = database.file_hash(connection, work)
-            write_head(directory, Head(1, event.hash, written), signer)
+            with database.opened(work) as connection, database.writing_transaction(connection):
+                database.insert(connection, event)
+            write_head(directory, Head(1, event.hash, database.file_hash(work)), signer)
             (work / database.FILE).replace(directory / database.FILE)
         return cls(directory)
 
@@ -122,12 +118,11 @@ class Ledger:
     @property
     def version(self) -> str:
         """The first 12 hex digits of the last event's hash."""
-        return self.events()[-1].hash[:12]
+        return database.last_event(self.directory).hash[:12]
 
     def events(self) -> list[Event]:
         """All events, the oldest first."""
-        with database.connect(self.directory) as connection:
-            return database.read_events(connection)
+        return database.read_events(self.directory)
 
     def requests(self) -> list[RequestState]:
         """All requests as they are now, in the order in which they were added."""
@@ -181,7 +176,7 @@ class Ledger:
         return {"format": FORMAT, "events": [dict(vars(event)) for event in self.events()]}
 
     def verify(self, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
-        """All that is wrong; what a killed process has left is put in order first. Arguments as of `find_faults`."""
+        """All that is wrong, when what a killed process has left is put in order. Arguments as of `find_faults`."""
         return verify(self.directory, anchor, public_key)
 
     # --- writing ----------------------------------------------------------------------------------------------------
@@ -247,28 +242,27 @@ class Ledger:
                 parts are deleted.
             moves: a folder that becomes the request's part.
         """
-        with self._writing() as connection:
+        with locked(self.directory / database.FILE, WRITING):
             signer = author.signer(public_key_of(self.settings))
-            _recover(self.directory, connection, signer)
-            if database.schema_number(connection) < len(database.MIGRATIONS):
-                write_head(self.directory, replace(read_head(self.directory / HEAD), database=None), signer)
-                database.migrate(connection)
-            with database.writing_transaction(connection):
-                events = database.read_events(connection)
-                content = payload(states_of(events))
-                event = _signed(next_event(events[-1], kind, name, content, author.by, author.at), signer)
-                write_head(self.directory, read_head(self.directory / HEAD).with_pending(event), signer)
-                if moves is not None:
-                    moves.rename(make_dir(self.directory / PARTS) / name)
-                database.insert(connection, event)
-            _complete(self.directory, connection, event, signer)
+            _recover(self.directory, signer)
+            with database.connect(self.directory) as connection:
+                self._migrate(connection, signer)
+                with database.writing_transaction(connection):
+                    events = database.events_of(connection)
+                    content = payload(states_of(events))
+                    event = _signed(next_event(events[-1], kind, name, content, author.by, author.at), signer)
+                    write_head(self.directory, read_head(self.directory / HEAD).with_pending(event), signer)
+                    if moves is not None:
+                        moves.rename(make_dir(self.directory / PARTS) / name)
+                    database.insert(connection, event)
+            _complete(self.directory, event, signer)
         return event
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Inside, no other process writes in the ledger."""
-        with locked(self.directory / database.FILE, "writing in this ledger"), database.connect(self.directory) as connection:
-            yield connection
+    def _migrate(self, connection: sqlite3.Connection, signer: Signer | None) -> None:
+        """Bring an older schema up to date; the head does not name the file's bytes meanwhile."""
+        if database.schema_number(connection) < len(database.MIGRATIONS):
+            write_head(self.directory, replace(read_head(self.directory / HEAD), database=None), signer)
+            database.migrate(connection)
 
     def recover(self) -> None:
         """Put in order what a killed process has left half-done. Every command of `t3 requests` begins with it.
@@ -276,11 +270,10 @@ class Ledger:
         Raises:
             LedgerError: the ledger does not end as its head says.
         """
-        if not os.access(self.directory, os.W_OK):
-            return
-        with self._writing() as connection:
-            _recover(self.directory, connection, None)
-        clear_work(self.directory)
+        if os.access(self.directory, os.W_OK):
+            with locked(self.directory / database.FILE, WRITING):
+                _recover(self.directory, None)
+            clear_work(self.directory)
 
     def key(self, path: Path | None = None) -> Key:
         """The key of the keyed hashes: in the file given, or in the one that `create` was given.
@@ -294,33 +287,32 @@ class Ledger:
         return key
 
 
-def _recover(directory: Path, connection: sqlite3.Connection, signer: Signer | None) -> None:
+def _recover(directory: Path, signer: Signer | None) -> None:
     """Complete or take back the event that the head says is being written; the lock is held."""
     remove_unfinished(directory)
-    head, last = read_head(directory / HEAD), database.read_events(connection)[-1]
+    head, last = read_head(directory / HEAD), database.last_event(directory)
     if head.pending is not None and last.hash == head.pending.hash:
-        _complete(directory, connection, last, signer)
+        _complete(directory, last, signer)
     elif last.hash != head.hash:
         place = str(directory / database.FILE)
         raise LedgerError(f"{place!r} does not end as {HEAD} says; see what is wrong with t3 requests verify")
     elif head.pending is not None:
         if head.pending.kind == "add":
             remove_directory(directory / PARTS / head.pending.request)
-        _settle(directory, connection, last, signer)
+        _settle(directory, last, signer)
 
 
-def _complete(directory: Path, connection: sqlite3.Connection, event: Event, signer: Signer | None) -> None:
+def _complete(directory: Path, event: Event, signer: Signer | None) -> None:
     """What is to be done after an event is in: parts that it deletes, and the head."""
     for name in event.payload.get("deletes", ()):
         remove_directory(directory / PARTS / name)
-    _settle(directory, connection, event, signer)
+    _settle(directory, event, signer)
 
 
-def _settle(directory: Path, connection: sqlite3.Connection, last: Event, signer: Signer | None) -> None:
+def _settle(directory: Path, last: Event, signer: Signer | None) -> None:
     """Write the head of a ledger that is at rest. A signed one stays as it is where there is no key at hand."""
-    signed = public_key_of(database.read_events(connection)[0].payload) is not None
-    if signer is not None or not signed:
-        write_head(directory, Head(last.sequence, last.hash, database.file_hash(connection, directory)), signer)
+    if signer is not None or last.signature is None:
+        write_head(directory, Head(last.sequence, last.hash, database.file_hash(directory)), signer)
 
 
 def _signed(event: Event, signer: Signer | None) -> Event:
@@ -329,7 +321,8 @@ def _signed(event: Event, signer: Signer | None) -> Event:
 
 def _known(states: Mapping[str, RequestState], name: str) -> RequestState:
     if name not in states:
-        raise LedgerError(f"there is no request {name!r}; must be one of {', '.join(states) or 'none yet'}")
+        known = f"must be one of {', '.join(states)}" if states else "there is none yet"
+        raise LedgerError(f"there is no request {name!r}; {known}")
     return states[name]
 
 
@@ -353,6 +346,10 @@ def _warn_expired(directory: str, name: str, day: str) -> None:
 
 def verify(directory: str | Path, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
     """As `Ledger.verify`, also of a ledger that is too damaged to be opened."""
+    directory, pending = Path(directory), False
+    faults = find_faults(directory, anchor, public_key)
     with suppress(LedgerError):
-        Ledger(directory).recover()
-    return find_faults(Path(directory), anchor, public_key)
+        pending = read_head(directory / HEAD).pending is not None
+        if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
+            Ledger(directory).recover()
+    return find_faults(directory, anchor, public_key) if pending else faults
