@@ -2,7 +2,7 @@
 
 python benchmarks/ledger_load.py [--clients 32] [--seconds 10]
 
-A tiny random model on loopback. Every answer must be what the parts of the version in its header say, to its end. Ends with status 1
+A tiny random model on loopback. Every answer must be what the parts of the version in its header say. Ends with status 1
 if a client met an error or another answer, or if an answer that began after a change was shown did not follow it.
 """
 
