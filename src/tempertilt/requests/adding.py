@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tempertilt.data.batches import example_key
-from tempertilt.data.examples import build_examples
+from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.fields import Columns
 from tempertilt.data.records import Record, RecordSets, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
@@ -34,6 +34,7 @@ from tempertilt.fitting.pipeline import (
     unlearn,
     within_context,
 )
+from tempertilt.fitting.readers import load_readers
 from tempertilt.guidance.gate import Gates
 from tempertilt.models.adapter import CONFIG, load_adapter, read_config
 from tempertilt.models.base import BaseModel, load_base
@@ -42,7 +43,7 @@ from tempertilt.requests.events import Event
 from tempertilt.requests.exposure import Exposure, check_kept_texts
 from tempertilt.requests.signing import Author, public_key_of
 from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, refuse_same_subject
-from tempertilt.requests.work import CACHE, work_folder
+from tempertilt.requests.work import CACHE, READERS, work_folder
 from tempertilt.storage import file_sha256, make_dir, remove_directory, write_text
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def add_request(
     with work_folder(ledger.directory) as work:
         states = {state.id: state for state in ledger.requests()}
         _check(states, details, subject)
+        readers = load_readers(ledger.directory / READERS)
         base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1])
         _check_base(base, ledger.settings)
         hashes = key.records(forget)
@@ -119,7 +121,7 @@ def add_request(
         sets = check_records(forget, retain, holdout, drop_overlap=drop_overlap)
         prepare_cache(base, config, sets.retain, ledger.directory / CACHE, sets.forget, progress=progress)
         shutil.copytree(ledger.directory / CACHE, work / CACHE, copy_function=_link)
-        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, progress=progress)
+        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
         interference = _interference(ledger, base, sets, within_context(config, base), work / CACHE, result)
         evidence = keep_numbers(work / "part", None if evidence_dir is None else evidence_dir / details.id)
         payload = {
@@ -224,16 +226,19 @@ def prepare_cache(
     forget: Sequence[Record] = (),
     *,
     progress: bool = True,
-) -> None:
+) -> tuple[list[Example], Features]:
     """Have features of the retain records and of background text in a cache, and nothing else: nothing about `forget`.
 
     What is there is not run again. Background text about the forget records is deleted, and not replaced: the base could write
     of what was forgotten before.
+
+    Returns:
+        The examples of both, and their features.
     """
     config = within_context(config, base)
     examples = build_examples(retain, base.tokenizer, config.examples) if retain else []
     about = build_examples(forget, base.tokenizer, config.examples) if forget else []
-    background = []
+    background: list[Example] = []
     if config.background.background:
         drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
         background = background_examples(
@@ -256,6 +261,12 @@ def prepare_cache(
         if some:
             layer = gate_layer(base, config)
             extract_features(base.model, some, store, config.features, state_layer=layer, progress=progress)
+    return [*examples, *background], features_of([*examples, *background], store)
+
+
+def features_of(examples: Sequence[Example], store: FeatureStore) -> Features:
+    """The features of examples that the store has."""
+    return Features(store, [example_key(example) for example in examples], [example.document for example in examples])
 
 
 def _link(source: str, target: str) -> None:
@@ -299,9 +310,8 @@ def _interference(
     ledger: Ledger, base: BaseModel, sets: RecordSets, config: UnlearnConfig, cache: Path, result: UnlearnResult
 ) -> Interference:
     """Measured on features that are there: the model does not run."""
-    features = FeatureStore(features_dir(base, config, cache))
     examples = build_examples(sets.forget, base.tokenizer, config.examples)
-    new = Features(features, [example_key(example) for example in examples], [example.document for example in examples])
+    new = features_of(examples, FeatureStore(features_dir(base, config, cache)))
     parts = {}
     for part in ledger.active():
         gates = load_adapter(part.directory).gates

@@ -3,6 +3,7 @@
 ledger.sqlite        events, only added to (`database`)
 ledger.head          how it ends (`head`)
 parts/ID/            adapter of one request, as `models.adapter.load_adapter` reads it
+readers.safetensors  how the gates of all parts read states, made from what is retained
 cache/               features of retain records and background text, to be used again
 work/                what is being made; deleted at the end
 
@@ -32,8 +33,8 @@ from tempertilt.requests.head import Head, read_head, write_head
 from tempertilt.requests.keyed import Key
 from tempertilt.requests.signing import Author, Ed25519Signer, Signer, public_key_of
 from tempertilt.requests.state import ACTIVE, ActivePart, Details, RequestState, parse_day, refuse_same_subject, states_of
-from tempertilt.requests.work import CACHE, WORK, clear_work, work_folder
-from tempertilt.storage import locked, make_dir, remove_directory, remove_unfinished
+from tempertilt.requests.work import CACHE, READERS, WORK, clear_work, work_folder
+from tempertilt.storage import file_sha256, locked, make_dir, remove_directory, remove_unfinished
 
 if TYPE_CHECKING:
     from tempertilt.data.fields import Columns
@@ -89,15 +90,19 @@ class Ledger:
         Raises:
             LedgerError: there is a ledger already, or other files, or the key would lie beside what it protects.
         """
+        from tempertilt.fitting.readers import fit_readers, save_readers
         from tempertilt.requests.adding import config_of, first_payload, prepare_cache, retain_records
 
         directory = Path(directory).absolute()
         _check_new(directory, key_file)
         signer = None if author.sign_key is None else Ed25519Signer(author.sign_key)
         payload = first_payload(base, retain, config, columns)
+        config = config_of(payload)
         with work_folder(directory) as work:
-            prepare_cache(base, config_of(payload), retain_records(payload), directory / CACHE, progress=progress)
+            retained = prepare_cache(base, config, retain_records(payload), directory / CACHE, progress=progress)
+            save_readers(directory / READERS, fit_readers(*retained, config.gate))
             key = Key.make(key_file)
+            payload["files"] = {READERS: file_sha256(directory / READERS)}
             payload |= {"format": FORMAT, "key": key.check, "key_file": str(key_file.absolute())}
             payload |= {"public_key": signer.public_key} if signer else {}
             event = _signed(next_event(None, "init", "", payload, author.by, author.at), signer)
@@ -330,7 +335,7 @@ def _check_new(directory: Path, key_file: Path) -> None:
     """Raise `LedgerError` unless a ledger can be made in a directory, with its key elsewhere."""
     if (directory / database.FILE).exists():
         raise LedgerError(f"{str(directory)!r} has a ledger already; name another directory")
-    own = (CACHE, WORK, HEAD)
+    own = (READERS, CACHE, WORK, HEAD)
     foreign = [path.name for path in sorted(directory.glob("*")) if path.name not in own and not path.name.startswith(".")]
     if foreign:
         raise LedgerError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
