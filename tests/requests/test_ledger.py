@@ -198,7 +198,7 @@ def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.Monke
     place.add("REQ-9", PERSONS[4])
 
 
-def test_two_processes_that_write_at_once_both_succeed(place: Place) -> None:
+def test_two_processes_that_write_at_once_both_succeed_and_a_third_sees_nothing_wrong(place: Place) -> None:
     context = multiprocessing.get_context("fork")
 
     def writes(own: int) -> None:
@@ -206,12 +206,16 @@ def test_two_processes_that_write_at_once_both_succeed(place: Place) -> None:
             place.ledger.renew("REQ-0", Author(f"person {own}"), why=f"{number}")
         place.add(f"REQ-{own}", PERSONS[own - 7])
 
-    processes = [context.Process(target=writes, args=(own,)) for own in (10, 11)]
+    def looks() -> None:
+        while len(place.ledger.events()) < 9 + 12:
+            assert place.ledger.verify() == [] and len(place.ledger.active(NOW)) >= 4
+
+    processes = [context.Process(target=writes, args=(own,)) for own in (10, 11)] + [context.Process(target=looks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     events = place.ledger.events()[9:]
     assert sorted((event.by, event.payload["why"]) for event in events if event.kind == "renew") == [
         (f"person {own}", str(number)) for own in (10, 11) for number in range(5)
@@ -238,6 +242,7 @@ def test_a_ledger_of_its_own_directory(place: Place, tmp_path: Path) -> None:
 def test_an_older_schema_is_brought_up_to_date(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = (*database.MIGRATIONS, "CREATE INDEX requests ON events (request);")
     monkeypatch.setattr(database, "MIGRATIONS", newer)
+    assert place.ledger.verify() == []
     place.ledger.revoke("REQ-0", OFFICER, why="withdrawn")
     assert place.ledger.verify() == []
     monkeypatch.undo()

@@ -93,16 +93,13 @@ class _Found:
 def _read_rows(path: Path) -> _Found:
     rows: list[tuple[Any, Event | None]] = []
     faults = []
-    with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript("".join(database.MIGRATIONS))
-        wanted = _schema(model)
     with database.opened(path.parent, read_only=True) as connection:
         faults = [
             Fault(f"is damaged: {message}", file=database.FILE)
             for (message,) in map(tuple, connection.execute("PRAGMA integrity_check(10)"))
             if message != "ok"
         ]
-        if _schema(connection) != wanted:
+        if _schema(connection) != _wanted_schema(database.schema_number(connection)):
             faults.append(Fault("its table or the triggers that keep events unchanged are not tempertilt's", file=database.FILE))
         for row in database.rows(connection):
             try:
@@ -118,6 +115,13 @@ def _read_rows(path: Path) -> _Found:
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     return sorted(map(tuple, connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL")))
+
+
+def _wanted_schema(number: int) -> list[tuple[Any, ...]]:
+    """The schema of a number, as SQLite shows it."""
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript("".join(database.MIGRATIONS[: max(0, number)]))
+        return _schema(model)
 
 
 def _number(sequence: Any) -> int:

@@ -148,7 +148,7 @@ class Ledger:
         Raises:
             LedgerError: the folder of a part is missing.
         """
-        now, parts = at or datetime.now(timezone.utc), []
+        now, version, parts = at or datetime.now(timezone.utc), self.version, []
         for state in self.requests():
             if state.state != ACTIVE or not state.acts_in(scope or {}):
                 continue
@@ -157,6 +157,8 @@ class Ledger:
                 continue
             part = self.part(state.id)
             if not part.is_dir():
+                if self.version != version:  # it was revoked meanwhile
+                    return self.active(at, scope)
                 raise LedgerError(f"request {state.id} acts, but its part {str(part)!r} is missing; see t3 requests verify")
             parts.append(ActivePart(state.id, part, state.scope))
         return parts
@@ -351,10 +353,15 @@ def _warn_expired(directory: str, name: str, day: str) -> None:
 
 def verify(directory: str | Path, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
     """As `Ledger.verify`, also of a ledger that is too damaged to be opened."""
-    directory, pending = Path(directory), False
-    faults = find_faults(directory, anchor, public_key)
-    with suppress(LedgerError):
-        pending = read_head(directory / HEAD).pending is not None
-        if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
-            Ledger(directory).recover()
-    return find_faults(directory, anchor, public_key) if pending else faults
+    directory = Path(directory)
+    if not (directory / database.FILE).is_file() or not os.access(directory, os.W_OK):
+        return find_faults(directory, anchor, public_key)
+    with locked(directory / database.FILE, WRITING):
+        faults, pending = find_faults(directory, anchor, public_key), False
+        with suppress(LedgerError):
+            pending = read_head(directory / HEAD).pending is not None
+            if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
+                _recover(directory, None)
+        faults = find_faults(directory, anchor, public_key) if pending else faults
+    clear_work(directory)
+    return faults
