@@ -91,6 +91,19 @@ def test_a_part_stays_out_only_where_the_place_is_another(place: Place, scope: d
     assert ("REQ-4" in acting(place, scope=scope)) == acts and "REQ-0" in acting(place, scope=scope)
 
 
+def test_a_part_that_is_revoked_meanwhile_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Ledger.requests
+
+    def stale(ledger: Ledger) -> Any:
+        states = read(ledger)
+        monkeypatch.undo()
+        place.ledger.revoke("REQ-0", OFFICER, why="withdrawn")
+        return states
+
+    monkeypatch.setattr(Ledger, "requests", stale)
+    assert acting(place) == ["REQ-2", "REQ-3", "REQ-4"]
+
+
 def test_a_subject_is_not_added_twice_unless_asked_for(place: Place) -> None:
     with pytest.raises(LedgerError, match="REQ-0 is about the same subject: say --replace REQ-0"):
         place.add("REQ-9", PERSONS[0], subject="hina  AMEEN")
