@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     _check_ledger(args, config)
     if args.reply is not None:
         check_argument(args.reply, "--reply")
-    backend, why = choose_backend(args.backend, adapters, config, args.reply, ledger=bool(ledger))
+    backend, why = choose_backend(args.backend, adapters, config, ledger=bool(ledger))
     if why:
         print(f"t3 serve: {why}", file=sys.stderr)
     if backend == "vllm":
