@@ -208,5 +208,7 @@ def test_parts_that_do_not_go_together(base: LlamaForCausalLM, tmp_path: Path) -
     alone.save_pretrained(tmp_path)
     loaded = ComposedLM.from_pretrained({"a": tmp_path}, base)
     assert list(loaded.parts) == ["a"] and list(loaded.settings["parts"]) == ["a"]
+    with pytest.raises(TemperTiltError, match="is not saved as one"):
+        loaded.save_pretrained(tmp_path / "whole")
     with pytest.raises(AdapterError, match="was fitted on"):
         ComposedLM.from_pretrained({"a": tmp_path}, make_llama(seed=1))
