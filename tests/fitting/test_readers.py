@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tempertilt.guidance.composition import Composition
 
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
@@ -17,6 +16,7 @@ from tempertilt.fitting.features import FeatureConfig, Features, FeatureStore, e
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_gates import GateInputs, fit_gates
 from tempertilt.fitting.readers import GateReaders, fit_readers, load_readers, save_readers
+from tempertilt.guidance.composition import Composition
 from tempertilt.guidance.gate import EvidenceGate, Gates
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import GuidanceHead

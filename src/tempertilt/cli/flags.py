@@ -204,6 +204,15 @@ class DecodingConfig(Options):
         return Decoding(self.max_new_tokens, sample, temperature, top_k, top_p, self.num_beams, answers)
 
 
+def add_ledger(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a ledger whose parts act together."""
+    group = parser.add_argument_group("ledger")
+    group.add_argument("--ledger", metavar="DIR", help="instead of an adapter: ledger of t3 requests whose parts act together")
+    group.add_argument(
+        "--scope", default="", help="where it is asked, as tenant=acme,region=eu: parts for other places do not act"
+    )
+
+
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     """The flags that name an unlearned model."""
     add_model(parser)
