@@ -26,10 +26,11 @@ VERBS = {
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
     "bench": "compare unlearning methods on one model, data set and budget",
+    "audit": "attack an unlearned model, and write the evidence as a page",
     "report": "write finished runs as one HTML page, or as tables",
     "theory": "experiments that show what is guaranteed, and why tempering is needed",
     "demo": "see a small model forget, offline, in a few minutes",
-    "list": "list methods, metrics, suites or models",
+    "list": "list attacks, methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
 }
 MODULES = {"list": "listing"}  # where a module named as its verb would hide a built-in
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == chosen:
             fill_parser(verb, name, argv[1:2])
     args = parser.parse_args(argv)
+    args.words = argv[1:]
     never_fail_on_output()
     _quieten(args.verbose)
     if args.verb not in ("list", "env", "theory") and getattr(args, "action", None) in (None, "init", "add"):

@@ -37,7 +37,7 @@ from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
+from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, tokenizer_files
 from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.limits import check_examples, positions
@@ -233,9 +233,7 @@ def tokenise(request: Request) -> None:
 def reuse_finished(request: Request) -> bool:
     """Take the adapter in the output directory, if it is this request's."""
     output_dir = request.output_dir
-    found = request.workers.share(
-        lambda: load_adapter(output_dir) if _finished(output_dir, request.key, request.overwrite) else None
-    )
+    found = request.workers.share(lambda: load_adapter(output_dir) if _finished(request) else None)
     if found is None:
         return False
     if request.workers.first:
@@ -402,7 +400,8 @@ def save(request: Request) -> None:
     assert request.model is not None
     with request.clock("save"):
         if request.workers.first:
-            save_adapter(request.output_dir, request.model.head, request.model.adapter_config, request.model.gates)
+            model, tokenizer = request.model, request.base.tokenizer
+            save_adapter(request.output_dir, model.head, model.adapter_config, model.gates, tokenizer)
 
 
 STEPS: tuple[Callable[[Request], None], ...] = (
@@ -495,18 +494,17 @@ def run_key(
     )
 
 
-def _finished(directory: Path, key: str, overwrite: bool) -> bool:
-    """Whether `directory` holds the adapter `key`; refuse to write over anything else unless told to."""
-    foreign = sorted(
-        path.name
-        for path in directory.iterdir()
-        if path.name not in (CONFIG, WEIGHTS, CARD, REPORT) and not path.name.startswith(".unfinished-")
-    )
+def _finished(request: Request) -> bool:
+    """Whether the output directory holds the request's adapter; refuse to write over anything else unless told to."""
+    directory = request.output_dir
+    ours = {CONFIG, WEIGHTS, CARD, REPORT, *tokenizer_files(request.base.tokenizer)}
+    names = sorted(path.name for path in directory.iterdir())
+    foreign = [name for name in names if name not in ours and not name.startswith(".unfinished-")]
     if foreign:
         raise AdapterError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
-    if not (directory / CONFIG).is_file() or overwrite:
+    if not (directory / CONFIG).is_file() or request.overwrite:
         return False
-    if read_config(directory).training.get("key") != key:
+    if read_config(directory).training.get("key") != request.key:
         raise AdapterError(
             f"{str(directory)!r} holds an adapter made from another model, other records or other options; "
             "name another directory, or replace it with --overwrite"

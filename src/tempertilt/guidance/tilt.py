@@ -33,8 +33,10 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 class TiltConfig(Options):
     """The settings of the guided distribution; all can be changed after loading."""
 
-    temperature: float = option(2.5, "T: the base's logits are divided by it", gt=0, hint="1 = no tempering, the paper uses 2.5")
-    guidance_scale: float = option(1.0, "s: weight of the tilt", ge=0, hint="0 = no tilt, the paper uses 1")
+    temperature: float = option(
+        2.5, "T: the base's logits are divided by it", ge=1e-3, le=1e6, hint="1 = no tempering, the paper uses 2.5"
+    )
+    guidance_scale: float = option(1.0, "s: weight of the tilt", ge=0, le=1e6, hint="0 = no tilt, the paper uses 1")
     forget_prior: float = option(
         0.5, "share of forget text where the gate is open", gt=0, le=1, hint="0.5 = the paper's tilt, 1 = the log-odds themselves"
     )

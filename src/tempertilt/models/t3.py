@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers.cache_utils import Cache
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tempertilt.guidance.gate import Evidence, Gates
 from tempertilt.guidance.guidance import Context, Guidance
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import Adapter, AdapterConfig, check_fitted_on, load_adapter, push_adapter, save_adapter
+from tempertilt.models.adapter import KIND, Adapter, AdapterConfig, check_fitted_on, load_adapter, push_adapter, save_adapter
 from tempertilt.models.base import check_unlearnable, load_base
 from tempertilt.models.fingerprint import fingerprint
 from tempertilt.models.guided import GuidedLM
@@ -327,6 +328,9 @@ class _Thread(threading.local):
 
 
 _THREAD = _Thread()
+
+
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[KIND] = T3ForCausalLM.__name__  # where `pipeline` looks up whether it takes a model
 
 
 def load_unlearned(

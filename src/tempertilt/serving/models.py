@@ -15,6 +15,7 @@ from tempertilt.errors import ConfigError, DataError
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.generation import stop_ids
+from tempertilt.models.limits import check_text
 from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.decoder import Decoder
@@ -57,17 +58,23 @@ class ServedModel:
         """Token ids of `(role, content)` messages, ready for the answer; `DataError` if they can't be."""
         chat = [Message(role, content) for role, content in messages]  # type: ignore[arg-type]
         with self._encoding:
+            for number, message in enumerate(chat):
+                check_text(self.decoder.model, self.encoder, message.content, f"messages[{number}]")
             return encode_question(chat, self.encoder, self.examples)
 
     def encode_text(self, text: str, control_tokens: bool) -> list[int]:
-        """Token ids of a text; of the empty one the beginning-of-sequence token, `DataError` if there is none.
+        """Token ids of a text; of the empty one the beginning-of-sequence token.
 
         Args:
             text: of a prompt.
             control_tokens: whether a control token that the text spells is that token, or its characters.
+
+        Raises:
+            DataError: there is none, or the text spells a token that the model has no embedding for.
         """
         encoder, ends = self.encoder, control_tokens and text.endswith(self.encoder.eos_token or "")
         with self._encoding:
+            check_text(self.decoder.model, encoder, text, "prompt")
             ids = list(encoder(text, split_special_tokens=not control_tokens, verbose=False)["input_ids"]) if text else []
         if len(ids) > 1 and ids[-1] == encoder.eos_token_id and not ends:
             ids.pop()  # some tokenizers close every text
