@@ -62,6 +62,10 @@ def part_file(directory: Path, rng: random.Random) -> Path:
     return rng.choice(sorted(path for path in (directory / "parts").rglob("*") if path.is_file()))
 
 
+def flip_readers(directory: Path, rng: random.Random) -> None:
+    flip_byte(directory / "readers.safetensors", rng)
+
+
 def flip_adapter(directory: Path, rng: random.Random) -> None:
     flip_byte(part_file(directory, rng), rng)
 
@@ -153,6 +157,7 @@ EDITS: dict[str, Edit] = {
     for edit in (
         flip_database,
         flip_head,
+        flip_readers,
         flip_adapter,
         delete_file,
         add_file,

@@ -27,9 +27,11 @@ from tempertilt.storage import (
     move_files,
     output_directory,
     read_stored,
+    remove_directory,
     remove_unfinished,
     replace_directory,
     stored,
+    when_unlocked,
     work_directory,
     write_text,
     write_whole,
@@ -204,3 +206,20 @@ def test_a_damaged_compressed_file_is_an_error(tmp_path: Path, damage: object) -
 def test_checksums(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 5_000_000)
     assert file_sha256(tmp_path / "a") == hashlib.sha256(b"x" * 5_000_000).hexdigest()
+
+
+def test_a_lock_that_is_held_is_not_free(tmp_path: Path) -> None:
+    with locked(tmp_path / "a", "writing"), when_unlocked(tmp_path / "a") as free, when_unlocked(tmp_path / "b") as other:
+        assert (free, other) == (False, True)
+    with when_unlocked(tmp_path / "a") as free:
+        assert free
+
+
+def test_a_directory_is_removed_or_said_to_stay(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    remove_directory(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    remove_directory(tmp_path / "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(TemperTiltError, match=r"cannot delete .*file'"):
+        remove_directory(tmp_path / "file")

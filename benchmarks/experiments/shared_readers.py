@@ -53,12 +53,15 @@ def main() -> None:
     parser.add_argument("--persons", type=int, default=4)
     parser.add_argument("--records", type=int, default=10)
     parser.add_argument("--retain", type=int, default=120)
+    parser.add_argument("--others", type=int, default=100, help="texts of each set that is to be left alone")
     args = parser.parse_args()
     base, sets = load(args)
     header(f"gates with shared readers, {args.persons} persons of {args.records} records")
     layer = CONFIG.layer(len(decoder_layers(base.model)))
     retain = spread(sets["retain"], args.retain)
     sets["retain"] = retain
+    for name in OTHERS:
+        sets[name] = spread(sets[name], args.others)
     examples = {name: sets.examples(name, base) for name in ("retain", *OTHERS)}
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(Path(folder))

@@ -77,8 +77,8 @@ def logits_of(model: Any, ids: Sequence[int]) -> torch.Tensor:
     return logits
 
 
-def assert_near(logits: torch.Tensor, law: torch.Tensor) -> None:
-    torch.testing.assert_close(logits.double().log_softmax(-1), law, atol=1e-4, rtol=1e-4)
+def assert_near(logits: torch.Tensor, wanted: torch.Tensor) -> None:
+    torch.testing.assert_close(logits.double().log_softmax(-1), wanted, atol=1e-4, rtol=1e-4)
 
 
 CASES = {
@@ -99,7 +99,7 @@ def parts(request: pytest.FixtureRequest, base: LlamaForCausalLM) -> dict[str, G
 def test_whole_sequences(base: LlamaForCausalLM, parts: dict[str, Guidance]) -> None:
     model, oracle, seen = ComposedLM(base, parts), ComposedOracle(base, parts), set()
     for text in TEXTS:
-        assert_near(logits_of(model, text), oracle.law(text))
+        assert_near(logits_of(model, text), oracle.log_probs(text))
         seen |= {len(numbers) for numbers in oracle.open}
     assert seen == set(range(len(parts) + 1))  # the gates overlap, and none is open somewhere
 
@@ -112,8 +112,8 @@ def test_batches_with_padding_and_cached_decoding(base: LlamaForCausalLM, parts:
     out = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True, **GREEDY)
     for row, text in enumerate(TEXTS):
         answer = out.sequences[row, width:].tolist()
-        law = oracle.law([*text, *answer])[len(text) - 1 : -1]
-        assert_near(torch.stack([step[row] for step in out.logits]), law)
+        wanted = oracle.log_probs([*text, *answer])[len(text) - 1 : -1]
+        assert_near(torch.stack([step[row] for step in out.logits]), wanted)
         alone = torch.tensor([text])
         for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}):
             assert model.generate(alone, attention_mask=torch.ones_like(alone), **GREEDY, **options)[0].tolist() == text + answer
@@ -126,8 +126,8 @@ def test_beams(base: LlamaForCausalLM, parts: dict[str, Guidance]) -> None:
         ids, attention_mask=torch.ones_like(ids), num_beams=3, return_dict_in_generate=True, output_scores=True, **GREEDY
     )
     text = out.sequences[0].tolist()
-    law = oracle.law(text)[len(TEXTS[0]) - 1 : -1]
-    total = law.gather(1, out.sequences[0, len(TEXTS[0]) :, None]).sum() / GREEDY["max_new_tokens"]
+    wanted = oracle.log_probs(text)[len(TEXTS[0]) - 1 : -1]
+    total = wanted.gather(1, out.sequences[0, len(TEXTS[0]) :, None]).sum() / GREEDY["max_new_tokens"]
     assert float(out.sequences_scores[0]) == pytest.approx(float(total), abs=1e-3)
 
 
@@ -178,7 +178,7 @@ def test_without_parts_and_where_all_are_closed_it_is_the_base(base: LlamaForCau
     for text in TEXTS:
         expected = logits_of(base, text)
         assert torch.equal(logits_of(none, text), expected)
-        oracle.law(text)
+        oracle.log_probs(text)
         closed = [t for t, numbers in enumerate(oracle.open) if not numbers]
         counts.append(len(closed))
         assert torch.equal(logits_of(model, text)[closed], expected[closed])
@@ -208,5 +208,7 @@ def test_parts_that_do_not_go_together(base: LlamaForCausalLM, tmp_path: Path) -
     alone.save_pretrained(tmp_path)
     loaded = ComposedLM.from_pretrained({"a": tmp_path}, base)
     assert list(loaded.parts) == ["a"] and list(loaded.settings["parts"]) == ["a"]
+    with pytest.raises(TemperTiltError, match="is not saved as one"):
+        loaded.save_pretrained(tmp_path / "whole")
     with pytest.raises(AdapterError, match="was fitted on"):
         ComposedLM.from_pretrained({"a": tmp_path}, make_llama(seed=1))

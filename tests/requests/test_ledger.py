@@ -20,6 +20,7 @@ from _ledgers import CONFIG, OFFICER, PERSONS, Place, new_ledger, records
 from tempertilt.data.records import check_records, load_records
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.pipeline import unlearn
+from tempertilt.fitting.readers import load_readers
 from tempertilt.models.adapter import WEIGHTS, load_adapter
 from tempertilt.requests import Author, Details, Ledger
 from tempertilt.requests import ledger as ledger_module
@@ -90,6 +91,19 @@ def test_a_part_stays_out_only_where_the_place_is_another(place: Place, scope: d
     assert ("REQ-4" in acting(place, scope=scope)) == acts and "REQ-0" in acting(place, scope=scope)
 
 
+def test_a_part_that_is_revoked_meanwhile_is_left_out(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Ledger.requests
+
+    def stale(ledger: Ledger) -> Any:
+        states = read(ledger)
+        monkeypatch.undo()
+        place.ledger.revoke("REQ-0", OFFICER, why="withdrawn")
+        return states
+
+    monkeypatch.setattr(Ledger, "requests", stale)
+    assert acting(place) == ["REQ-2", "REQ-3", "REQ-4"]
+
+
 def test_a_subject_is_not_added_twice_unless_asked_for(place: Place) -> None:
     with pytest.raises(LedgerError, match="REQ-0 is about the same subject: say --replace REQ-0"):
         place.add("REQ-9", PERSONS[0], subject="hina  AMEEN")
@@ -112,11 +126,20 @@ def test_a_renewed_request_does_not_act_beside_another_about_its_subject(place: 
 def test_a_part_is_what_unlearning_gives(made: Place, tmp_path: Path) -> None:
     """From the same records, without a ledger and without its features, which were made in other batches."""
     sets = check_records(records(PERSONS[0]), load_records(made.retain))
-    unlearn(made.base, sets, tmp_path / "adapter", CONFIG, progress=False)
+    readers = load_readers(made.directory / "readers.safetensors")
+    unlearn(made.base, sets, tmp_path / "adapter", CONFIG, readers=readers, progress=False)
     alone, part = load_file(tmp_path / "adapter" / WEIGHTS), load_file(made.ledger.part("REQ-0") / WEIGHTS)
     assert set(alone) == set(part)
     for name, tensor in alone.items():
         assert torch.allclose(tensor.float(), part[name].float(), rtol=1e-3, atol=1e-3), name
+
+
+def test_all_parts_share_their_readers_and_hold_no_tokenizer(made: Place) -> None:
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "unlearn.json"}
+    assert all({path.name for path in part.directory.iterdir()} == names for part in made.ledger.active(NOW))
+    weights = [load_file(part.directory / WEIGHTS) for part in made.ledger.active(NOW)]
+    for name in ("gate.asked.mean", "gate.asked.reader", "gate.said.mean", "gate.said.reader"):
+        assert all(torch.equal(tensors[name], weights[0][name]) for tensors in weights), name
 
 
 def test_only_new_records_are_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +213,7 @@ def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.Monke
     place.add("REQ-9", PERSONS[4])
 
 
-def test_two_processes_that_write_at_once_both_succeed(place: Place) -> None:
+def test_two_processes_that_write_at_once_both_succeed_and_a_third_sees_nothing_wrong(place: Place) -> None:
     context = multiprocessing.get_context("fork")
 
     def writes(own: int) -> None:
@@ -198,12 +221,16 @@ def test_two_processes_that_write_at_once_both_succeed(place: Place) -> None:
             place.ledger.renew("REQ-0", Author(f"person {own}"), why=f"{number}")
         place.add(f"REQ-{own}", PERSONS[own - 7])
 
-    processes = [context.Process(target=writes, args=(own,)) for own in (10, 11)]
+    def looks() -> None:
+        while len(place.ledger.events()) < 9 + 12:
+            assert place.ledger.verify() == [] and len(place.ledger.active(NOW)) >= 4
+
+    processes = [context.Process(target=writes, args=(own,)) for own in (10, 11)] + [context.Process(target=looks)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     events = place.ledger.events()[9:]
     assert sorted((event.by, event.payload["why"]) for event in events if event.kind == "renew") == [
         (f"person {own}", str(number)) for own in (10, 11) for number in range(5)
@@ -230,6 +257,7 @@ def test_a_ledger_of_its_own_directory(place: Place, tmp_path: Path) -> None:
 def test_an_older_schema_is_brought_up_to_date(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     newer = (*database.MIGRATIONS, "CREATE INDEX requests ON events (request);")
     monkeypatch.setattr(database, "MIGRATIONS", newer)
+    assert place.ledger.verify() == []
     place.ledger.revoke("REQ-0", OFFICER, why="withdrawn")
     assert place.ledger.verify() == []
     monkeypatch.undo()

@@ -75,7 +75,7 @@ class ComposedOracle:
         self.base, self.parts, self.layer = base, list(parts.values()), layer
         self.open: list[list[int]] = []  # after each token of the last text, the numbers of the open parts
 
-    def law(self, tokens: Sequence[int]) -> Tensor:
+    def log_probs(self, tokens: Sequence[int]) -> Tensor:
         """`(T, V)` float64."""
         with torch.no_grad():
             out = self.base(input_ids=torch.tensor([list(tokens)]), use_cache=False, output_hidden_states=True)
@@ -113,5 +113,5 @@ class ComposedOracle:
         """The next n likeliest tokens, one after the other."""
         text = list(tokens)
         for _ in range(n):
-            text.append(int(self.law(text)[-1].argmax()))
+            text.append(int(self.log_probs(text)[-1].argmax()))
         return text[len(tokens) :]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -44,7 +44,7 @@ from tempertilt.guidance.tilt import composed_logits
 CLOSED = 1  # its place among the events of a gate
 UNIT = 127  # 1 in 8 bits
 ROUNDING = 1e-4  # more than that of a similarity in float32
-AT_ONCE = 1 << 24  # similarities held at a time
+AT_ONCE = 1 << 20  # similarities computed at a time: they stay near the processor
 
 
 class Screen(nn.Module):
@@ -87,8 +87,9 @@ class Screen(nn.Module):
 
     def near(self, directions: Tensor) -> list[int]:
         """Places of the gates whose lowest threshold may be below the evidence of some of the directions `(..., p)`."""
-        parts = quantise(directions).flatten(0, -2).split(max(1, AT_ONCE // len(self.rows)))
-        highest = reduce(torch.maximum, (_products(part, self.rows).amax(0) for part in parts))
+        rows = quantise(directions).flatten(0, -2)
+        blocks = self.rows.split(max(1, AT_ONCE // len(rows)))
+        highest = torch.cat([_products(rows, block).amax(0) for block in blocks])
         places: list[int] = self.owners[highest > self.least].unique().tolist()
         return places
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from tempertilt.errors import TemperTiltError
 from tempertilt.guidance.composition import Composition
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.models.adapter import check_fitted_on, load_adapter
@@ -55,6 +56,14 @@ class ComposedLM(GuidedLM):
     def parts(self) -> dict[str, Guidance]:
         """The parts by name."""
         return dict(zip(self.guidance.names, self.guidance.parts))
+
+    def save_pretrained(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: base and adapters are where they were loaded from.
+
+        Raises:
+            TemperTiltError: always.
+        """
+        raise TemperTiltError("a model of several parts is not saved as one: its parts are adapters, its base is not changed")
 
     @property
     def settings(self) -> dict[str, Any]:

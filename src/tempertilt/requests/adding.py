@@ -15,12 +15,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tempertilt.data.batches import example_key
-from tempertilt.data.examples import build_examples
+from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.fields import Columns
-from tempertilt.data.records import Record, RecordSets, check_records, load_all
+from tempertilt.data.records import Record, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.background import background_examples, drop_background
 from tempertilt.fitting.features import Features, FeatureStore, extract_features
@@ -34,33 +32,20 @@ from tempertilt.fitting.pipeline import (
     unlearn,
     within_context,
 )
-from tempertilt.guidance.gate import Gates
-from tempertilt.models.adapter import CONFIG, load_adapter, read_config
+from tempertilt.fitting.readers import load_readers
+from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, read_config
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.replies import ReplyConfig
 from tempertilt.requests.events import Event
 from tempertilt.requests.exposure import Exposure, check_kept_texts
+from tempertilt.requests.interference import Interference, features_of, measure_interference
 from tempertilt.requests.signing import Author, public_key_of
 from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, refuse_same_subject
-from tempertilt.requests.work import CACHE, work_folder
+from tempertilt.requests.work import CACHE, READERS, work_folder
 from tempertilt.storage import file_sha256, make_dir, remove_directory, write_text
 
 if TYPE_CHECKING:
     from tempertilt.requests.ledger import Ledger
-
-
-@dataclass(frozen=True)
-class Interference:
-    """What else a new part's gates, or the new records, open.
-
-    Attributes:
-        retained: retain and background texts that open the new gates, measured by gates made without them, and how many there
-            are; None where they can't be left out.
-        parts: new records that open the gates of another part, by its request; those of which none does are left out.
-    """
-
-    retained: tuple[int, int] | None
-    parts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -111,6 +96,7 @@ def add_request(
     with work_folder(ledger.directory) as work:
         states = {state.id: state for state in ledger.requests()}
         _check(states, details, subject)
+        readers = load_readers(ledger.directory / READERS)
         base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1])
         _check_base(base, ledger.settings)
         hashes = key.records(forget)
@@ -119,8 +105,9 @@ def add_request(
         sets = check_records(forget, retain, holdout, drop_overlap=drop_overlap)
         prepare_cache(base, config, sets.retain, ledger.directory / CACHE, sets.forget, progress=progress)
         shutil.copytree(ledger.directory / CACHE, work / CACHE, copy_function=_link)
-        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, progress=progress)
-        interference = _interference(ledger, base, sets, within_context(config, base), work / CACHE, result)
+        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
+        others = {part.request_id: part.directory for part in ledger.active() if part.request_id != details.replace}
+        interference = measure_interference(others, base, sets, within_context(config, base), work / CACHE, result)
         evidence = keep_numbers(work / "part", None if evidence_dir is None else evidence_dir / details.id)
         payload = {
             "subject": subject,
@@ -224,16 +211,19 @@ def prepare_cache(
     forget: Sequence[Record] = (),
     *,
     progress: bool = True,
-) -> None:
+) -> tuple[list[Example], Features]:
     """Have features of the retain records and of background text in a cache, and nothing else: nothing about `forget`.
 
     What is there is not run again. Background text about the forget records is deleted, and not replaced: the base could write
     of what was forgotten before.
+
+    Returns:
+        The examples of both, and their features.
     """
     config = within_context(config, base)
     examples = build_examples(retain, base.tokenizer, config.examples) if retain else []
     about = build_examples(forget, base.tokenizer, config.examples) if forget else []
-    background = []
+    background: list[Example] = []
     if config.background.background:
         drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
         background = background_examples(
@@ -256,6 +246,7 @@ def prepare_cache(
         if some:
             layer = gate_layer(base, config)
             extract_features(base.model, some, store, config.features, state_layer=layer, progress=progress)
+    return [*examples, *background], features_of([*examples, *background], store)
 
 
 def _link(source: str, target: str) -> None:
@@ -268,6 +259,8 @@ def _link(source: str, target: str) -> None:
 
 def keep_numbers(part: Path, evidence: Path | None) -> str | None:
     """Take out of an adapter's report what holds text of the records, and out of its configuration a hash that has no key.
+
+    The base's tokenizer goes, too: it would be in every part.
 
     Args:
         part: the adapter's folder.
@@ -286,55 +279,10 @@ def keep_numbers(part: Path, evidence: Path | None) -> str | None:
     if report["facts"] is not None:
         report["facts"]["leaks"] = [leak["record"] for leak in report["facts"]["leaks"]]
     write_text(part / REPORT, json.dumps(report, indent=2) + "\n")
+    for path in part.iterdir():
+        if path.name not in (CONFIG, WEIGHTS, CARD, REPORT):
+            path.unlink()
     config = read_config(part)
     training = {name: value for name, value in config.training.items() if name != "key"}
     write_text(part / CONFIG, json.dumps(asdict(replace(config, training=training)), indent=2, sort_keys=True) + "\n")
     return digest
-
-
-# --- interference ---------------------------------------------------------------------------------------------------------
-
-
-def _interference(
-    ledger: Ledger, base: BaseModel, sets: RecordSets, config: UnlearnConfig, cache: Path, result: UnlearnResult
-) -> Interference:
-    """Measured on features that are there: the model does not run."""
-    features = FeatureStore(features_dir(base, config, cache))
-    examples = build_examples(sets.forget, base.tokenizer, config.examples)
-    new = Features(features, [example_key(example) for example in examples], [example.document for example in examples])
-    parts = {}
-    for part in ledger.active():
-        gates = load_adapter(part.directory).gates
-        if gates is not None and (count := opened_texts(gates, new)):
-            parts[part.request_id] = count
-    background = int(result.model.adapter_config.training["background_records"])
-    texts = len(build_examples(sets.retain, base.tokenizer, config.examples)) if sets.retain else 0
-    return Interference(_retained(result, texts + background), parts)
-
-
-def _retained(result: UnlearnResult, texts: int) -> tuple[int, int] | None:
-    """How many of the first `texts` retained texts open a gate that was made without them."""
-    gate = result.gate
-    assert gate is not None
-    asked = torch.from_numpy(gate.asked.retain_evidence[:texts])
-    if not len(asked):
-        return None
-    opened = asked > gate.gates.asked.threshold
-    if gate.said is not None and gate.gates.said is not None and len(gate.said.retain_evidence):
-        said = torch.from_numpy(gate.said.retain_evidence[:texts])
-        opened |= gate.gates.asked.comes_near(asked) & (said > gate.gates.said.threshold)
-    return int(opened.sum()), texts
-
-
-@torch.inference_mode()
-def opened_texts(gates: Gates, features: Features) -> int:
-    """How many examples open the gates, by what is asked or by what is said after something near; turns are not told."""
-    opened = 0
-    for number, lower in enumerate(features.states()):
-        asked = gates.asked.evidence(lower)
-        hit = bool((asked > gates.asked.threshold).any())
-        if not hit and gates.said is not None and bool(gates.asked.comes_near(asked).any()):
-            states, _ = features.gather([number])
-            hit = bool((gates.said.evidence(states) > gates.said.threshold).any())
-        opened += hit
-    return opened

@@ -45,7 +45,7 @@ def find_faults(directory: Path, anchor: Path | None = None, public_key: str | N
         return [Fault("is missing", file=database.FILE)]
     head, faults = _head(directory / HEAD, HEAD)
     if head is not None and head.pending is None:
-        faults += _file_faults(path, head)
+        faults += _database_faults(path, head)
     try:
         found = _read_rows(path)
     except database.DAMAGE as error:
@@ -63,7 +63,8 @@ def find_faults(directory: Path, anchor: Path | None = None, public_key: str | N
         states = states_of(events)
     except LedgerError as error:
         return [*faults, Fault(str(error), file=database.FILE)]
-    return [*faults, *_part_faults(directory, states, head)]
+    named = events[0].payload.get("files", {}) if events else {}
+    return [*faults, *_file_faults(directory, "", named), *_part_faults(directory, states, head)]
 
 
 def _head(path: Path, name: str) -> tuple[Head | None, list[Fault]]:
@@ -73,7 +74,7 @@ def _head(path: Path, name: str) -> tuple[Head | None, list[Fault]]:
         return None, [Fault(f"is missing or was changed: {error}", file=name)]
 
 
-def _file_faults(path: Path, head: Head) -> Iterator[Fault]:
+def _database_faults(path: Path, head: Head) -> Iterator[Fault]:
     if head.database is not None and file_sha256(path) != head.database:
         yield Fault("its bytes are not those that were written last", file=database.FILE)
     log = path.with_name(f"{database.FILE}-wal")
@@ -92,16 +93,13 @@ class _Found:
 def _read_rows(path: Path) -> _Found:
     rows: list[tuple[Any, Event | None]] = []
     faults = []
-    with closing(sqlite3.connect(":memory:")) as model:
-        model.executescript("".join(database.MIGRATIONS))
-        wanted = _schema(model)
     with database.opened(path.parent, read_only=True) as connection:
         faults = [
             Fault(f"is damaged: {message}", file=database.FILE)
             for (message,) in map(tuple, connection.execute("PRAGMA integrity_check(10)"))
             if message != "ok"
         ]
-        if _schema(connection) != wanted:
+        if _schema(connection) != _wanted_schema(database.schema_number(connection)):
             faults.append(Fault("its table or the triggers that keep events unchanged are not tempertilt's", file=database.FILE))
         for row in database.rows(connection):
             try:
@@ -117,6 +115,13 @@ def _read_rows(path: Path) -> _Found:
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
     return sorted(map(tuple, connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL")))
+
+
+def _wanted_schema(number: int) -> list[tuple[Any, ...]]:
+    """The schema of a number, as SQLite shows it."""
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript("".join(database.MIGRATIONS[: max(0, number)]))
+        return _schema(model)
 
 
 def _number(sequence: Any) -> int:
@@ -183,20 +188,25 @@ def _signature_faults(events: Sequence[Event], head: Head | None, public_key: st
         yield Fault("its signature is missing or wrong", file=HEAD)
 
 
+def _file_faults(directory: Path, folder: str, hashes: Mapping[str, str]) -> Iterator[Fault]:
+    """Files that are missing or changed, of those that an event names."""
+    for name, digest in sorted(hashes.items()):
+        path = directory / folder / name
+        if not path.is_file():
+            yield Fault("is missing", file=folder + name)
+        elif file_sha256(path) != digest:
+            yield Fault("was changed", file=folder + name)
+
+
 def _part_faults(directory: Path, states: Mapping[str, RequestState], head: Head | None) -> Iterator[Fault]:
     """Files of parts that are missing, changed, or that no event names."""
     wanted = {state.id: state for state in states.values() if state.has_files}
     for state in wanted.values():
         part = directory / PARTS / state.id
         there = {path.relative_to(part).as_posix() for path in part.rglob("*") if path.is_file()} if part.is_dir() else set()
-        for name in sorted(there | set(state.files)):
-            place = f"{PARTS}/{state.id}/{name}"
-            if name not in there:
-                yield Fault(f"is missing (request {state.id})", file=place)
-            elif name not in state.files:
-                yield Fault("is not one of the part's files", file=place)
-            elif file_sha256(part / name) != state.files[name]:
-                yield Fault(f"was changed (request {state.id})", file=place)
+        for name in sorted(there - set(state.files)):
+            yield Fault("is not one of the part's files", file=f"{PARTS}/{state.id}/{name}")
+        yield from _file_faults(directory, f"{PARTS}/{state.id}/", state.files)
     pending = head.pending.request if head is not None and head.pending is not None else None
     for path in sorted((directory / PARTS).glob("*")):
         if path.name not in wanted and path.name != pending and not path.name.startswith(UNFINISHED):

@@ -3,6 +3,7 @@
 ledger.sqlite        events, only added to (`database`)
 ledger.head          how it ends (`head`)
 parts/ID/            adapter of one request, as `models.adapter.load_adapter` reads it
+readers.safetensors  how the gates of all parts read states, made from what is retained
 cache/               features of retain records and background text, to be used again
 work/                what is being made; deleted at the end
 
@@ -32,8 +33,8 @@ from tempertilt.requests.head import Head, read_head, write_head
 from tempertilt.requests.keyed import Key
 from tempertilt.requests.signing import Author, Ed25519Signer, Signer, public_key_of
 from tempertilt.requests.state import ACTIVE, ActivePart, Details, RequestState, parse_day, refuse_same_subject, states_of
-from tempertilt.requests.work import CACHE, WORK, clear_work, work_folder
-from tempertilt.storage import locked, make_dir, remove_directory, remove_unfinished
+from tempertilt.requests.work import CACHE, READERS, WORK, clear_work, work_folder
+from tempertilt.storage import file_sha256, locked, make_dir, remove_directory, remove_unfinished
 
 if TYPE_CHECKING:
     from tempertilt.data.fields import Columns
@@ -89,15 +90,19 @@ class Ledger:
         Raises:
             LedgerError: there is a ledger already, or other files, or the key would lie beside what it protects.
         """
+        from tempertilt.fitting.readers import fit_readers, save_readers
         from tempertilt.requests.adding import config_of, first_payload, prepare_cache, retain_records
 
         directory = Path(directory).absolute()
         _check_new(directory, key_file)
         signer = None if author.sign_key is None else Ed25519Signer(author.sign_key)
         payload = first_payload(base, retain, config, columns)
+        config = config_of(payload)
         with work_folder(directory) as work:
-            prepare_cache(base, config_of(payload), retain_records(payload), directory / CACHE, progress=progress)
+            retained = prepare_cache(base, config, retain_records(payload), directory / CACHE, progress=progress)
+            save_readers(directory / READERS, fit_readers(*retained, config.gate))
             key = Key.make(key_file)
+            payload["files"] = {READERS: file_sha256(directory / READERS)}
             payload |= {"format": FORMAT, "key": key.check, "key_file": str(key_file.absolute())}
             payload |= {"public_key": signer.public_key} if signer else {}
             event = _signed(next_event(None, "init", "", payload, author.by, author.at), signer)
@@ -143,7 +148,7 @@ class Ledger:
         Raises:
             LedgerError: the folder of a part is missing.
         """
-        now, parts = at or datetime.now(timezone.utc), []
+        now, version, parts = at or datetime.now(timezone.utc), self.version, []
         for state in self.requests():
             if state.state != ACTIVE or not state.acts_in(scope or {}):
                 continue
@@ -152,6 +157,8 @@ class Ledger:
                 continue
             part = self.part(state.id)
             if not part.is_dir():
+                if self.version != version:  # it was revoked meanwhile
+                    return self.active(at, scope)
                 raise LedgerError(f"request {state.id} acts, but its part {str(part)!r} is missing; see t3 requests verify")
             parts.append(ActivePart(state.id, part, state.scope))
         return parts
@@ -330,7 +337,7 @@ def _check_new(directory: Path, key_file: Path) -> None:
     """Raise `LedgerError` unless a ledger can be made in a directory, with its key elsewhere."""
     if (directory / database.FILE).exists():
         raise LedgerError(f"{str(directory)!r} has a ledger already; name another directory")
-    own = (CACHE, WORK, HEAD)
+    own = (READERS, CACHE, WORK, HEAD)
     foreign = [path.name for path in sorted(directory.glob("*")) if path.name not in own and not path.name.startswith(".")]
     if foreign:
         raise LedgerError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
@@ -346,10 +353,15 @@ def _warn_expired(directory: str, name: str, day: str) -> None:
 
 def verify(directory: str | Path, anchor: Path | None = None, public_key: str | None = None) -> list[Fault]:
     """As `Ledger.verify`, also of a ledger that is too damaged to be opened."""
-    directory, pending = Path(directory), False
-    faults = find_faults(directory, anchor, public_key)
-    with suppress(LedgerError):
-        pending = read_head(directory / HEAD).pending is not None
-        if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
-            Ledger(directory).recover()
-    return find_faults(directory, anchor, public_key) if pending else faults
+    directory = Path(directory)
+    if not (directory / database.FILE).is_file() or not os.access(directory, os.W_OK):
+        return find_faults(directory, anchor, public_key)
+    with locked(directory / database.FILE, WRITING):
+        faults, pending = find_faults(directory, anchor, public_key), False
+        with suppress(LedgerError):
+            pending = read_head(directory / HEAD).pending is not None
+            if pending or not faults:  # else nothing is written: what is wrong stays as it is, to be looked at
+                _recover(directory, None)
+        faults = find_faults(directory, anchor, public_key) if pending else faults
+    clear_work(directory)
+    return faults

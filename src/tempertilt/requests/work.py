@@ -1,4 +1,4 @@
-"""The folders of a ledger that are no part of the record: what can be used again, and what is being made."""
+"""What else lies in a ledger's directory: readers that the parts share, what can be used again, and what is being made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tempertilt.storage import locked, make_dir, remove_directory, when_unlocked
 
-CACHE, WORK = "cache", "work"
+READERS, CACHE, WORK = "readers.safetensors", "cache", "work"
 
 
 @contextmanager

@@ -90,10 +90,10 @@ class LedgerModels(Mapping[str, ServedModel]):
         try:
             self._take_up()
             self._complaint = ""
-        except (TemperTiltError, OSError) as error:
+        except Exception as error:  # the thread that looks for changes must live on
             text = f"the ledger could not be taken up, version {self._acting.version} is served on: {error}"
             if text != self._complaint:
-                log.error("%s", text)
+                log.error("%s", text, exc_info=not isinstance(error, TemperTiltError))
             self._complaint = text
 
     def wake(self) -> None:

@@ -1,6 +1,6 @@
 """How long a ledger takes with many requests: to say which parts act, to revoke, to verify.
 
-python ledger_scale.py --requests 1 10 100 1000
+python ledger_times.py --requests 1 10 100 1000
 
 The parts are copies of one that a tiny model was given: their number counts here, not what is in them. `--part-kib` pads each to
 the size of a real one. Revoking is also timed as a command, the start of Python in it.
