@@ -16,7 +16,9 @@ def methods() -> list[Entry]:
 
 def metrics() -> list[Entry]:
     """What `t3 unlearn` measures before and after, and the metrics of `t3 eval`."""
-    from tempertilt.suites.tofu import METRICS
+    from tempertilt.suites.suite import suites as known_suites
+
+    entries = {metric.name: metric for suite in known_suites() for metric in suite.metrics}
 
     return [
         {
@@ -29,19 +31,15 @@ def metrics() -> list[Entry]:
             "description": "share of records whose answer greedy decoding gives word for word",
             "source": "https://arxiv.org/abs/2205.10770",
         },
-        *({"name": metric.name, "description": metric.description, "source": metric.source} for metric in METRICS),
+        *({"name": metric.name, "description": metric.description, "source": metric.source} for metric in entries.values()),
     ]
 
 
 def suites() -> list[Entry]:
     """Benchmarks."""
-    return [
-        {
-            "name": "tofu",
-            "description": "200 fictitious authors, of which 1, 5 or 10 % are to be forgotten; with memorisation and membership",
-            "source": "https://arxiv.org/abs/2401.06121",
-        }
-    ]
+    from tempertilt.suites.suite import suites as known_suites
+
+    return [{"name": suite.name, "description": suite.description, "source": suite.source} for suite in known_suites()]
 
 
 def models() -> list[Entry]:
