@@ -173,6 +173,7 @@ class Nothing(Method):
 def test_the_registry_has_every_method_with_its_paper() -> None:
     known = methods()
     inference = {"ULD", "offset", "DivergenceDecoding", "ECO", "InputFilter", "OutputFilter", "PromptGuardrail", "t3", "t3-paper"}
+    inference |= {"ActivationSteering", "AttentionSmoothing", "GatedRotation", "NameSwap"}
     assert {*TRAINED, *inference, "target", "reference", "oracle"} <= known.keys()
     assert [entry["name"] for entry in catalogue.methods()] == list(known)
     for entry in known.values():
