@@ -18,7 +18,7 @@ def metrics() -> list[Entry]:
     """What `t3 unlearn` measures before and after, and the metrics of `t3 eval`."""
     from tempertilt.suites.suite import suites as known_suites
 
-    entries = {metric.name: metric for suite in known_suites() for metric in suite.metrics}
+    entries = {metric.name: metric for suite in reversed(known_suites()) for metric in suite.metrics}  # tofu's words win
 
     return [
         {
