@@ -32,7 +32,9 @@ def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     config = tmp_path / "c.yaml"
     config.write_text("draws: 2\nsystem_prompt: B\n")
-    assert main([*ask, "--output-dir", str(out), "--config", str(config)]) == 0
+    assert main([*ask, "--output-dir", str(out), "--config", str(config)]) == 2
+    assert "replace them with --overwrite" in capsys.readouterr().err
+    assert main([*ask, "--output-dir", str(out), "--config", str(config), "--overwrite"]) == 0
     assert "draws: 2" in (out / "config.yaml").read_text() and "system_prompt: B" in (out / "config.yaml").read_text()
 
 
@@ -63,7 +65,8 @@ def test_other_suites(tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixt
     assert json.loads((out / "results.json").read_text())["suite"] == "lume"
     config = tmp_path / "c.yaml"
     config.write_text("suite: chat\n")
-    data = write_suite("chat", tmp_path / "chat")
+    data, out = write_suite("chat", tmp_path / "chat"), tmp_path / "chat-out"
+    ask[ask.index("--output-dir") + 1] = str(out)
     assert main([*ask, "--data-dir", str(data), "--config", str(config)]) == 0
     assert "chat_ended" in capsys.readouterr().out
     text = (out / "config.yaml").read_text()

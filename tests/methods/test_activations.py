@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from support.tasks import make_task, records
 from tempertilt.data.examples import encode_question
 from tempertilt.errors import ConfigError
-from tempertilt.methods.activations import ChangedLayer, answer_states, layer_at
+from tempertilt.methods.activations import ChangedLayer, layer_at, mean_states
 from tempertilt.methods.attention_smoothing import smoothed
 from tempertilt.methods.gated_rotation import rotated
 from tempertilt.methods.name_swap import Swap, swaps_of
@@ -37,7 +37,7 @@ def layer_states(model: Any, ids: torch.Tensor, layer: int) -> torch.Tensor:
 def test_answer_states_are_means_over_the_predicting_positions(task: Task) -> None:
     base = task.base.model
     examples = task.examples_of(task.forget)
-    rows = answer_states(base, examples, 1)
+    rows = mean_states(base, examples, 1)
     for example, row in zip(examples, rows, strict=True):
         ids = torch.from_numpy(example.input_ids).long()[None]
         states = layer_states(base, ids, 1)

@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, metrics, suites, models. Each entry has a name, a description and a source."""
+"""What there is to choose from: attacks, methods, metrics, suites, models. Each entry has a name, a description and a source."""
 
 from __future__ import annotations
 
@@ -49,7 +49,15 @@ def models() -> list[Entry]:
     return [{"name": alias, "description": of.description, "source": of.url} for alias, of in PACKAGES.items()]
 
 
+def attacks() -> list[Entry]:
+    """What `t3 audit` tries."""
+    from tempertilt.audit.registry import attacks as registered
+
+    return [{"name": a.name, "description": a.description, "source": a.source} for a in registered().values()]
+
+
 CATALOGUE: dict[str, Callable[[], list[Entry]]] = {
+    "attacks": attacks,
     "methods": methods,
     "metrics": metrics,
     "suites": suites,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempertilt.config.options import Options, option
 from tempertilt.environment import Clock
-from tempertilt.methods.activations import ChangedLayer, answer_states, layer_at
+from tempertilt.methods.activations import ChangedLayer, layer_at, mean_states
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
 from tempertilt.methods.task import Method, Task, Unlearned
@@ -54,7 +54,7 @@ class ActivationSteering(Method):
         clock, config, base = Clock(), self.config, task.base.model
         layer = layer_at(base, config.depth)
         with clock("reference"):
-            forget, retain = (answer_states(base, task.examples_of(of), layer).mean(0) for of in (task.forget, task.retain))
+            forget, retain = (mean_states(base, task.examples_of(of), layer).mean(0) for of in (task.forget, task.retain))
         vector = config.strength * (retain - forget)
         model = ActivationSteeringModel(base, vector, layer, {"method": "ActivationSteering", "strength": config.strength})
         return Unlearned(model=model, seconds=clock.seconds, artefact_bytes=4 * vector.numel())

@@ -24,7 +24,7 @@ def layer_at(base: Any, depth: float) -> int:
 
 
 @torch.no_grad()
-def answer_states(base: Any, examples: Sequence[Example], layer: int) -> Tensor:
+def mean_states(base: Any, examples: Sequence[Example], layer: int) -> Tensor:
     """Mean state after a decoder layer over the positions that predict each example's answer, `(N, d)` float32."""
     rows = torch.zeros(len(examples), base.config.get_text_config().hidden_size)
     for chosen in plan_batches(examples, BATCH_TOKENS):

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tempertilt.config.options import Options, option
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
-from tempertilt.methods.activations import ChangedLayer, answer_states, layer_at
+from tempertilt.methods.activations import ChangedLayer, layer_at, mean_states
 from tempertilt.methods.prompts import Ids, PromptReader, real_rows
 from tempertilt.methods.registry import register
 from tempertilt.methods.routed import RoutedModel
@@ -134,7 +134,7 @@ def fit_clusters(task: Task, reader: PromptReader, layer: int, config: GatedRota
         asked = [(example, found[0]) for example, found in pairs if found is not None]
         if not asked:
             raise ConfigError("this method needs records with questions, of both kinds; there are none that can be told apart")
-        states.append(answer_states(task.base.model, [example for example, _ in asked], layer))
+        states.append(mean_states(task.base.model, [example for example, _ in asked], layer))
         embeddings.append(torch.stack([question_state(task.base.model, reader.before, ids, layer) for _, ids in asked]))
     mean = torch.cat(embeddings).mean(0)
     forget, retain = (F.normalize(of - mean, dim=-1) for of in embeddings)
