@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from support.tasks import make_task, records
 from tempertilt.data.examples import encode_question
+from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.activations import ChangedLayer, layer_at, mean_states
 from tempertilt.methods.attention_smoothing import smoothed
@@ -19,6 +20,7 @@ from tempertilt.methods.gated_rotation import rotated
 from tempertilt.methods.name_swap import Swap, swaps_of
 from tempertilt.methods.registry import find_method
 from tempertilt.methods.task import Task
+from tempertilt.models.generation import generate_ids
 
 NAMES = {"names": ("Hina",)}
 
@@ -174,6 +176,24 @@ def test_named_questions_are_answered_as_if_others_stood_there(task: Task, token
     words = swaps_of(["Hina Ameen"], tokenizer, 1, 0)[0].words
     assert all(len(one) == len(other) and one != other for one, other in words)
     assert {tokenizer.decode(list(one)).strip() for one, _ in words} == {"Hina", "Ameen"}
+
+
+@pytest.mark.parametrize(("teacher", "options"), [("NameSwap", NAMES | {"variants": 1}), ("AttentionSmoothing", {})])
+def test_a_distilled_model_learns_what_its_teacher_says(task: Task, teacher: str, options: dict[str, Any]) -> None:
+    method = find_method("Distilled").build({"teacher": teacher, "teacher_options": options, "answer_tokens": 5})
+    method.clock = Clock()
+    model = find_method(teacher).build(options).unlearn(task).model
+    torch.manual_seed(0)
+    prompts = [encode_question(record.question, task.base.tokenizer, task.examples) for record in task.forget]
+    rows = generate_ids(model, task.base.tokenizer, prompts, max_new_tokens=5, draws=1)
+    texts = [task.base.tokenizer.decode(row, skip_special_tokens=True).strip() for [row] in rows]
+    made = method.alternates(task)
+    assert [record.question for record in made] == [record.question for record in task.forget]
+    assert [record.answer for record in made if record.answer in texts] == [text for text in texts if text]
+    with pytest.raises(ConfigError, match="must be one of NameSwap, AttentionSmoothing"):
+        find_method("Distilled").build({"teacher": "ECO"})
+    with pytest.raises(ConfigError, match="variants"):
+        find_method("Distilled").build({"teacher_options": {"variants": 0}})
 
 
 def test_names_are_found_or_must_be_given(task: Task) -> None:
