@@ -45,7 +45,7 @@ def test_the_folder(tiny_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_the_base_is_named_as_the_user_names_it(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An alias, not the place in our cache."""
-    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: tiny_dir)
+    monkeypatch.setattr("tempertilt.models.base.packaged_dir", lambda _alias: tiny_dir)
     write_jsonl(tmp_path / "d.jsonl", *question_rows(3, "sea"))
     flags = ["--data", str(tmp_path / "d.jsonl"), "--output-dir", str(tmp_path / "out"), "--epochs", "1", "-q"]
     assert main(["finetune", "--model", "smollm2", *flags]) == 0
