@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from dataclasses import replace
@@ -16,6 +17,8 @@ from tempertilt.serving.names import parse_adapters
 from tempertilt.serving.sockets import LOOPBACK, address, listen
 
 KEY = "T3_API_KEY"
+
+log = logging.getLogger("tempertilt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +60,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, str]) -> int:
     from tempertilt.serving.app import build_app
+    from tempertilt.serving.logs import log_as_json
     from tempertilt.serving.models import load_models
     from tempertilt.serving.server import run as run_server
 
+    if config.log_format == "json":
+        log_as_json()
     with listen(config.host, config.port) as sock:
         models = load_models(
             adapters,
@@ -74,9 +80,9 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
             trust_remote_code=args.trust_remote_code,
         )
         if config.serve_base:
-            print("t3 serve: 'base' is the base model: it says what must not be said", file=sys.stderr)
+            log.warning("t3 serve: 'base' is the base model: it says what must not be said")
         if not config.api_key and config.host not in LOOPBACK:
-            print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
+            log.warning(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask")
         app = build_app(models, config)
         run_server(app, config, sock, lambda: print(f"{address(sock)}/v1  {', '.join(models)}", flush=True))
     return 0

@@ -25,6 +25,7 @@ from tempertilt.serving.engine import BusyError, Engine
 from tempertilt.serving.errors import RequestError, error_body
 from tempertilt.serving.events import ResponsesWriter
 from tempertilt.serving.guards import LimitBody, RequireKey
+from tempertilt.serving.logs import LogRequests
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
 from tempertilt.serving.parsing import parse_request
@@ -82,6 +83,8 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.add_middleware(LimitBody, limit=config.max_body_bytes)
     if config.api_key:
         app.add_middleware(RequireKey, key=config.api_key)
+    if config.log_format == "json":
+        app.add_middleware(LogRequests)
     app.add_middleware(AddRequestId)
     if config.allow_origin:
         allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
@@ -125,6 +128,7 @@ class Endpoints:
 
     async def _answer(self, request: Request, body: Sampled, job: Job, writer: Writer) -> Response:
         watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
+        request.state.watch = watch
         delivery = Delivery(job, self._engine, watch)
         return EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
 
