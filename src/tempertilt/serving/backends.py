@@ -12,12 +12,13 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
+def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, *, ledger: bool = False) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Args:
         wanted: one of `BACKENDS`.
         adapters: directories or hub ids by name.
+        ledger: whether a ledger is to be served.
 
     Raises:
         ConfigError: vLLM is wanted and can't do what else is wanted.
@@ -33,6 +34,8 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
         if obstacle:
             raise ConfigError(f"--backend vllm: {obstacle}; must be --backend transformers for that")
         return wanted, ""
+    if ledger:
+        obstacle = obstacle or "vLLM takes up changes of a ledger by a restart only"
     if _installed("vllm") and not obstacle:
         return "vllm", ""
     _require_transformers()

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OUR_LOGGERS = ("tempertilt", "uvicorn")  # whose messages are fixed sentences
+OURS = "tempertilt"  # the loggers whose messages hold no text of a request
 CLIENT_CLOSED = 499  # nothing was sent
 
 requests_log = logging.getLogger("tempertilt.requests")
@@ -21,19 +21,19 @@ requests_log = logging.getLogger("tempertilt.requests")
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object.
 
-    What could hold a text is left out: arguments of messages, messages of other packages and of exceptions. In their place stand
-    the line of code and the exception's class.
+    What could hold a text is left out: messages of other packages and of exceptions. In their place stand the line of code and
+    the exception's class.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         place = f"{record.filename}:{record.lineno}"
-        ours = record.name.split(".")[0] in OUR_LOGGERS and isinstance(record.msg, str)
+        ours = record.name.split(".")[0] == OURS
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.msg if ours else place,
+            "message": record.getMessage() if ours else place,
         }
         if record.exc_info and record.exc_info[0] is not None:
             calls = traceback.extract_tb(record.exc_info[2])
