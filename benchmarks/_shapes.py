@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from tempertilt.fitting.fit_gate import GateConfig
+from tempertilt.fitting.fit_gate import GateConfig, GateSettings
 from tempertilt.fitting.pipeline import METHODS
 from tempertilt.guidance.gate import EVENTS, EvidenceGate, Gates, Reader, TurnStarts
 from tempertilt.guidance.guidance import Guidance
@@ -92,29 +92,36 @@ ASKED, SAID = GateConfig().asked_size, GateConfig().said_size
 HEADERS = 8  # directions by which a user's turn is recognised
 
 
-def random_guidance(shape: Shape, request: Request, requests: int = 1, device: Any = "cpu") -> Guidance:
-    """Head and gates of one request, the gates with the exemplars of so many; random, in size and settings as of `t3 unlearn`.
+def random_part(shape: Shape, request: Request, device: Any = "cpu") -> Guidance:
+    """Head and gates of a request, random, in size and settings as of `t3 unlearn`; no text opens the gates."""
+    return random_parts(shape, request, 1, device)["0"]
 
-    Only the head of a request that is open runs, so there is one.
-    """
+
+def random_parts(shape: Shape, request: Request, count: int, device: Any = "cpu") -> dict[str, Guidance]:
+    """Parts with gates and readers as those of a ledger; since only the head of an open part runs, they have one."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, device=device)
 
-    def gate(size: int, count: int) -> EvidenceGate:
-        reader = Reader(torch.zeros(shape.width, device=device), normal(size, shape.width))
-        exemplars = F.normalize(normal(count * requests, size), dim=-1)
-        margins = torch.full((count * requests,), 0.4, device=device)
-        return EvidenceGate(reader, exemplars, margins, threshold=0.3, weak_threshold=0.2)
+    def gate(reader: Reader, exemplars: int, settings: GateSettings) -> EvidenceGate:
+        rows = F.normalize(normal(exemplars, settings.size), dim=-1)
+        thresholds = {"threshold": settings.threshold, "weak_threshold": settings.weak_threshold}
+        return EvidenceGate(reader, rows, torch.full((exemplars,), 0.4, device=device), **thresholds)
 
     tokens = torch.randperm(shape.vocabulary, generator=generator, device=device)[: request.tokens].cpu()
     head = GuidanceHead(shape.width, RANK, tokens, bias=True)
     with torch.no_grad():
         head.B.normal_()
+    asked, said = (Reader(torch.zeros(shape.width, device=device), normal(size, shape.width)) for size in (ASKED, SAID))
     turns = TurnStarts([1], F.normalize(normal(HEADERS, ASKED), dim=-1), 0.5)
-    gates = Gates(GateConfig().layer(shape.layers), gate(ASKED, request.asked), gate(SAID, request.said), turns, 256)
-    return Guidance(head, gates, METHODS["t3"].tilt, "last").to(device)
+    options, layer = GateConfig(), GateConfig().layer(shape.layers)
+
+    def part() -> Guidance:
+        gates = gate(asked, request.asked, options.asked), gate(said, request.said, options.said)
+        return Guidance(head, Gates(layer, *gates, turns, options.close_after), METHODS["t3"].tilt, "last").to(device)
+
+    return {str(number): part() for number in range(count)}
 
 
 def part_bytes(shape: Shape, request: Request) -> tuple[int, int]:
@@ -127,8 +134,8 @@ def part_bytes(shape: Shape, request: Request) -> tuple[int, int]:
     return shared, gates + 2 * RANK * shape.width + request.tokens * (RANK + 2 + 2 + 4)
 
 
-def gate_flops(shape: Shape, request: Request, requests: int) -> int:
-    """Floating-point operations of both gates for a token, exemplars of all requests compared, and the headers."""
+def gate_flops(shape: Shape, request: Request, requests: int = 1) -> int:
+    """Operations of both gates for a token: readers and headers once, the exemplars of all requests compared."""
     readers = 2 * (ASKED + SAID) * shape.width
     return readers + 2 * requests * (request.asked * ASKED + request.said * SAID) + 2 * HEADERS * ASKED
 

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from _shapes import MODELS, TINY, Layer, Request, Shape, random_guidance
+from _shapes import MODELS, TINY, Layer, Request, Shape, random_part
 from extraction import bare
 from tempertilt.data.examples import Example
 from tempertilt.environment import environment
@@ -178,7 +178,7 @@ class Decoding(nn.Module):
 @torch.inference_mode()
 def overhead(setup: Setup) -> dict[str, Any]:
     """Milliseconds of a step with and without guidance, by batch and way of running."""
-    model = Decoding(setup, random_guidance(setup.shape, Request(), device=setup.device), torch.bfloat16)
+    model = Decoding(setup, random_part(setup.shape, Request(), device=setup.device), torch.bfloat16)
     return {
         f"batch {batch}": {way: _overhead(model, setup, batch, make) for way, make in ways(setup).items()}
         for batch in setup.batches
@@ -222,7 +222,7 @@ def tiny_unlearned() -> T3ForCausalLM:
     torch.manual_seed(0)
     base = LlamaForCausalLM(TINY.config()).eval()
     nn.init.normal_(base.lm_head.weight, std=0.5)
-    guidance = random_guidance(TINY, Request())
+    guidance = random_part(TINY, Request())
     assert guidance.gates is not None and guidance.gates.said is not None
     ids = torch.randint(3, TINY.vocabulary, (4, 60))
     with torch.inference_mode():

@@ -4,10 +4,10 @@
         [--requests 1 10 100 1000] [--repeats 7] [--save FILE]
 
 Measured here, for each model and type: one decoder layer and the output layer, in steps of B tokens that are each a sequence
-(decoding), without what attention reads of earlier positions; then the gates with the exemplars of N requests and what is
-remembered of their events, and one head with the tilt. The time of a step is that of the processor in one thread, which other
-processes on the machine change little. A token of the whole model is layers x layer + output layer. Sizes of files, operations
-counted by torch, and bytes that are remembered are compared with the formulas of `_shapes.py`.
+(decoding), without what attention reads of earlier positions; then the gates of N requests, which are parts of one composition
+and closed, with what is remembered of their events; and one head with the tilt. The time of a step is that of the processor in one
+thread, which other processes on the machine change little. A token of the whole model is layers x layer + output layer. The size
+of a file, operations counted by torch, and bytes that are remembered are compared with the formulas of `_shapes.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import _shapes
 from _print import header, row, save
-from _shapes import MODELS, TINY, Layer, Request, Shape, random_guidance
-from tempertilt.guidance.guidance import Guidance
+from _shapes import MODELS, TINY, Layer, Request, Shape, random_part, random_parts
+from tempertilt.guidance.composition import Composition
 from tempertilt.guidance.pooling import continue_rows, memory_rows, read_memory
 
 REQUEST = Request()
@@ -47,21 +46,26 @@ def seconds(function: Callable[[], Any], repeats: int) -> list[float]:
     return out[1:]
 
 
-def sizes(shape: Shape, requests: int) -> dict[str, int]:
-    """Bytes, operations and memory of a token as measured; each must be what the formula says."""
-    guidance, state = random_guidance(shape, REQUEST, requests), torch.randn(1, shape.width)
+def sizes(shape: Shape) -> dict[str, int]:
+    """Bytes of an adapter's tensors, and operations of its gates for a token, as measured; each must be what the formula says."""
+    guidance, state = random_part(shape, REQUEST), torch.randn(1, shape.width)
     assert guidance.gates is not None
     with tempfile.TemporaryDirectory() as directory, FlopCounterMode(display=False) as counter:
         guidance.gates.evidence(state, state, torch.tensor([1]))
         save_file(guidance.head.tensors() | guidance.gates.tensors(), Path(directory) / "adapter.safetensors")
         stored = (Path(directory) / "adapter.safetensors").stat().st_size
-    events = torch.zeros(1, 1, 5 * requests, dtype=torch.bool)
-    remembered = memory_rows(torch.zeros(1, 1, 0), None, events).nbytes
-    shared, part = _shapes.part_bytes(shape, replace(REQUEST, asked=REQUEST.asked * requests, said=REQUEST.said * requests))
-    assert abs(stored - shared - part) < 4096, (stored, shared + part)  # the header of the file
-    assert counter.get_total_flops() == _shapes.gate_flops(shape, REQUEST, requests)
-    assert remembered == _shapes.memory_bytes(requests)
-    return {"adapter_bytes": stored, "gate_flops": counter.get_total_flops(), "memory_bytes": remembered}
+    expected = sum(_shapes.part_bytes(shape, REQUEST))
+    assert abs(stored - expected) < 4096, (stored, expected)  # the header of the file
+    assert counter.get_total_flops() == _shapes.gate_flops(shape, REQUEST)
+    return {"adapter_bytes": stored, "gate_flops": counter.get_total_flops()}
+
+
+def remembered(parts: Composition) -> int:
+    """Bytes that are remembered of a token, as measured; must be what the formula says."""
+    events = torch.zeros(1, 1, 5 * len(parts.parts), dtype=torch.bool)
+    size = int(memory_rows(torch.zeros(1, 1, 0), None, events).nbytes)
+    assert size == _shapes.memory_bytes(len(parts.parts))
+    return size
 
 
 def measure_base(shape: Shape, dtype: torch.dtype, batch: int, repeats: int) -> dict[str, list[float]]:
@@ -78,23 +82,22 @@ def measure_layer(shape: Shape, states: torch.Tensor, repeats: int) -> list[floa
     return seconds(lambda: layer(states), repeats)
 
 
-def measure_guidance(shape: Shape, dtype: torch.dtype, batch: int, requests: int, repeats: int) -> dict[str, list[float]]:
+def measure_guidance(parts: Composition, shape: Shape, dtype: torch.dtype, batch: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of the gates with what they remember, and of one head with the tilt, for a step of so many tokens."""
-    guidance, states = random_guidance(shape, REQUEST, requests), torch.randn(batch, 1, shape.width, dtype=dtype)
-    ids, logits = torch.ones(batch, 1, dtype=torch.long), torch.randn(batch, shape.vocabulary, dtype=dtype)
-    before = memory_rows(torch.zeros(batch, 1, 0), None, torch.zeros(batch, 1, 5, dtype=torch.bool))
-    gate = torch.ones(batch)
+    states, ids = torch.randn(batch, 1, shape.width, dtype=dtype), torch.zeros(batch, 1, dtype=torch.long)
+    logits, gate = torch.randn(batch, 1, shape.vocabulary, dtype=dtype), torch.zeros(batch, 1, len(parts.parts))
+    before = memory_rows(torch.zeros(batch, 1, 0), None, torch.zeros(batch, 1, 5 * len(parts.parts), dtype=torch.bool))
+    gate[..., 0] = 1.0
     return {
-        "gates": seconds(lambda: remember(guidance, states, ids, before), repeats),
-        "head": seconds(lambda: guidance.guide(logits, states[:, 0], None, gate), repeats),
+        "gates": seconds(lambda: remember(parts, states, ids, before), repeats),
+        "head": seconds(lambda: parts.guide(logits, states, None, gate), repeats),
     }
 
 
-def remember(guidance: Guidance, states: torch.Tensor, ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor | None:
+def remember(parts: Composition, states: torch.Tensor, ids: torch.Tensor, before: torch.Tensor) -> torch.Tensor | None:
     """The gates' values at one more token of each sequence."""
-    new = guidance.observe(states, states, ids)
-    rows = continue_rows(memory_rows(new.projected, None, new.events), before, guidance.rank)
-    return guidance.read(read_memory(rows, guidance.rank)).gate
+    new = parts.observe(states, states, ids)
+    return parts.read(read_memory(continue_rows(memory_rows(new.projected, None, new.events), before, 0), 0)).gate
 
 
 def table(name: str, shape: Shape, dtype: str, runs: dict[str, Any], batch: int) -> None:
@@ -111,20 +114,19 @@ def table(name: str, shape: Shape, dtype: str, runs: dict[str, Any], batch: int)
         print(f"| {requests:,} | {1e3 * gates:.3f} | {1e3 * head:.3f} | {share[0]:.2%} | {share[1]:.3%} |", flush=True)
 
 
-def size_table(name: str, shape: Shape, requests: list[int]) -> dict[int, dict[str, int]]:
-    """Print and return what is counted, not timed; the bytes of N parts that share their readers are arithmetic."""
+def size_table(name: str, shape: Shape, compositions: dict[int, Composition]) -> dict[str, Any]:
+    """Print and return what is counted, not timed; bytes and operations of N parts are the formulas, checked for one part."""
     shared, part = _shapes.part_bytes(shape, REQUEST)
     print(f"\n{name}: readers {shared:,} bytes, a request {part:,} bytes; keys and values of a token {shape.kv_bytes():,} bytes")
     print("| requests | parts, MB | gates, MFLOP a token | of the model's | remembered, bytes a token | of keys and values |")
     print("|---|---|---|---|---|---|")
-    found = {}
-    for count in requests:
-        found[count] = sizes(shape, count)
-        flops, remembered = found[count]["gate_flops"], found[count]["memory_bytes"]
-        model = 2 * (shape.body + shape.vocabulary * shape.width)
+    model = 2 * (shape.body + shape.vocabulary * shape.width)
+    memory = {}
+    for count, parts in compositions.items():
+        flops, memory[count] = _shapes.gate_flops(shape, REQUEST, count), remembered(parts)
         print(f"| {count:,} | {(shared + count * part) / 1e6:,.1f} | {flops / 1e6:,.1f} | {flops / model:.3%} "
-              f"| {remembered:,} | {remembered / shape.kv_bytes():.2%} |")  # fmt: skip
-    return found
+              f"| {memory[count]:,} | {memory[count] / shape.kv_bytes():.2%} |")  # fmt: skip
+    return sizes(shape) | {"memory_bytes": memory}
 
 
 def main() -> None:
@@ -141,14 +143,15 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in args.models:
         shape = SHAPES[name]
-        results[name] = {"sizes": size_table(name, shape, args.requests)}
+        compositions = {count: Composition(random_parts(shape, REQUEST, count)) for count in args.requests}
+        results[name] = {"sizes": size_table(name, shape, compositions)}
         for dtype in args.dtypes:
             for batch in args.batches:
                 options = (shape, getattr(torch, dtype), batch)
                 base = measure_base(*options, args.repeats)
                 for part, values in base.items():
                     row(f"{name} {dtype} {batch}: {part}, ms", [1e3 * value for value in values])
-                guided = {count: measure_guidance(*options, count, args.repeats) for count in args.requests}
+                guided = {count: measure_guidance(parts, *options, args.repeats) for count, parts in compositions.items()}
                 results[name][f"{dtype}, {batch}"] = runs = {"base": base, "guidance": guided}
                 table(name, shape, dtype, runs, batch)
                 if args.save:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _shapes  # noqa: E402
 import scale_layers  # noqa: E402
+from tempertilt.guidance.composition import Composition  # noqa: E402
 
 NOT_NEEDED = ("peft", "scipy", "datasets", "rouge_score", "accelerate", "gguf", "fastapi", "matplotlib", "prometheus_client")
 WITHOUT = f"""
@@ -41,11 +42,11 @@ def test_the_gpu_checks_run_on_a_cpu_and_say_so() -> None:
 
 def test_bytes_operations_and_memory_are_what_the_formulas_say() -> None:
     """The script compares what it measures with the formulas; here both are compared with sums written out."""
-    measured = scale_layers.sizes(_shapes.TINY, 3)
-    exemplars = 3 * (200 * 96 + 240 * 64)
+    measured, parts = scale_layers.sizes(_shapes.TINY), Composition(_shapes.random_parts(_shapes.TINY, _shapes.Request(), 3))
+    exemplars = 200 * 96 + 240 * 64
     assert measured["gate_flops"] == 2 * (64 * (96 + 64) + exemplars + 8 * 96)
-    assert measured["memory_bytes"] == 4 * (1 + 3 * 5)
-    readers, margins = 2 * (64 + 96 * 64) + 2 * (64 + 64 * 64), 2 * 3 * (200 + 240)
+    assert scale_layers.remembered(parts) == 4 * (1 + 3 * 5)
+    readers, margins = 2 * (64 + 96 * 64) + 2 * (64 + 64 * 64), 2 * (200 + 240)
     head = 2 * 96 * 64 + 300 * (96 + 2 + 2 + 4)
     assert 0 < measured["adapter_bytes"] - (readers + exemplars + margins + head + 8 * 96 + 4) < 4096
 
