@@ -5,7 +5,7 @@
 
 Measured here, for each model and type: one decoder layer and the output layer, in steps of B tokens that are each a sequence
 (decoding), without what attention reads of earlier positions; then the gates of N requests, which are parts of one composition
-and closed, with what is remembered of their events; and one head with the tilt. The time of a step is that of the processor in one
+and closed, with what is remembered of their events; and one head with the tilt. The time of a step is the processor's in one
 thread, which other processes on the machine change little. A token of the whole model is layers x layer + output layer. The size
 of a file, operations counted by torch, and bytes that are remembered are compared with the formulas of `_shapes.py`.
 """
