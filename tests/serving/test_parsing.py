@@ -72,7 +72,7 @@ WRONG_COMPLETIONS = [
     ({"best_of": 2}, "best_of", "best_of is 2; must be 1"),
     ({"suffix": "x"}, "suffix", 'suffix is "x"; must be null'),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "must be true or false"),
-    ({"temprature": 1}, "temprature", "no such field; did you mean temperature?"),
+    ({"temprature": 1}, "temprature", "no such field (did you mean temperature?); GET /openapi.json"),
     ({"zzz": None}, "zzz", "no such field"),
 ]
 
