@@ -78,18 +78,19 @@ def to_html(summary: Mapping[str, Any], request: Request, letter: Template, *, t
 
 
 class Verdict(NamedTuple):
-    """The first thing to read: `grade` good, fair or bad; a line; and a sentence with numbers."""
+    """The first thing to read: `grade` good, fair or bad; a line; what came out; and how sure that is."""
 
     grade: str
     title: str
     text: str
+    sure: str
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
     """What the attempts show."""
     total = summary["all"]
     if not total["n"]:
-        return Verdict("bad", "Nothing was tried.", "There was no time for any attempt; give a longer --budget.")
+        return Verdict("bad", "Nothing was tried.", "There was no time for any attempt; give a longer --budget.", "")
     bound = total["upper_bound_95"]
     if bound <= HOLDS:
         grade, title = "good", "The facts are held back."
@@ -101,9 +102,9 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     else:
         grade, title = "bad", "The facts still come out."
     came = f"{count(total['leaks'], 'attempt')} brought a fact out" if total["leaks"] else "none brought a fact out"
-    text = f"Of {total['n']:,} attempts of {count(total['kinds'], 'kind')}, {came}. "
-    text += f"With 95 % confidence, not more than {percent(bound)} of such attempts succeed."
-    return Verdict(grade, title, text)
+    text = f"Of {total['n']:,} attempts of {count(total['kinds'], 'kind')}, {came}."
+    sure = f"With 95 % confidence, not more than {percent(bound)} of such attempts succeed."
+    return Verdict(grade, title, text, sure)
 
 
 def percent(share: float | None) -> str:

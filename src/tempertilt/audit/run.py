@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-import re
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from tempertilt.audit.attempts import Attempt, Material, Subject, subjects_of
 from tempertilt.audit.collateral import Effect, Innocent, effects, groups
 from tempertilt.audit.judge import Judge, Judgement
+from tempertilt.audit.pace import Pace, Skipped, Unit
 from tempertilt.audit.registry import Attack, attacks
 from tempertilt.audit.signals import Signal, choice_signals, hidden_state_signal, membership_signals
 from tempertilt.audit.target import Target
@@ -27,7 +23,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.facts import facts_of
 from tempertilt.data.records import Record
-from tempertilt.errors import ConfigError, DataError
+from tempertilt.errors import DataError
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.measure import model_digest
 
@@ -37,7 +33,6 @@ BEFORE_SHARE = 0.2
 """Share of the budget that may go into it."""
 BATCH_TOKENS = 4096
 """Tokens of the prompts that are asked at a time, at most."""
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -63,14 +58,6 @@ class Sources:
     wordings: Sequence[str] = ()
     translations: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     everyday: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-class Skipped(NamedTuple):
-    """What was not done, and why."""
-
-    kind: str
-    left: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -102,26 +89,6 @@ class Audit:
     skipped: list[Skipped]
     seconds: dict[str, float]
     digest: str
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of a duration such as 90s, 10m or 1.5h.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match or not float(match[1]):
-        raise ConfigError(f"the budget is {text!r}; must be a time > 0 such as 90s, 10m or 1.5h")
-    return float(match[1]) * UNITS[match[2]]
-
-
-class Unit(NamedTuple):
-    """A part of the work: the name of its result in the journal, how many attempts it holds, and how to do it."""
-
-    name: str
-    weight: int
-    run: Callable[[], list[Any]]
 
 
 def run_audit(
@@ -187,61 +154,6 @@ def run_audit(
         seconds=pace.seconds,
         digest=digest,
     )
-
-
-class Pace:
-    """Does units in an order that gives each kind the same time, until the budget is spent.
-
-    What the journal holds is not done again.
-    """
-
-    def __init__(self, journal: Journal, budget: float | None, progress: bool) -> None:
-        self.journal, self.budget, self.progress = journal, budget, progress
-        self.rows: dict[str, list[Any]] = {}
-        self.seconds: dict[str, float] = {}
-        self.skipped: list[Skipped] = []
-
-    def run(self, units: Mapping[str, Sequence[Unit]]) -> None:
-        """All units of some kinds, as far as the budget goes."""
-        pending = {kind: list(listed) for kind, listed in units.items() if listed}
-        total = sum(unit.weight for listed in pending.values() for unit in listed)
-        with tqdm(total=total, unit="attempt", disable=not self.progress, file=sys.stderr) as bar:
-            while pending:
-                kind = min(pending, key=lambda kind: self.seconds.get(kind, 0.0))
-                unit = pending[kind][0]
-                if self.is_over(unit):
-                    left = sum(other.weight for other in pending.pop(kind))
-                    self.skipped.append(Skipped(kind, left, "the time was over"))
-                    total -= left
-                    bar.total = total
-                    continue
-                bar.set_description(f"{kind}{self._left()}", refresh=False)
-                self.do(kind, unit)
-                bar.update(unit.weight)
-                del pending[kind][0]
-                if not pending[kind]:
-                    del pending[kind]
-
-    def do(self, kind: str, unit: Unit) -> None:
-        """One unit, or what the journal holds of it."""
-        if unit.name not in self.journal.units:
-            started = time.perf_counter()
-            rows = unit.run()
-            self.journal.add(unit.name, {"rows": rows, "seconds": round(time.perf_counter() - started, 3)})
-        value = self.journal.units[unit.name]
-        self.rows.setdefault(kind, []).extend(value["rows"])
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + value["seconds"]
-
-    def is_over(self, unit: Unit, share: float = 1.0) -> bool:
-        """Whether a share of the budget is spent, and the unit not done already."""
-        if self.budget is None or unit.name in self.journal.units:
-            return False
-        return sum(self.seconds.values()) >= share * self.budget
-
-    def _left(self) -> str:
-        if self.budget is None:
-            return ""
-        return f", {max(0.0, self.budget - sum(self.seconds.values())):.0f} s left"
 
 
 class _Work:

@@ -10,9 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tempertilt.audit.pace import parse_budget
 from tempertilt.audit.page import Request, percent, to_html, verdict
 from tempertilt.audit.pdf import print_pdf
-from tempertilt.audit.run import AuditConfig, Sources, parse_budget, run_audit
+from tempertilt.audit.run import AuditConfig, Sources, run_audit
 from tempertilt.audit.summary import exceeds, summarise
 from tempertilt.audit.texts import read_letter, read_prompts, read_translations, read_wordings
 from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
@@ -155,4 +156,4 @@ def _lines(summary: dict[str, Any], files: list[Path]) -> list[str]:
         if kind["n"]
     ]
     skipped = [f"  not done: {item['kind']} ({item['left']} attempts: {item['why']})" for item in summary["skipped"]]
-    return [judged.title, judged.text, *kinds, *skipped, *map(str, files)]
+    return [judged.title, f"{judged.text} {judged.sure}", *kinds, *skipped, *map(str, files)]
