@@ -28,7 +28,7 @@ PAGES = [
 OTHER_PROGRAMS = {
     "--cpu", "--multi_gpu", "--use_fsdp", "--num_processes", "--num_machines", "--no_python", "--config_file",  # accelerate
     "--max-restarts", "--num-gpus",  # torchrun, ray
-    "--logprobs-mode", "--model_args",  # vllm, lm_eval
+    "--logprobs-mode", "--logits-processors", "--model_args",  # vllm, lm_eval
 }  # fmt: skip
 PLACEHOLDERS = {"...", "…"}
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("**/*.py"))

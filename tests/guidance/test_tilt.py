@@ -1,4 +1,4 @@
-"""The guided law against direct evaluations in float64."""
+"""The guided distribution against direct evaluations in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.guidance.tilt import TiltConfig, guided_logits, target_terms, temper, tilt_weights
 
 
-def test_the_exact_classifier_recovers_the_retain_law() -> None:
+def test_the_exact_classifier_recovers_the_retain_distribution() -> None:
     """With Bayes log-odds at the balanced prior and the true forget share, p * exp(w) is p_retain (METHOD, section 2)."""
     rng = np.random.default_rng(0)
     retain, forget = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(30))
@@ -51,13 +51,13 @@ def test_guided_logits_sparse_and_dense_agree_with_the_formula() -> None:
     dense = torch.zeros(2, 3, 11)
     for column, token in enumerate(ids.tolist()):
         dense[..., token] = log_odds[..., column]
-    law = torch.log(torch.softmax(logits.double(), -1)) / 1.7 + 0.6 * torch.log(torch.sigmoid(dense.double()))
-    law = law - law.logsumexp(-1, keepdim=True)
+    distribution = torch.log(torch.softmax(logits.double(), -1)) / 1.7 + 0.6 * torch.log(torch.sigmoid(dense.double()))
+    distribution = distribution - distribution.logsumexp(-1, keepdim=True)
     for out in (
         guided_logits(logits, log_odds, ids, TiltConfig(1.7, 0.6)),
         guided_logits(logits, dense, None, TiltConfig(1.7, 0.6)),
     ):
-        torch.testing.assert_close(out.log_softmax(-1).double(), law, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out.log_softmax(-1).double(), distribution, atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_logits_are_guided_in_float32() -> None:

@@ -30,11 +30,6 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name == "transformers" and "vLLM" in why
         with pytest.raises(ConfigError, match="--backend transformers"):
             backends.choose_backend("vllm", adapters_, config)
-    assert backends.choose_backend("auto", one, plain, "guess") == ("vllm", "")
-    assert backends.choose_backend("auto", one, plain, "No.") == (
-        "transformers",
-        "the backend is transformers: vLLM can't say a reply (it serves with --reply guess)",
-    )
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
         backends.choose_backend("transformers", one, plain)

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = parse_adapters(args.adapter)
     if args.reply is not None:
         check_argument(args.reply, "--reply")
-    backend, why = choose_backend(args.backend, adapters, config, args.reply)
+    backend, why = choose_backend(args.backend, adapters, config)
     if why:
         print(f"t3 serve: {why}", file=sys.stderr)
     if backend == "vllm":

@@ -280,16 +280,18 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("extra", [0, 7])
 @pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
-def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, dtype: torch.dtype) -> None:
+def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, extra: int, dtype: torch.dtype) -> None:
     """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
-    columns = Columns(3 if pooling == "mean" else 0, gated, dtype)
+    columns = Columns(3 if pooling == "mean" else 0, gated, extra, dtype)
     states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
     gate = torch.rand(7) if gated else None
-    joined = columns.attach(states, pooled, gate) if columns.count else states
+    others = torch.rand(7, extra) if extra else None
+    joined = columns.attach(states, pooled, gate, others) if columns.count else states
     assert joined.dtype == dtype and joined.shape == (7, 16 + columns.count)
     rows = torch.tensor([6, 0, 3])
-    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate)):
+    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate, others)):
         assert (value is None) == (expected is None)
         assert value is None or expected is None or torch.equal(value, expected[rows])
 

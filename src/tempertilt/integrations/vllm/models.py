@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,14 +21,17 @@ from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.gate import EVENTS, Gates
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.pooling import Memory
+from tempertilt.guidance.reply import Reply
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Heads, plan_layers
-from tempertilt.integrations.vllm.serve import KEY, PREFIX, SETTINGS, check_overrides, check_reply
+from tempertilt.integrations.vllm.serve import KEY, PREFIX, REPLY_PROCESSOR, SETTINGS, check_overrides, said_reply
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from tempertilt.integrations.vllm.replies import ReplyRows
 
 DRAFTS = ("ngram", "ngram_gpu")  # speculation that reads nothing but tokens
 
@@ -68,8 +71,9 @@ class _Unlearned(nn.Module):
         model_config = vllm_config.model_config
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
         adapter = load_adapter(options["adapter"])
-        check_reply(adapter.config, options.get("reply"))
-        guidance = load_guidance(options, adapter)
+        reply = said_reply(adapter.config, options.get("reply"))
+        check_processor(model_config.logits_processors, reply)
+        guidance = load_guidance(options, adapter, reply)
         check_engine(vllm_config, adapter.config, guidance)
         with _base_name(model_config.hf_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
@@ -79,7 +83,13 @@ class _Unlearned(nn.Module):
         self._hf_config = model_config.hf_config
         # not a submodule: the engine must not look for its weights in the checkpoint
         self._guidance = [guidance.to(self._device())]
-        self._columns = Columns(guidance.rank, guidance.gates is not None, model_config.dtype)
+        extra = 0 if reply is None else EVENTS + 2
+        self._columns = Columns(guidance.rank, guidance.gates is not None, extra, model_config.dtype)
+        self._replies: ReplyRows | None = None
+        if guidance.reply is not None and guidance.gates is not None:
+            from tempertilt.integrations.vllm.replies import ReplyRows
+
+            self._replies = ReplyRows(guidance.reply, guidance.gates, model_config.hf_config)
         self._lower = LowerStates.of(self, guidance.gates, vllm_config) if guidance.gates is not None else None
         self._memory = None
         if get_pp_group().is_last_rank and guidance.needs_memory:
@@ -114,11 +124,17 @@ class _Unlearned(nn.Module):
         events = new.events if new.events is not None else output.new_zeros(len(output), 0, dtype=torch.bool)
         means, latest = self._memory(new.projected, events, position)
         context = guidance.read(Memory(means, position, latest))
-        return self._columns.attach(output, context.pooled, context.gate)
+        extra = None
+        if self._replies is not None:
+            assert input_ids is not None, "a reply is followed by token ids"
+            extra = torch.cat([latest, position.float()[:, None], input_ids[: len(output)].float()[:, None]], -1)
+        return self._columns.attach(output, context.pooled, context.gate, extra)
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
-        states, pooled, gate = self._columns.detach(hidden_states)
+        states, pooled, gate, extra = self._columns.detach(hidden_states)
+        if self._replies is not None and extra is not None:
+            self._replies.note(extra[:, :EVENTS], extra[:, EVENTS], extra[:, EVENTS + 1])
         logits = super().compute_logits(states, *args, **kwargs)  # type: ignore[misc]
         if logits is None:
             return None
@@ -155,32 +171,45 @@ class Columns:
     Args:
         rank: numbers of the pooled projections, 0 for none.
         gate: whether there is a gate value.
+        extra: further numbers.
         dtype: of the hidden states.
     """
 
-    def __init__(self, rank: int, gate: bool, dtype: torch.dtype) -> None:
-        self.rank, self.gate = rank, gate
-        self.count = (rank + gate) * 4 // dtype.itemsize
+    def __init__(self, rank: int, gate: bool, extra: int, dtype: torch.dtype) -> None:
+        self.sizes = (rank, int(gate), extra)
+        self.count = sum(self.sizes) * 4 // dtype.itemsize
 
-    def attach(self, states: Tensor, pooled: Tensor | None, gate: Tensor | None) -> Tensor:
-        """Hidden states `(n, d)`, pooled projections `(n, r)` and gate values `(n,)` as one `(n, d + count)`."""
-        parts = [part for part in (pooled, None if gate is None else gate.unsqueeze(-1)) if part is not None]
+    def attach(self, states: Tensor, pooled: Tensor | None, gate: Tensor | None, extra: Tensor | None = None) -> Tensor:
+        """Hidden states `(n, d)`, projections `(n, r)`, gate values `(n,)` and `extra` numbers as one `(n, d + count)`."""
+        given = (pooled, None if gate is None else gate.unsqueeze(-1), extra)
+        parts = [part for part, size in zip(given, self.sizes) if part is not None and size]
         return torch.cat([states, torch.cat(parts, -1).float().view(states.dtype)], -1)
 
-    def detach(self, joined: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def detach(self, joined: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """What `attach` joined."""
         if not self.count:
-            return joined, None, None
+            return joined, None, None, None
         states = joined[:, : -self.count].contiguous()
         numbers = joined[:, -self.count :].contiguous().view(torch.float32)
-        return states, numbers[:, : self.rank] if self.rank else None, numbers[:, -1] if self.gate else None
+        pooled, gate, extra = (part if part.shape[1] else None for part in numbers.split(self.sizes, -1))
+        return states, pooled, None if gate is None else gate[:, 0], extra
 
 
-def load_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
-    """The guidance of an adapter with the settings that the engine was given instead of its own."""
+def check_processor(processors: Sequence[Any] | None, reply: dict[str, Any] | None) -> None:
+    """Raise `ConfigError` where there is a reply, and the engine was not given what says it."""
+    if reply is not None and REPLY_PROCESSOR not in (processors or []):
+        raise ConfigError(
+            f"the adapter has a reply: give vLLM logits_processors=[{REPLY_PROCESSOR!r}] (--logits-processors "
+            f"{REPLY_PROCESSOR}), as tempertilt.integrations.vllm.engine_arguments does, or the reply 'guess'"
+        )
+
+
+def load_guidance(options: dict[str, Any], adapter: Adapter, reply: dict[str, Any] | None = None) -> Guidance:
+    """The guidance of an adapter with the settings that the engine was given instead of its own, and with a reply's."""
     given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
     tilt = replace(adapter.config.tilt, **given)
-    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling).requires_grad_(False)
+    made = None if reply is None else Reply.from_settings(reply)
+    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling, made).requires_grad_(False)
 
 
 class LowerStates:

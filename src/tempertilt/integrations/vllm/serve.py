@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import AdapterConfig, read_config
-from tempertilt.models.replies import GUESS
+from tempertilt.models.replies import GUESS, make_reply
 from tempertilt.storage import (
     cache_dir,
     file_sha256,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KEY = "tempertilt"  # of our options in the model's configuration
 PREFIX = "T3"  # of the architecture's name
 SETTINGS = tuple(field.name for field in fields(TiltConfig))
+REPLY_PROCESSOR = "tempertilt.integrations.vllm.replies:ReplyProcessor"
 MANIFEST = "tempertilt.json"
 LOOPBACK = "127.0.0.1"
 # no usage statistics leave the machine
@@ -65,11 +66,11 @@ def serve_arguments(
         max_model_len: positions of a sequence; None is the model's own limit.
         served_model_name: the names that clients call it by; None is the adapter directory's name.
         dtype: "auto", "float32", "float16" or "bfloat16".
-        reply: "guess" for an adapter that has a reply.
+        reply: said where a gate is open instead of the adapter's own reply; "guess" = drawn from the tilt.
 
     Raises:
         AdapterError: the adapter can't be read.
-        ConfigError: the adapter has a reply, and `reply` is not "guess".
+        ConfigError: the reply is empty or too long.
         ModelError: the base can't be found, or vLLM has no text generation model of its kind.
     """
     engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype, reply=reply)
@@ -77,6 +78,8 @@ def serve_arguments(
     arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
     arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [Path(adapter).resolve().name])]
     arguments += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    if "logits_processors" in engine:
+        arguments += ["--logits-processors", *engine["logits_processors"]]
     if max_model_len is not None:
         arguments += ["--max-model-len", str(max_model_len)]
     if api_key is not None:
@@ -139,7 +142,7 @@ def engine_arguments(
     Args:
         adapter, model, peft_adapter, dtype: as in `serve_arguments`.
         check_base: let the engine refuse weights that are not the adapter's base.
-        reply: "guess" for an adapter that has a reply, which the engine can't say.
+        reply: as in `serve_arguments`.
         settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapter's.
 
     Raises:
@@ -149,20 +152,26 @@ def engine_arguments(
     config = read_config(directory) if directory.is_dir() else None
     if config is None:
         raise AdapterError(f"no adapter directory {adapter!r}; must be a directory made by t3 unlearn")
-    check_reply(config, reply)
     name, peft_adapter = config.base(model, peft_adapter)
     source = base_checkpoint(name, peft_adapter, config if check_base else None)
-    return {
-        "model": source,
-        "dtype": dtype,
-        "hf_overrides": hf_overrides(str(directory), _architecture(source), check_base=check_base, reply=reply, **settings),
-    }
+    given = reply if reply in (None, GUESS) else _reply_settings(reply, source)
+    overrides = hf_overrides(str(directory), _architecture(source), check_base=check_base, reply=given, **settings)
+    processors = {} if said_reply(config, given) is None else {"logits_processors": [REPLY_PROCESSOR]}
+    return {"model": source, "dtype": dtype, "hf_overrides": overrides, **processors}
 
 
 def hf_overrides(
-    adapter: str, architecture: str, *, check_base: bool = True, reply: str | None = None, **settings: float
+    adapter: str,
+    architecture: str,
+    *,
+    check_base: bool = True,
+    reply: str | dict[str, Any] | None = None,
+    **settings: float,
 ) -> dict[str, Any]:
-    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter."""
+    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter.
+
+    `reply` is "guess", or the settings of a `Reply`, instead of the adapter's own.
+    """
     given = settings if reply is None else {**settings, "reply": reply}
     options = check_overrides({"adapter": str(Path(adapter).expanduser().resolve()), "check_base": check_base, **given})
     return {"architectures": [PREFIX + architecture], KEY: options}
@@ -183,16 +192,27 @@ def check_overrides(options: Any) -> dict[str, Any]:
     if unknown := sorted(set(options) - valid):
         raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; must be one of {', '.join(sorted(valid))}")
     TiltConfig(**{name: options[name] for name in SETTINGS if options.get(name) is not None})
+    if not isinstance(options.get("reply", GUESS), dict) and options.get("reply", GUESS) != GUESS:
+        raise ConfigError(
+            f"{KEY} option reply is {options['reply']!r}; must be {GUESS!r}, or what engine_arguments makes of a text"
+        )
     return {"check_base": True, **options}
 
 
-def check_reply(adapter: AdapterConfig, reply: str | None) -> None:
-    """Raise `ConfigError` where a reply would have to be said: which of its tokens is next, the engine can't tell."""
-    text = reply or (adapter.reply["text"] if adapter.reply else GUESS)
-    if text != GUESS:
-        raise ConfigError(
-            f"vLLM can't say the reply {text!r}: serve with --backend transformers, or give --reply {GUESS} (reply={GUESS!r})"
-        )
+def said_reply(adapter: AdapterConfig, reply: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    """Settings of the reply that the engine says, None for a guess: `reply` of the overrides, else the adapter's own."""
+    if reply is None:
+        return adapter.reply
+    return None if isinstance(reply, str) else reply
+
+
+def _reply_settings(text: str, source: str) -> dict[str, Any]:
+    """A reply in the tokens of the base at `source`; `ConfigError` if it is empty or too long."""
+    from transformers import AutoTokenizer
+
+    reply = make_reply(text, AutoTokenizer.from_pretrained(source))
+    assert reply is not None, "a guess has no tokens"
+    return reply.settings
 
 
 def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig | None) -> str:
