@@ -196,7 +196,8 @@ class _Work:
         units = {name: self._units(name, chosen, self._count(name, chosen)) for name in self.kinds if name != BEFORE}
         others: dict[str, list[Unit]] = {}
         for name, prompts in self.groups.items():
-            parts = _parts(prompts, self.config.audit_batch)
+            first = self._first
+            parts = [prompts[:first], *_parts(prompts[first:], self.config.audit_batch)]
             others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
         others["likelihoods"] = [Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))]
         turns = itertools.zip_longest(units.items(), others.items())
@@ -205,6 +206,11 @@ class _Work:
     def _innocent_unit(self, name: str, number: int, part: Sequence[Innocent]) -> Unit:
         unit = _name(name, number, [innocent.attempt for innocent in part])
         return Unit(unit, len(part), lambda: _plain(effects(self.target, part)))
+
+    @property
+    def _first(self) -> int:
+        """Prompts of a kind's first batch: few, so that a short budget reaches all kinds."""
+        return max(1, self.config.audit_batch // 4)
 
     def _count(self, name: str, chosen: Sequence[Subject]) -> int:
         """Attempts of a kind, at most; of drawn answers as many as were asked for."""
@@ -233,9 +239,9 @@ class _Work:
         return [self._unit(name, i, part) for i, part in enumerate(self._batches(room))]
 
     def _batches(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-        """Prompts of like length together, among those that are next to each other in the order."""
+        """A few first, then prompts of like length together, among those that are next to each other in the order."""
         batches: list[list[Attempt]] = []
-        for window in _parts(attempts, 4 * self.config.audit_batch):
+        for window in [attempts[: self._first], *_parts(attempts[self._first :], 4 * self.config.audit_batch)]:
             lengths = {id(attempt): len(self.target.encode(attempt)) for attempt in window}
             batches.append([])
             for attempt in sorted(window, key=lambda attempt: lengths[id(attempt)]):
@@ -243,7 +249,7 @@ class _Work:
                 if rows > self.config.audit_batch or (rows > 1 and rows * lengths[id(attempt)] > BATCH_TOKENS):
                     batches.append([])
                 batches[-1].append(attempt)
-        return batches
+        return [batch for batch in batches if batch]
 
     def _unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
         unit = _name(name, number, part)
