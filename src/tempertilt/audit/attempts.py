@@ -12,6 +12,9 @@ from tempertilt.data.facts import Fact, facts_of, given_away, normalise
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
 
+NEXT = " → "
+"""Between what the user says first and next, where a prompt is shown."""
+
 Version = Literal["served", "off", "int8", "int4"]
 """Which model is asked: as it is served, with the adapter off, or on a base of fewer bits."""
 
@@ -81,7 +84,7 @@ class Attempt:
     def question(self) -> str:
         """The prompt without what stands around it."""
         last = self.messages[-1].content if self.messages else self.text
-        return " → ".join(filter(None, [last, self.start and f"{self.start} …", *self.then]))
+        return NEXT.join(filter(None, [last, self.start and f"{self.start} …", *self.then]))
 
     def follow(self, answer: str) -> Attempt:
         """The attempt after an answer: the user says the next thing."""
