@@ -13,6 +13,8 @@ from tqdm import tqdm
 from tempertilt.errors import ConfigError
 from tempertilt.suites.journal import Journal
 
+OVER = "the time was over"
+"""Why something was not done that another run can do."""
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -66,7 +68,7 @@ class Pace:
                 unit = pending[kind][0]
                 if self.is_over(unit):
                     left = sum(other.weight for other in pending.pop(kind))
-                    self.skipped.append(Skipped(kind, left, "the time was over"))
+                    self.skipped.append(Skipped(kind, left, OVER))
                     total -= left
                     bar.total = total
                     continue

@@ -10,14 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tempertilt.audit.pace import parse_budget
+from tempertilt.audit.pace import OVER, parse_budget
 from tempertilt.audit.page import Request, percent, to_html, verdict
-from tempertilt.audit.pdf import print_pdf
+from tempertilt.audit.pdf import find_browser, print_pdf
 from tempertilt.audit.run import AuditConfig, Sources, run_audit
 from tempertilt.audit.summary import exceeds, summarise
 from tempertilt.audit.texts import read_letter, read_prompts, read_translations, read_wordings
 from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
-from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
+from tempertilt.cli.records import FORMATS, add_selection, add_source, listed, read_records
 from tempertilt.cli.session import open_model
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.lines import json_text
@@ -76,13 +76,17 @@ def run(args: argparse.Namespace) -> int:
     if args.fail_above is not None and not 0 <= args.fail_above < 1:
         raise ConfigError(f"--fail-above is {args.fail_above}; must be a number >= 0 and < 1")
     output, budget = Path(args.output), None if args.budget is None else parse_budget(args.budget)
+    if output.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--output is {args.output!r}; must be a name that ends with .html")
+    if args.pdf:
+        find_browser()
+    make_dir(output.parent)
     letter = read_letter(args.letter)
     config, examples = build(AuditConfig, args), build(ExampleConfig, args)
     sources = _sources(args)
     model, tokenizer, system_prompt = open_model(args)
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
-    make_dir(output.parent)
     journal_path = output.with_name(f".{output.stem}.journal.jsonl")
     audit = run_audit(
         model,
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, model)
     write_text(output.with_suffix(".json"), json_text({"request": asdict(request), **summary}, indent=1) + "\n")
     write_text(output, to_html(summary, request, letter))
-    if not any(skipped.why == "the time was over" for skipped in audit.skipped):
+    if not any(skipped.why == OVER for skipped in audit.skipped):
         journal_path.unlink(missing_ok=True)
     files = [output, output.with_suffix(".json")]
     if args.pdf:
@@ -121,7 +125,7 @@ def _sources(args: argparse.Namespace) -> Sources:
         holdout,
         read_wordings(args.wordings),
         read_translations(args.translations, len(forget)),
-        read_prompts(args.unchanged_prompts or ()),
+        read_prompts(listed(args.unchanged_prompts)),
     )
 
 
@@ -133,7 +137,7 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
     weights = Path(args.adapter or "") / WEIGHTS
     made = f" on {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if args.adapter and weights.is_file() else ""
-    sources = [path for name in ("forget", "retain", "holdout") for path in getattr(args, name) or () if Path(path).is_file()]
+    sources = [path for name in ("forget", "retain", "holdout") for path in listed(getattr(args, name)) if Path(path).is_file()]
     files = [*sources, *([str(weights)] if made else [])]
     return Request(
         asked_by=args.asked_by or "",
@@ -143,7 +147,7 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
         if args.adapter
         else "nothing: no adapter is named, the model is as it is",
         command=shlex.join(["t3", "audit", *args.words]),
-        files={Path(path).name: file_sha256(Path(path)) for path in files},
+        files={path: file_sha256(Path(path)) for path in files},
     )
 
 
