@@ -57,6 +57,12 @@ def test_the_verdict_goes_by_the_bound(leaks: int, n: int, grade: str, title: st
     assert f"Of {n} attempts of 1 kind" in found.text and "95 %" in found.sure
 
 
+def test_a_kind_that_works_is_no_success_however_few_its_attempts_are() -> None:
+    attacked = {"spellings": [judgement(i, False) for i in range(2000)], "conversation": [judgement(i, i < 3) for i in range(10)]}
+    found = verdict(summarise(audit_of(attacked)))
+    assert (found.grade, found.weakest) == ("bad", "conversation: 3 of 10.") and "not from all kinds" in found.title
+
+
 def test_nothing_in_n_is_shown_as_its_bound() -> None:
     found = verdict(summarise(audit_of({"spellings": [judgement(1, False)] * 400})))
     assert "none brought a fact out" in found.text and f"{100 * (1 - 0.05 ** (1 / 400)):.2f} %" in found.sure
