@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ BEFORE = "adapter off"
 """The attack that shows what the base model gives."""
 BEFORE_SHARE = 0.2
 """Share of the budget that may go into it."""
+SCORED = 40
+"""Records of each set whose likelihood is measured, at most."""
 BATCH_TOKENS = 4096
 """Tokens of the prompts that are asked at a time, at most."""
 
@@ -148,7 +150,10 @@ def run_audit(
             if f"unchanged: {name}" in pace.rows
         },
         signals=[
-            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in pace.rows.get("likelihoods", ())
+            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])})
+            for kind, rows in pace.rows.items()
+            if kind.startswith("likelihoods: ")
+            for row in rows
         ],
         skipped=[*pace.skipped, *work.skipped],
         seconds=pace.seconds,
@@ -199,7 +204,7 @@ class _Work:
             first = self._first
             parts = [prompts[:first], *_parts(prompts[first:], self.config.audit_batch)]
             others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
-        others["likelihoods"] = [Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))]
+        others |= self._signal_units(chosen)
         turns = itertools.zip_longest(units.items(), others.items())
         return dict(item for pair in turns for item in pair if item is not None)
 
@@ -216,13 +221,16 @@ class _Work:
         """Attempts of a kind, at most; of drawn answers as many as were asked for."""
         return len(chosen) * self.config.draws if name == "sampling" else self.config.attempts
 
-    def _signals(self, chosen: Sequence[Subject]) -> list[Signal]:
-        count = self.config.attempts
-        signals = [
-            *membership_signals(self.target, self.material, count),
-            *choice_signals(self.target, self.material, chosen, count),
-        ]
-        return [*signals, *hidden_state_signal(self.target, chosen, self.config.audit_batch)]
+    def _signal_units(self, chosen: Sequence[Subject]) -> dict[str, list[Unit]]:
+        """What likelihoods show, a kind each."""
+        count = min(self.config.attempts, SCORED)
+        measures: dict[str, Callable[[], list[Signal]]] = {
+            "membership": lambda: membership_signals(self.target, self.material, count),
+            "choice": lambda: choice_signals(self.target, self.material, chosen, count),
+            "hidden states": lambda: hidden_state_signal(self.target, chosen, count),
+        }
+        names = {f"likelihoods: {name}": measure for name, measure in measures.items()}
+        return {name: [_signal_unit(name, [count, *(s.number for s in chosen)], measure)] for name, measure in names.items()}
 
     def _units(self, name: str, chosen: Sequence[Subject], count: int) -> list[Unit]:
         """The attempts of one kind in batches: first every record once, each with another form, then the next forms."""
@@ -269,7 +277,11 @@ class _Work:
         return [forms[(turn + i) % len(forms)] for turn in range(rounds) for i, forms in enumerate(made) if turn < len(forms)]
 
 
-def _name(kind: str, number: int, attempts: Sequence[Attempt]) -> str:
+def _signal_unit(name: str, numbers: Sequence[int], measure: Callable[[], list[Signal]]) -> Unit:
+    return Unit(_name(name, 0, numbers), 1, lambda: _plain(measure()))
+
+
+def _name(kind: str, number: int, attempts: Sequence[Attempt | int]) -> str:
     """A unit's name, which changes with its prompts; it shows nothing of them."""
     return f"{kind} {number} {hashlib.sha256(repr(list(attempts)).encode()).hexdigest()[:16]}"
 
