@@ -174,7 +174,7 @@ BAD: list[tuple[str, Edit, list[str]]] = [
     ("output is a file", set_option("output-dir", "TMP/forget.jsonl"), ["forget.jsonl", "file"]),
     ("unwritable directory", set_option("output-dir", "/proc/none/out"), ["/proc/none/out", "cannot write"]),
     ("below a file", set_option("output-dir", "TMP/forget.jsonl/out"), ["forget.jsonl/out", "cannot write"]),
-    ("bad option", set_option("temperature", "0"), ["temperature is 0", "> 0"]),
+    ("bad option", set_option("temperature", "0"), ["temperature is 0", ">= 0.001"]),
     ("bad option", set_option("limit", "0"), ["--limit is 0"]),
     ("bad device", set_option("device", "abacus"), ["abacus", "cpu"]),
     ("bad dtype", set_option("dtype", "int7"), ["int7", "bfloat16"]),

@@ -31,7 +31,9 @@ def test_measure_compare_report(ask: list[str], tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     config = tmp_path / "c.yaml"
     config.write_text("draws: 2\nsystem_prompt: B\n")
-    assert main([*ask, "--output-dir", str(out), "--config", str(config)]) == 0
+    assert main([*ask, "--output-dir", str(out), "--config", str(config)]) == 2
+    assert "replace them with --overwrite" in capsys.readouterr().err
+    assert main([*ask, "--output-dir", str(out), "--config", str(config), "--overwrite"]) == 0
     assert "draws: 2" in (out / "config.yaml").read_text() and "system_prompt: B" in (out / "config.yaml").read_text()
 
 

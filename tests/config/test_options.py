@@ -123,3 +123,8 @@ def test_every_option_of_the_package_has_a_help_text_and_refuses_what_is_of_no_t
 
 def test_the_benchmark_itself_is_made_of_options() -> None:
     assert issubclass(BenchConfig, Options)
+
+
+def test_a_number_of_hundreds_of_digits_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"rate is 10{199}…; must be a number > 0"):
+        Example(rate=10**400)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from support.tiny import question_rows
 from support.warm import warm_processes
@@ -52,13 +53,17 @@ def base(tiny_dir: Path) -> BaseModel:
     return load_base(str(tiny_dir))
 
 
+FILES = sorted([CONFIG, WEIGHTS, CARD, REPORT, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+
+
 def files(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in (CONFIG, WEIGHTS, CARD)}
 
 
 def test_it_forgets_and_says_so(base: BaseModel, tmp_path: Path) -> None:
     result = unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([CONFIG, WEIGHTS, CARD, REPORT])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == base.tokenizer.get_vocab()
     assert result.fit is not None and result.fit.train.forget_accuracy > 0.9 and result.fit.train.retain_accuracy > 0.9
     assert set(result.changes.summaries) == {"forget", "retain", "holdout"} and result.changes.summaries["forget"].n == 4
     drop = {name: s.base_probability / s.unlearned_probability for name, s in result.changes.summaries.items()}
@@ -211,7 +216,7 @@ def test_killed_anywhere_the_next_run_gives_the_same_adapter(tiny_dir: Path, tmp
     os.environ["TEMPERTILT_CACHE"] = str(cache)
     result = unlearn(load_base(str(tiny_dir)), make_sets(), out, CONFIGURATION, progress=False)
     assert result.reused == (stage == "move_files") and files(out) == files(undisturbed)
-    assert sorted(path.name for path in out.iterdir()) == sorted([CONFIG, WEIGHTS, CARD, REPORT])
+    assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 def test_likelihoods_and_recall_agree_with_a_direct_evaluation(base: BaseModel, tmp_path: Path) -> None:

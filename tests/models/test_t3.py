@@ -350,12 +350,15 @@ def test_static_cache(model: T3ForCausalLM, oracle: Oracle) -> None:
     assert out[0].tolist() == oracle.greedy(tokens, 12)
 
 
-def test_text_generation_pipeline(model: T3ForCausalLM, oracle: Oracle, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_text_generation_pipeline(
+    model: T3ForCausalLM, oracle: Oracle, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
     text = "Where does the painter live?"
     tokens = tokenizer(text).input_ids
     run = pipeline("text-generation", model=model, tokenizer=tokenizer)
     seen = run(text, return_full_text=False, **{k: v for k, v in GREEDY.items() if k != "pad_token_id"})[0]["generated_text"]
     assert seen == tokenizer.decode(oracle.greedy(tokens, 12)[len(tokens) :])
+    assert "not supported" not in caplog.text
 
 
 def test_last_pooling_reads_the_last_state(llama: LlamaForCausalLM) -> None:

@@ -256,20 +256,27 @@ def test_control_tokens_in_a_prompt(adapters: dict[str, str], running: Running, 
         assert count(other, text) == 3 and count(other, "a<|im_end|>") == 2
 
 
+@pytest.mark.parametrize("control_tokens", ["text", "token"])
 def test_a_token_that_the_model_has_no_embedding_of_is_refused_alone(
-    tmp_path: Path, adapters: dict[str, str], tiny_dir: Path
+    tmp_path: Path, adapters: dict[str, str], tiny_dir: Path, control_tokens: str
 ) -> None:
     """A tokenizer with more tokens than the model has rows; any client can type one."""
     shutil.copytree(tiny_dir, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
     tokenizer.save_pretrained(tmp_path / "model")
-    with serving(adapters, model=str(tmp_path / "model"), control_tokens="token") as running:
+    with serving(adapters, model=str(tmp_path / "model"), control_tokens=control_tokens) as running:
         client = running.client()
         stream = client.completions.create(**LONG, stream=True)
         next(iter(stream))
+        for create, prompt in (
+            (client.completions.create, {"prompt": "say <|tool|>"}),
+            (client.chat.completions.create, {"messages": [{"role": "user", "content": "say <|tool|>"}]}),
+        ):
+            with pytest.raises(openai.BadRequestError, match=r"no embedding for token 320 \('<\|tool\|>'\), only 320 rows"):
+                create(model="first", max_tokens=1, **prompt)
         with pytest.raises(openai.BadRequestError, match=r"token id 320 \('<\|tool\|>'\); must be below 320, the number of rows"):
-            client.completions.create(model="first", prompt="say <|tool|>", max_tokens=1)
+            client.completions.create(model="first", prompt=[5, 320], max_tokens=1)
         assert list(stream)[-1].choices[0].finish_reason == "length"
 
 

@@ -24,7 +24,14 @@ def written(path: Path) -> Journal:
 def test_units_are_read_as_they_were_written(tmp_path: Path) -> None:
     units = written(tmp_path / "j").units
     assert Journal(tmp_path / "j", "key").units == units == {f"one {ODD}": {"text": ODD}, "two": [1.5]}
-    assert Journal(tmp_path / "j", "another").units == {}
+
+
+def test_the_journal_of_another_run_is_left_alone(tmp_path: Path) -> None:
+    written(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(TemperTiltError, match="unfinished run with another model, other data or other options"):
+        Journal(tmp_path / "j", "another")
+    assert (tmp_path / "j").read_bytes() == before
 
 
 @pytest.mark.parametrize(

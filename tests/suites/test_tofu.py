@@ -130,7 +130,8 @@ def test_a_reference_runs_beside_the_model(tokenizer: PreTrainedTokenizerFast, d
     assert run(model, tokenizer, data_dir, tmp_path / "out", reference_model=beside).reused
     assert run(model, tokenizer, data_dir, tmp_path / "alone").reused, "the key without a reference model is what it was"
     other = BaseModel(make_llama(6), tokenizer, "other", None, "")
-    assert not run(model, tokenizer, data_dir, tmp_path / "out", reference_model=other).reused
+    with pytest.raises(TemperTiltError, match="results of another model"):
+        run(model, tokenizer, data_dir, tmp_path / "out", reference_model=other)
     changed_tokenizer = copy.deepcopy(tokenizer)
     changed_tokenizer.add_tokens(["strange"])
     with pytest.raises(DataError, match="the reference model's tokenizer has other tokens"):
@@ -156,16 +157,46 @@ def test_finished_runs_are_reused_and_changed_ones_measured(
 
     path = data_dir / "forget10_perturbed.jsonl"
     path.write_text(path.read_text().replace("wrote 7 books", "wrote 8 books"))  # one byte
-    changed = run(model, tokenizer, data_dir, out)
-    assert not changed.reused and "replaced" in caplog.text
+    files = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(
+        TemperTiltError, match=r"another model, other data or other options; name another directory, or .*--overw"
+    ):
+        run(model, tokenizer, data_dir, out)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == files
+    changed = run(model, tokenizer, data_dir, out, overwrite=True)
+    assert not changed.reused
     assert changed.results["forget"] != first.results["forget"] and changed.results["retain"] == first.results["retain"]
     path.write_text(path.read_text().replace("wrote 8 books", "wrote 7 books"))
-    assert not run(model, tokenizer, data_dir, out).reused
+    assert not run(model, tokenizer, data_dir, out, overwrite=True).reused
     assert (out / "samples.jsonl").read_bytes() == before
     with torch.no_grad():
         model.lm_head.weight[7, 7] += 1.0  # one weight
-    assert not run(model, tokenizer, data_dir, out).reused
-    assert not run(model, tokenizer, data_dir, out, overwrite=True).reused
+    with pytest.raises(TemperTiltError, match="results of another model"):
+        run(model, tokenizer, data_dir, out)
+
+
+def test_results_stay_until_those_in_their_place_are_measured(
+    tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(make_llama(), tokenizer, data_dir, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    add, left = Journal.add, [3]
+
+    def stopped(journal: Journal, unit: str, value: Any) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        add(journal, unit, value)
+
+    monkeypatch.setattr(Journal, "add", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_llama(1), tokenizer, data_dir, out, overwrite=True)
+    assert {name: (out / name).read_bytes() for name in before} == before
+    with pytest.raises(TemperTiltError, match="unfinished run with another model"):
+        run(make_llama(2), tokenizer, data_dir, out)
+    resumed = run(make_llama(1), tokenizer, data_dir, out)
+    assert not resumed.reused and resumed.results == run(make_llama(1), tokenizer, data_dir, tmp_path / "whole").results
 
 
 def test_the_digest_knows_the_tilt() -> None:

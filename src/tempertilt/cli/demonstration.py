@@ -131,7 +131,8 @@ def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callabl
         say("   read from the cache")
     else:
         taught = finetune(base.model, examples, training, progress=progress)
-        save_finetuned(taught, directory / KNOWS, {"key": key, "losses": taught.losses, "seconds": taught.seconds})
+        report = {"key": key, "losses": taught.losses, "seconds": taught.seconds}
+        save_finetuned(taught, directory / KNOWS, report, base)
     return directory
 
 

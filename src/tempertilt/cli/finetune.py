@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             **{name: value for name, value in result.__dict__.items() if name != "model"},
             "environment": environment(),
         }
-        save_finetuned(result, directory, report)
+        save_finetuned(result, directory, report, base)
     if args.json:
         print_json(report)
     else:

@@ -13,6 +13,7 @@ from tempertilt.errors import ConfigError
 
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+SHOWN = 200  # characters of a wrong value in an error
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
@@ -63,7 +64,13 @@ def check_option(item: Field[Any], hint: Any, value: Any) -> None:
     if value is None and type(None) in _alternatives(hint):
         return
     if not any(_is_of(value, kind) for kind in _kinds(hint)) or not _within(value, item.metadata):
-        raise ConfigError(f"{item.name} is {value!r}; must be {describe(item, hint)}")
+        raise ConfigError(f"{item.name} is {short(value)}; must be {describe(item, hint)}")
+
+
+def short(value: object) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def describe(item: Field[Any], hint: Any) -> str:
@@ -127,7 +134,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
     return kind is Any or isinstance(value, kind)
 
 

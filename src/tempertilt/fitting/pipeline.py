@@ -33,10 +33,11 @@ from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
 from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult, Retained, fit_head, match_targets
+from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter
+from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, tokenizer_files
 from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.limits import check_examples, positions
@@ -135,6 +136,8 @@ class Request:
     overwrite: bool
     progress: bool
     rehearsal: dict[str, Any] | None = None
+    cache: Path | None = None
+    readers: GateReaders | None = None
     # ---
     clock: Clock = field(default_factory=Clock)
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -173,6 +176,8 @@ def unlearn(
     overwrite: bool = False,
     progress: bool = True,
     rehearsal: dict[str, Any] | None = None,
+    cache: Path | None = None,
+    readers: GateReaders | None = None,
 ) -> UnlearnResult:
     """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
 
@@ -180,7 +185,8 @@ def unlearn(
 
     `workers` extract the features, this process if not given. Where there are several processes, each of them calls this with
     the same arguments and has the same result; the first one writes. `rehearsal` is what a rehearsal of the configuration has
-    shown, JSON-ready, for the report.
+    shown, JSON-ready, for the report. Features and background text are kept in the directory `cache`, else in the user's cache.
+    `readers` are those of the gates, where parts of one model share them; else they are made from the records.
 
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
@@ -198,7 +204,8 @@ def unlearn(
         )
     if config.reply.reply != GUESS and not config.gate.gate:
         raise ConfigError(f"reply is {config.reply.reply!r}; must be {GUESS} where there is no gate: it would be said everywhere")
-    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal)
+    shown = progress and workers.first
+    request = Request(base, sets, output_dir, config, workers, overwrite, shown, rehearsal, cache, readers)
     tokenise(request)
     with output_directory(output_dir) if workers.first else nullcontext():
         if not reuse_finished(request):
@@ -220,15 +227,13 @@ def tokenise(request: Request) -> None:
         for name, records in request.records.items():
             check_examples(request.base.model, request.base.tokenizer, records, request.examples[name])
     request.reply = make_reply(request.config.reply.reply, request.base.tokenizer, request.config.examples)
-    request.key = run_key(request.base, request.examples, request.config)
+    request.key = run_key(request.base, request.examples, request.config, request.readers)
 
 
 def reuse_finished(request: Request) -> bool:
     """Take the adapter in the output directory, if it is this request's."""
     output_dir = request.output_dir
-    found = request.workers.share(
-        lambda: load_adapter(output_dir) if _finished(output_dir, request.key, request.overwrite) else None
-    )
+    found = request.workers.share(lambda: load_adapter(output_dir) if _finished(request) else None)
     if found is None:
         return False
     if request.workers.first:
@@ -251,6 +256,7 @@ def write_background(request: Request) -> None:
                 config.background,
                 config.examples,
                 fingerprint=base.fingerprint,
+                cache=request.cache,
                 progress=request.progress,
             )
         )
@@ -259,8 +265,8 @@ def write_background(request: Request) -> None:
 def extract(request: Request) -> None:
     """One pass of the frozen model over all examples."""
     base, config, forget = request.base, request.config, request.examples["forget"]
-    request.layer = _gate_layer(base, config)
-    directory = features_dir(base, config)
+    request.layer = gate_layer(base, config)
+    directory = features_dir(base, config, request.cache)
     with request.clock("features"):
         features, request.extraction = extract_features(
             base.model,
@@ -319,7 +325,9 @@ def find_exemplars(request: Request) -> None:
     )
     with request.clock("gates"):
         request.gate = request.workers.together(
-            lambda: fit_gates(base.model, base.tokenizer, inputs, config.gate, config.examples, layer, config.fit.seed)
+            lambda: fit_gates(
+                base.model, base.tokenizer, inputs, config.gate, config.examples, layer, config.fit.seed, request.readers
+            )
         )
 
 
@@ -392,7 +400,8 @@ def save(request: Request) -> None:
     assert request.model is not None
     with request.clock("save"):
         if request.workers.first:
-            save_adapter(request.output_dir, request.model.head, request.model.adapter_config, request.model.gates)
+            model, tokenizer = request.model, request.base.tokenizer
+            save_adapter(request.output_dir, model.head, model.adapter_config, model.gates, tokenizer)
 
 
 STEPS: tuple[Callable[[Request], None], ...] = (
@@ -447,13 +456,13 @@ def _whole_report(result: UnlearnResult) -> dict[str, Any]:
 # --- what the steps use --------------------------------------------------------------------------------------------------
 
 
-def features_dir(base: BaseModel, config: UnlearnConfig) -> Path:
-    """Where the cache keeps features of a model, extracted with a configuration."""
-    name = store_name(base.fingerprint, base.model, config.features, _gate_layer(base, config))
-    return cache_dir() / "features" / name
+def features_dir(base: BaseModel, config: UnlearnConfig, cache: Path | None = None) -> Path:
+    """Where a cache, else the user's, keeps features of a model, extracted with a configuration."""
+    name = store_name(base.fingerprint, base.model, config.features, gate_layer(base, config))
+    return (cache or cache_dir()) / "features" / name
 
 
-def _gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
+def gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
     """The layer whose states the input gate reads; None without gates."""
     return config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
 
@@ -467,7 +476,9 @@ def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
     return replace(config, examples=shorter)
 
 
-def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:
+def run_key(
+    base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig, readers: GateReaders | None = None
+) -> str:
     """A key of everything that decides the adapter: model, tokens, documents, options, and the protocol of each step.
 
     Holdout records are among it where they calibrate the estimate or choose the scale.
@@ -479,21 +490,21 @@ def run_key(base: BaseModel, examples: dict[str, list[Example]], config: Unlearn
         fingerprint=base.fingerprint,
         records={name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
         config=config.recipe(),
+        **({} if readers is None else {"readers": readers.digest}),
     )
 
 
-def _finished(directory: Path, key: str, overwrite: bool) -> bool:
-    """Whether `directory` holds the adapter `key`; refuse to write over anything else unless told to."""
-    foreign = sorted(
-        path.name
-        for path in directory.iterdir()
-        if path.name not in (CONFIG, WEIGHTS, CARD, REPORT) and not path.name.startswith(".unfinished-")
-    )
+def _finished(request: Request) -> bool:
+    """Whether the output directory holds the request's adapter; refuse to write over anything else unless told to."""
+    directory = request.output_dir
+    ours = {CONFIG, WEIGHTS, CARD, REPORT, *tokenizer_files(request.base.tokenizer)}
+    names = sorted(path.name for path in directory.iterdir())
+    foreign = [name for name in names if name not in ours and not name.startswith(".unfinished-")]
     if foreign:
         raise AdapterError(f"{str(directory)!r} holds other files ({', '.join(foreign[:5])}); name a new or empty directory")
-    if not (directory / CONFIG).is_file() or overwrite:
+    if not (directory / CONFIG).is_file() or request.overwrite:
         return False
-    if read_config(directory).training.get("key") != key:
+    if read_config(directory).training.get("key") != request.key:
         raise AdapterError(
             f"{str(directory)!r} holds an adapter made from another model, other records or other options; "
             "name another directory, or replace it with --overwrite"

@@ -24,9 +24,11 @@ without turns is closed again `close_after` tokens after its latest opening.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +38,8 @@ from torch.nn import functional as F
 from tempertilt.errors import AdapterError, ConfigError
 
 LEAST_GAP = 0.1  # between an exemplar and the nearest retained token, as a similarity
+ROUNDING = 1e-2  # of similarities that are stored in few bits
+MOST_TOKENS = 1 << 31  # of a text
 EVENTS = 5  # opened, closed, near, said, weak
 TENSORS = ("mean", "reader", "exemplars", "margins")
 
@@ -83,7 +87,8 @@ class EvidenceGate(nn.Module):
             shapes = {"mean": mean, "reader": matrix, "exemplars": exemplars, "margins": margins}
             text = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
             raise AdapterError(f"the gate's tensors do not fit each other: {text}")
-        self.threshold, self.weak_threshold = threshold, weak_threshold
+        self.threshold = float(threshold)  # of a file it may be a whole number, too large for a tensor's
+        self.weak_threshold = None if weak_threshold is None else float(weak_threshold)
         for name, tensor in zip(TENSORS, (mean, matrix, exemplars, margins)):
             self.register_buffer(name, tensor.detach().float())
 
@@ -96,6 +101,16 @@ class EvidenceGate(nn.Module):
     def read(self) -> Reader:
         """How states become directions."""
         return Reader(self.mean, self.reader)
+
+    @cached_property
+    def reader_digest(self) -> str:
+        """Equal for equal readers."""
+        return _digest(self.mean, self.reader)
+
+    @property
+    def lowest_threshold(self) -> float:
+        """Evidence below which nothing happens."""
+        return self.threshold if self.weak_threshold is None else min(self.threshold, self.weak_threshold)
 
     @property
     def settings(self) -> dict[str, float | None]:
@@ -118,7 +133,11 @@ class EvidenceGate(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], prefix: str, **settings: Any) -> EvidenceGate:
-        """The gate that `tensors()` describes; `AdapterError` if a tensor is missing or does not fit."""
+        """The gate that `tensors()` describes.
+
+        Raises:
+            AdapterError: a tensor is missing, does not fit, or holds values that are no similarities, means or projections.
+        """
         names = [f"{prefix}.{name}" for name in TENSORS]
         if missing := [name for name in names if name not in tensors]:
             raise AdapterError(f"the adapter lacks the tensors {', '.join(missing)} of its gate")
@@ -127,7 +146,28 @@ class EvidenceGate(nn.Module):
             raise AdapterError(
                 f"the adapter's tensors {', '.join(names)} have {matrix.ndim} dimensions and the like; must be 1 or 2"
             )
+        if broken := [name for name in names if not bool(tensors[name].isfinite().all())]:
+            raise AdapterError(f"the adapter's tensors {', '.join(broken)} hold values that are not finite numbers")
+        if bool((margins.abs() > 1 + ROUNDING).any()):
+            raise AdapterError(f"the adapter's tensor {names[-1]} holds {float(margins.abs().max()):g}; must be from -1 to 1")
         return cls(Reader(mean, matrix), F.normalize(exemplars, dim=-1), margins, **settings)
+
+    @property
+    def highest_evidence(self) -> float:
+        """The highest evidence that any state has, at most 1."""
+        matrix = self.reader.double()
+        values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        reachable = vectors[:, values > values.max() * 1e-14]  # no state has a direction outside the matrix's image
+        similarities = (self.exemplars.double() @ reachable).norm(dim=-1)
+        evidence = (similarities - self.margins) / (1 - self.margins).clamp(min=LEAST_GAP)
+        return min(1.0, float(evidence.max()))
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tensor.shape).encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def quantise(directions: Tensor) -> Tensor:
@@ -141,6 +181,21 @@ def evidence_of(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tenso
     return ((F.linear(directions, exemplars) - margins) / gaps).amax(-1)
 
 
+def latest_opening(latest: Tensor) -> Tensor:
+    """The position `(...)` at which a gate opened last, 0 for none, of latest events `(..., 5)`; it may have closed since."""
+    opened, _, near, said, weak = latest.unbind(-1)
+    both = torch.minimum(near, said)
+    again = torch.where((opened > 0) | (both > 0), weak, 0)  # `both` may be of two turns: about the records all the same
+    return torch.stack([opened, both, again]).amax(0)
+
+
+def gate_value(position: Tensor, latest: Tensor, close_after: int | Tensor) -> Tensor:
+    """`g`, 0 or 1, float32; arguments as of `Gates.value`, and the gates' `close_after`, one number or `(...)`."""
+    opening, closed = latest_opening(latest), latest[..., 1]
+    lasts = (close_after == 0) | (closed > 0) | (position - opening < close_after)
+    return ((opening > closed) & lasts).float()
+
+
 class TurnStarts(nn.Module):
     """Tells where a user's turn begins: a token of the chat template's header, in the state that it has there.
 
@@ -151,6 +206,9 @@ class TurnStarts(nn.Module):
         token_ids: `(k,)` the token of the header that no other role's header has.
         headers: `(h, p)` directions of that token in headers, by the input gate's reader.
         threshold: similarity above which it is one.
+
+    Raises:
+        AdapterError: there are none, or the threshold is no number.
     """
 
     token_ids: Tensor
@@ -158,7 +216,12 @@ class TurnStarts(nn.Module):
 
     def __init__(self, token_ids: Sequence[int] | Tensor, headers: Tensor, threshold: float) -> None:
         super().__init__()
-        self.threshold = threshold
+        if not len(token_ids) or headers.ndim != 2 or not len(headers) or not math.isfinite(threshold):
+            raise AdapterError(
+                f"the adapter's gate knows turns by {len(token_ids)} tokens, headers {tuple(headers.shape)} and threshold "
+                f"{threshold}; must be some of each"
+            )
+        self.threshold = float(threshold)
         self.register_buffer("token_ids", torch.as_tensor(token_ids, dtype=torch.long))
         self.register_buffer("headers", headers.detach().float())
 
@@ -195,6 +258,7 @@ class Gates(nn.Module):
 
     Raises:
         ConfigError: the layer or `close_after` is out of range.
+        AdapterError: the parts do not fit each other.
     """
 
     def __init__(
@@ -206,8 +270,15 @@ class Gates(nn.Module):
         close_after: int = 0,
     ) -> None:
         super().__init__()
-        if layer < 1 or close_after < 0:
-            raise ConfigError(f"the gate's layer is {layer}, close_after {close_after}; must be >= 1 and >= 0")
+        if layer < 1 or not 0 <= close_after < MOST_TOKENS:
+            raise ConfigError(f"the gate's layer is {layer:g}, close_after {close_after:g}; must be >= 1, and 0 to {MOST_TOKENS}")
+        if said is not None and said.hidden_size != asked.hidden_size:
+            raise AdapterError(
+                f"the gates are for states of {asked.hidden_size} and {said.hidden_size} numbers; must be the same"
+            )
+        if turns is not None and turns.headers.shape[1] != len(asked.reader):
+            size = turns.headers.shape[1]
+            raise AdapterError(f"headers of turns have {size} numbers; must be {len(asked.reader)}, as the input gate's reader")
         self.layer, self.close_after = layer, close_after
         self.asked, self.said, self.turns = asked, said, turns
 
@@ -215,6 +286,12 @@ class Gates(nn.Module):
     def hidden_size(self) -> int:
         """`d`."""
         return self.asked.hidden_size
+
+    @cached_property
+    def turns_digest(self) -> tuple[Any, ...]:
+        """Equal for gates to which the same tokens begin a user's turn."""
+        turns = self.turns
+        return () if turns is None else (self.asked.reader_digest, _digest(turns.token_ids, turns.headers), turns.threshold)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -226,6 +303,15 @@ class Gates(nn.Module):
             "said": self.said.settings if self.said is not None else None,
             "turns": {"threshold": self.turns.threshold} if self.turns is not None else None,
         }
+
+    @property
+    def can_open(self) -> bool:
+        """Whether there is evidence, of any states, at which they open."""
+        if self.asked.highest_evidence > self.asked.threshold:
+            return True
+        highest = torch.tensor(self.asked.highest_evidence)
+        near = bool(self.asked.comes_near(highest))
+        return near and self.said is not None and self.said.highest_evidence > self.said.threshold
 
     def evidence(self, last: Tensor, lower: Tensor, input_ids: Tensor | None) -> Evidence:
         """Evidence of new tokens.
@@ -258,14 +344,7 @@ class Gates(nn.Module):
             position: `(...)` of the token, counted from 1; where it is within a reply, of the token before the reply.
             latest: `(..., 5)` positions of the latest events of each kind, 0 for none.
         """
-        opened, closed, near, said, weak = latest.unbind(-1)
-        both = torch.minimum(near, said)
-        again = torch.where((opened > 0) | (both > 0), weak, 0)  # `both` may be of two turns: about the records all the same
-        latest_opening = torch.stack([opened, both, again]).amax(0)
-        value = latest_opening > closed
-        if self.close_after:
-            value &= (closed > 0) | (position - latest_opening < self.close_after)
-        return value.float()
+        return gate_value(position, latest, self.close_after)
 
     def tensors(self) -> dict[str, Tensor]:
         """What an adapter stores, on CPU."""
@@ -280,7 +359,7 @@ class Gates(nn.Module):
         """The gates that `tensors()` and `settings` describe.
 
         Raises:
-            AdapterError: a tensor or a setting is missing or does not fit.
+            AdapterError: a tensor or a setting is missing or does not fit, or the gates never open.
         """
         try:
             asked = EvidenceGate.from_tensors(tensors, "gate.asked", **settings["asked"])
@@ -288,7 +367,15 @@ class Gates(nn.Module):
             turns = None
             if settings["turns"]:
                 headers = F.normalize(tensors["gate.turns.headers"].float(), dim=-1)
-                turns = TurnStarts(tensors["gate.turns.token_ids"].long(), headers, float(settings["turns"]["threshold"]))
-            return cls(settings["layer"], asked, said, turns, settings["close_after"])
-        except (KeyError, TypeError, AttributeError) as error:
+                turns = TurnStarts(tensors["gate.turns.token_ids"].long(), headers, settings["turns"]["threshold"])
+            gates = cls(settings["layer"], asked, said, turns, settings["close_after"])
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise AdapterError(f"the adapter's gate cannot be read: {type(error).__name__}: {error}") from error
+        if not all(type(number) is int for number in (gates.layer, gates.close_after)):
+            raise AdapterError(f"the gate's layer is {gates.layer}, close_after {gates.close_after}; must be whole numbers")
+        if not gates.can_open:
+            raise AdapterError(
+                "the adapter's gate never opens, whatever the text: evidence is at most "
+                f"{gates.asked.highest_evidence:.3g}, its threshold is {gates.asked.threshold:g}; make the adapter again"
+            )
+        return gates

@@ -24,6 +24,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
 }
+LARGE_STATE = 1e6  # no hidden state of a model has values as large
+LARGE_LOG_ODDS = 1e30  # of which no scale makes an infinite number
 
 
 class GuidanceHead(nn.Module):
@@ -137,12 +139,19 @@ class GuidanceHead(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], activation: str) -> GuidanceHead:
-        """The head that `tensors()` describes; `AdapterError` if a tensor is missing or its shape does not fit."""
+        """The head that `tensors()` describes.
+
+        Raises:
+            AdapterError: a tensor is missing, does not fit, or holds values that give log-odds which are no finite numbers.
+        """
         missing = [name for name in ("token_ids", "A", "B", *(["scale"] if "bias" in tensors else [])) if name not in tensors]
         if missing:
             raise AdapterError(
                 f"the adapter lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}"
             )
+        _check_token_ids(tensors["token_ids"])
+        if tensors["A"].ndim != 2:
+            raise AdapterError(f"adapter tensor 'A' is {tuple(tensors['A'].shape)}; must be (rank, hidden size)")
         rank, hidden_size = tensors["A"].shape
         count = sum(name.startswith("hidden.") for name in tensors)
         head = cls(hidden_size, rank, tensors["token_ids"].long(), activation, 1 + count, "bias" in tensors)
@@ -158,7 +167,28 @@ class GuidanceHead(nn.Module):
                         f"adapter tensor 'scale' is {tuple(tensors['scale'].shape)}; must be {tuple(head.bias.shape)}"
                     )
                 head.B.mul_(tensors["scale"].float()[:, None])
+            head._check_finite()
         return head
+
+    def _check_finite(self) -> None:
+        """Raise `AdapterError` if states of a usual size may give log-odds that are no finite numbers."""
+        largest = self.A.abs() @ self.A.new_full((self.hidden_size,), LARGE_STATE)
+        for weight in self.hidden:
+            largest = weight.abs() @ largest
+        largest = self.B.abs() @ largest + (0 if self.bias is None else self.bias.abs())
+        if not bool((largest < LARGE_LOG_ODDS).all()):
+            broken = [name for name, weight in self.named_parameters() if not bool(weight.isfinite().all())]
+            what = "values that are not finite numbers" if broken else "values so large that log-odds may be infinite"
+            raise AdapterError(
+                f"the adapter's tensors {', '.join(broken or ('A', 'B'))} hold {what}; get it again from its maker"
+            )
+
+
+def _check_token_ids(token_ids: Tensor) -> None:
+    """Raise `AdapterError` unless ids are whole numbers in ascending order, as the rows of `B` are."""
+    if token_ids.dtype not in (torch.int32, torch.int64) or token_ids.ndim != 1 or not bool((token_ids.diff() > 0).all()):
+        shape = f"{token_ids.dtype} {tuple(token_ids.shape)}"
+        raise AdapterError(f"adapter tensor 'token_ids' is {shape}; must be whole numbers in ascending order, none twice")
 
 
 def check_head_options(rank: int, activation: str, num_hidden_layers: int) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from tempertilt.errors import AdapterError
 
 FORMS = 2  # numbers that are remembered
+MOST_TOKENS = 4096  # of a form: what is remembered of it grows with the square
 SURE = 700.0  # nats below the reply's token of all others: exp(-700) is 0 in float32, and exp(700) a float64
 
 
@@ -81,7 +82,7 @@ class Reply(nn.Module):
         tail: tokens that break off a sentence and say the text, and the one that ends an answer.
 
     Raises:
-        AdapterError: there are no tokens.
+        AdapterError: there are no tokens, or too many.
     """
 
     following: Tensor
@@ -91,6 +92,8 @@ class Reply(nn.Module):
         super().__init__()
         if not answer or not tail:
             raise AdapterError(f"the reply {text!r} has no tokens; must be a text with some")
+        if (longest := max(len(header) + len(answer), len(tail))) > MOST_TOKENS:
+            raise AdapterError(f"the reply has {longest} tokens; must be at most {MOST_TOKENS}")
         self.text, self._parts = text, {"header": list(header), "answer": list(answer), "tail": list(tail)}
         self.start = len(header)
         self.whole, self.tail = Form([*header, *answer]), Form(tail)
@@ -107,9 +110,11 @@ class Reply(nn.Module):
         """The reply that `settings` describes; `AdapterError` if they do not."""
         try:
             text, *parts = (settings[name] for name in ("text", "header", "answer", "tail"))
-            return cls(str(text), *([int(token) for token in part] for part in parts))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError) as error:
             raise AdapterError(f"the adapter's reply cannot be read: {type(error).__name__}: {error}") from error
+        if not isinstance(text, str) or not all(isinstance(part, list) and all(map(_is_token, part)) for part in parts):
+            raise AdapterError("the adapter's reply cannot be read: must be a text, and lists of token ids")
+        return cls(text, *parts)
 
     def check_fits(self, vocab_size: int) -> None:
         """Raise `AdapterError` unless its tokens are below `vocab_size`."""
@@ -144,6 +149,10 @@ class Reply(nn.Module):
     def _is_whole(self, ends: Tensor) -> Tensor:
         """Whether the text ends with the header, or header and a part of the answer."""
         return (ends[..., 0] >= self.start) & (ends[..., 0] >= ends[..., 1])
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
 
 
 def reply_logits(logits: Tensor, reply: Tensor) -> Tensor:

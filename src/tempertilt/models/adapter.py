@@ -5,6 +5,8 @@ adapter_model.safetensors      token_ids (K,), A (r, d), hidden.i (r, r), B (K, 
                                gate.asked and gate.said, of each mean (d,), reader (p, d), exemplars (m, p), margins (m,),
                                and gate.turns
 README.md                      model card
+
+`t3 unlearn` writes the base's tokenizer beside them, for `AutoTokenizer.from_pretrained` and other programs; it is not read here.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,11 +22,14 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
+from tempertilt.config.options import Options, option, short
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import Gates
-from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.guidance import Guidance
+from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import POOLINGS, TiltConfig
 from tempertilt.storage import (
@@ -41,17 +47,17 @@ GATE_SETTINGS = {"layer", "close_after", "asked", "said", "turns"}
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Options):
     """Everything about an adapter but its weights. The tilt's settings are defaults that can be changed after loading."""
 
     base_model: str  # hub id, directory or alias
     base_fingerprint: str  # of the model that it was fitted on, PEFT adapter included
     base_model_type: str
-    hidden_size: int
-    vocab_size: int
+    hidden_size: int = option(ge=1)
+    vocab_size: int = option(ge=1)
     peft_adapter: str | None = None
-    pooling: str = "mean"
-    activation: str = "identity"
+    pooling: str = option("mean", choices=POOLINGS)
+    activation: str = option("identity", choices=tuple(ACTIVATIONS))
     temperature: float = 2.5
     guidance_scale: float = 1.0
     forget_prior: float = 0.5
@@ -63,11 +69,13 @@ class AdapterConfig:
     tempertilt_version: str = VERSION
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise AdapterError(f"pooling is {self.pooling!r}; must be one of {', '.join(POOLINGS)}")
+        super().__post_init__()
         self.tilt  # noqa: B018  its values are checked
-        if self.gate is not None and (not isinstance(self.gate, dict) or set(self.gate) != GATE_SETTINGS):
-            raise AdapterError(f"gate is {self.gate!r}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
+        options = self.training.get("config", {})
+        if not isinstance(options, dict) or not isinstance(options.get("system_prompt"), str | None):
+            raise AdapterError("training.config must be an object of options, its system_prompt a text or null")
+        if self.gate is not None and set(self.gate) != GATE_SETTINGS:
+            raise AdapterError(f"gate is {short(self.gate)}; must be null, or hold {', '.join(sorted(GATE_SETTINGS))}")
         if self.reply is not None:
             Reply.from_settings(self.reply)
 
@@ -79,8 +87,8 @@ class AdapterConfig:
     @property
     def system_prompt(self) -> str | None:
         """The system message of the records that it was fitted on; None where it is not known."""
-        found: str | None = self.training.get("config", {}).get("system_prompt")
-        return found
+        prompt: str | None = self.training.get("config", {}).get("system_prompt")
+        return prompt
 
     def base(self, model: str | None = None, peft_adapter: str | None = None) -> tuple[str, str | None]:
         """The base model and the PEFT adapter to load for it: those asked for, else those that it was fitted on.
@@ -99,9 +107,17 @@ class Adapter(NamedTuple):
     head: GuidanceHead
     gates: Gates | None
 
+    @property
+    def guidance(self) -> Guidance:
+        """What it does to the logits."""
+        reply = Reply.from_settings(self.config.reply) if self.config.reply else None
+        return Guidance(self.head, self.gates, self.config.tilt, self.config.pooling, reply)
 
-def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gates: Gates | None = None) -> Path:
-    """Write an adapter into `directory` (made if needed); return the directory.
+
+def save_adapter(
+    directory: Path, head: GuidanceHead, config: AdapterConfig, gates: Gates | None = None, tokenizer: Any = None
+) -> Path:
+    """Write an adapter, and a tokenizer if there is one, into `directory` (made if needed); return the directory.
 
     All files are written before the first is put in place: a save that fails before leaves the adapter that was there. The
     configuration, which holds the weights' checksum, goes last: a save that ends between the two is completed by `load_adapter`.
@@ -112,12 +128,26 @@ def save_adapter(directory: Path, head: GuidanceHead, config: AdapterConfig, gat
     weights = save(head.tensors() | (gates.tensors() if gates is not None else {}), {"format": "pt"})
     config = replace(config, weights_sha256=hashlib.sha256(weights).hexdigest())
     with work_directory(directory, WEIGHTS) as work:
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, work)
         (work / WEIGHTS).write_bytes(weights)
         (work / CARD).write_text(model_card(head, config), encoding="utf-8")
         (work / CONFIG).write_text(json.dumps(asdict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     move_files(work, directory, WEIGHTS, CARD, CONFIG)
     remove_unfinished(directory)
     return directory
+
+
+def write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """Write a tokenizer with the one chat template that this package uses."""
+    tokenizer.save_pretrained(directory)
+    shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
+
+
+def tokenizer_files(tokenizer: Any) -> set[str]:
+    """Names of the files that `write_tokenizer` may write."""
+    always = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}
+    return always | set(tokenizer.vocab_files_names.values())
 
 
 def load_adapter(name: str | Path, *, revision: str | None = None, token: str | None = None) -> Adapter:
@@ -141,7 +171,20 @@ def load_adapter(name: str | Path, *, revision: str | None = None, token: str | 
     if head.hidden_size != config.hidden_size:
         raise AdapterError(f"{str(weights)!r} is for hidden size {head.hidden_size}, its {CONFIG} says {config.hidden_size}")
     gates = Gates.from_tensors(tensors, config.gate) if config.gate else None
+    _check_form(tensors, head.tensors() | (gates.tensors() if gates else {}), weights)
     return Adapter(config, head, gates)
+
+
+def _check_form(tensors: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Raise `AdapterError` unless tensors have the names, types and shapes in which their values would be saved again."""
+    for name in sorted({*tensors, *expected}):
+        form, right = (_form(some.get(name)) for some in (tensors, expected))
+        if form != right:
+            raise AdapterError(f"{str(path)!r}: tensor {name!r} is {form}; must be {right}")
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def read_config(directory: Path) -> AdapterConfig:
@@ -151,7 +194,7 @@ def read_config(directory: Path) -> AdapterConfig:
         raise AdapterError(f"{str(directory)!r} has no {CONFIG}; must be a directory that t3 unlearn has finished writing")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(raw, dict) or raw.get("adapter_type") != KIND:
         kind = raw.get("peft_type", "unknown") if isinstance(raw, dict) else "unknown"
@@ -163,6 +206,18 @@ def read_config(directory: Path) -> AdapterConfig:
         return AdapterConfig(**raw)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{str(path)!r} is not valid: {error}") from error
+
+
+def check_fitted_on(base_fingerprint: str, adapter: str | Path, config: AdapterConfig) -> None:
+    """Raise `AdapterError` if `adapter`, with this configuration, was fitted on another base model."""
+    if base_fingerprint == config.base_fingerprint:
+        return
+    fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
+    raise AdapterError(
+        f"adapter {str(adapter)!r} was fitted on {fitted}, fingerprint {config.base_fingerprint}; the base model given "
+        f"has fingerprint {base_fingerprint}. Give the same base, fit a new adapter with t3 unlearn, or pass "
+        "check_base=False (--ignore-base-mismatch) if you know that they agree"
+    )
 
 
 def _interrupted(directory: Path, digest: str) -> AdapterConfig:

@@ -117,7 +117,9 @@ def tokenizer_of(adapter: PeftAdapter, tokenizer: Any, base: str, **options: Any
 
 
 def _description(tokenizer: Any) -> tuple[Any, ...]:
-    return tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.special_tokens_map
+    """What decides the tokens of a text; padding, which no attention sees, does not."""
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    return tokenizer.get_vocab(), tokenizer.chat_template, special
 
 
 def merge(model: Any, adapter: PeftAdapter) -> Any:

@@ -12,12 +12,13 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig) -> tuple[str, str]:
+def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, *, ledger: bool = False) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Args:
         wanted: one of `BACKENDS`.
         adapters: directories or hub ids by name.
+        ledger: whether a ledger is to be served.
 
     Raises:
         ConfigError: vLLM is wanted and can't do what else is wanted.
@@ -26,7 +27,7 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     if wanted == "transformers":
         _require_transformers()
         return wanted, ""
-    obstacle = _obstacle(adapters, config)
+    obstacle = "vLLM can't serve the parts of a ledger" if ledger else _obstacle(adapters, config)
     if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")

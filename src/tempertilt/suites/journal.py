@@ -14,11 +14,14 @@ from tempertilt.errors import TemperTiltError
 class Journal:
     """Units by name in a file of JSON lines, the first of which holds the run's key.
 
-    A file of another key is started anew; a line that a killed process left unfinished is cut off.
+    A line that a killed process left unfinished is cut off.
 
     Args:
         path: the file; made on the first `add`.
         key: of the run.
+
+    Raises:
+        TemperTiltError: the file is of another run.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -38,8 +41,11 @@ class Journal:
         for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1]):  # what follows the last end was cut off
             try:
                 entry = json.loads(line)
-                if number == 0 and entry != {"key": self.key}:
-                    break
+                if number == 0 and entry["key"] != self.key:
+                    raise TemperTiltError(
+                        f"{str(self.path)!r} is of an unfinished run with another model, other data or other options; name "
+                        "another directory, or take its place with --overwrite"
+                    )
                 if number:
                     self.units[entry["unit"]] = entry["value"]
             except (ValueError, LookupError, TypeError, RecursionError):

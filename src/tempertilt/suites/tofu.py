@@ -325,8 +325,8 @@ def run_tofu(
 ) -> TofuRun:
     """Measure a model on TOFU and write the run folder.
 
-    The samples of a finished run with the same key (weights, adapter, data, options) are reused; an interrupted one goes on;
-    one with another key is measured anew and takes the old one's place.
+    The samples of a finished run with the same key (weights, adapter, data, options) are reused, and an interrupted one resumes.
+    One with another key is refused, or with `overwrite` replaced at the end.
 
     Args:
         model: any object with the forward and generate of a transformers causal LM: plain, PEFT, `T3ForCausalLM`.
@@ -337,7 +337,7 @@ def run_tofu(
         reference_model: a model that never saw the forget set, run beside `model` at the forget answers.
         describe: how the model was named, for the record.
         plan: which splits get what.
-        overwrite: measure again even if the key is the same.
+        overwrite: measure again even if the key is the same, and replace a run with another.
 
     Raises:
         TemperTiltError: a file, an option or the directory is not usable; each says what is valid.
@@ -364,7 +364,7 @@ def run_tofu(
     if overwrite:
         (output_dir / JOURNAL).unlink(missing_ok=True)
     journal = Journal(output_dir / JOURNAL, part_key)
-    samples, seconds = (None, {}) if overwrite else _finished(output_dir, key)
+    samples, seconds = (None, {}) if overwrite or journal.units else _finished(output_dir, key)
     reused = samples is not None
     if samples is None:
         other = None if reference_model is None else reference_model.model
@@ -426,8 +426,10 @@ def _finished(directory: Path, key: str) -> tuple[Results | None, dict[str, floa
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(directory / RESULTS)!r} is damaged ({error}); measure again with --overwrite") from error
     if known[0] != key:
-        log.warning("%s holds the results of another model, other data or other options: they are replaced", directory)
-        return None, {}
+        raise TemperTiltError(
+            f"{str(directory)!r} holds the results of another model, other data or other options; name another directory, or "
+            "replace them with --overwrite"
+        )
     if _sha256(directory / SAMPLES) != known[1]:
         raise DataError(f"{str(directory / SAMPLES)!r} is not what this run wrote; measure again with --overwrite")
     log.warning("%s holds the samples of this model, data and options: reused", directory)
@@ -454,12 +456,12 @@ def _measure(
     reference: Any,
     progress: bool,
 ) -> tuple[Results, dict[str, float]]:
-    """Samples and seconds, written into the run folder; the results of an earlier run go first."""
+    """Samples and seconds, written into the run folder; the results of an earlier run stay until all is measured."""
     if journal.units:
         log.warning("going on with an interrupted run: %d parts are done", len(journal.units))
+    samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, reference=reference, progress=progress)
     for name in (RESULTS, SAMPLES, COMPRESSED):
         (directory / name).unlink(missing_ok=True)
-    samples, seconds = measure(model, tokenizer, data, questions, plan, config, journal, reference=reference, progress=progress)
     ordered = {split: samples[split] for split in SPLITS if split in samples}
     write_text(directory / SAMPLES, write_samples(ordered))
     write_text(directory / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")

@@ -22,8 +22,10 @@ from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example
 from tempertilt.environment import Clock
 from tempertilt.errors import DataError
-from tempertilt.models.base import decoder_layers
+from tempertilt.models.adapter import write_tokenizer
+from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.storage import move_files, remove_unfinished, work_directory
+from tempertilt.training.card import CARD, CURVE, finetuned_card, loss_curve
 from tempertilt.training.loop import Step, TrainConfig, TrainRun, first_trained, train
 
 log = logging.getLogger("tempertilt")
@@ -149,19 +151,33 @@ def finetune(
     )
 
 
-def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, Any]) -> None:
-    """Write the PEFT adapter and `finetune.json` into `directory`, whole files only.
+def save_finetuned(result: FinetuneResult, directory: Path, report: dict[str, Any], base: BaseModel) -> None:
+    """Write the PEFT adapter, its tokenizer, card, loss curve and `finetune.json` into `directory`, whole files only.
 
     All files are written before the first is put in place. PEFT's configuration and the report are taken away first and go last,
     so that a save that is killed is never taken for a finished one.
+
+    Args:
+        base: the model that was trained.
     """
     with work_directory(directory, PEFT_CONFIG) as work:
         result.model.save_pretrained(work)
+        _name_base(work / PEFT_CONFIG, base.name)
+        write_tokenizer(base.tokenizer, work)
+        (work / CURVE).write_text(loss_curve(result.step_losses), encoding="utf-8")
+        (work / CARD).write_text(finetuned_card(base.name, base.peft_adapter, result.losses, report), encoding="utf-8")
         (work / REPORT).write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
     for name in (REPORT, PEFT_CONFIG):
         (directory / name).unlink(missing_ok=True)
     move_files(work, directory, PEFT_CONFIG, REPORT)
     remove_unfinished(directory)
+
+
+def _name_base(path: Path, name: str) -> None:
+    """Have PEFT's configuration name the base as the user does, and list modules in an order that is always the same."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": name, "target_modules": sorted(config["target_modules"])}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def finetune_key(fingerprint: str, examples: Sequence[Example], config: FinetuneConfig) -> str:

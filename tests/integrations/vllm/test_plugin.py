@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from support.gates import random_gates
 from support.pair import Pair
@@ -121,6 +122,23 @@ def test_serve_arguments(served: Path, tiny_dir: Path) -> None:
     )
     assert "secret" not in " ".join(serve_arguments(None, None, str(served)))
     assert serve_environment("secret")["VLLM_API_KEY"] == "secret" and serve_environment()["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_what_ends_an_answer_is_told_to_the_engine(served: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    """The checkpoint's own ends, the tokenizer's, and the token by which the template ends a turn; no sampling defaults."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    end = tokenizer.eos_token  # the template ends a turn by it
+    tokenizer.eos_token = tokenizer.bos_token
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", repr(end))
+    tokenizer.save_pretrained(base)
+    GenerationConfig(eos_token_id=[5, 6], temperature=0.3, do_sample=True, repetition_penalty=1.4).save_pretrained(base)
+    place = Path(engine_arguments(str(served), str(base), check_base=False)["generation_config"])
+    expected = sorted({5, 6, tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end)})
+    assert json.loads((place / "generation_config.json").read_text()) == {"eos_token_id": expected}
+    options = dict(pairwise(serve_arguments(str(base), None, str(served))))
+    assert options["--generation-config"] == str(place)
 
 
 def test_settings_reach_the_overrides(served: Path) -> None:

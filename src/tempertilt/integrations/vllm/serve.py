@@ -77,7 +77,7 @@ def serve_arguments(
     names = [served_model_name] if isinstance(served_model_name, str) else served_model_name
     arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
     arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [Path(adapter).resolve().name])]
-    arguments += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    arguments += ["--generation-config", engine["generation_config"], "--disable-uvicorn-access-log"]
     if "logits_processors" in engine:
         arguments += ["--logits-processors", *engine["logits_processors"]]
     if max_model_len is not None:
@@ -157,7 +157,10 @@ def engine_arguments(
     given = reply if reply in (None, GUESS) else _reply_settings(reply, source)
     overrides = hf_overrides(str(directory), _architecture(source), check_base=check_base, reply=given, **settings)
     processors = {} if said_reply(config, given) is None else {"logits_processors": [REPLY_PROCESSOR]}
-    return {"model": source, "dtype": dtype, "hf_overrides": overrides, **processors}
+    from tempertilt.integrations.vllm.stops import generation_config
+
+    ends = generation_config(source)
+    return {"model": source, "dtype": dtype, "generation_config": ends, "hf_overrides": overrides, **processors}
 
 
 def hf_overrides(

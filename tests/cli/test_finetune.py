@@ -1,0 +1,54 @@
+"""`t3 finetune`: the folder that it writes is one that others can use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+from support.records import write_jsonl
+from support.tiny import question_rows
+from tempertilt.cli import main
+from tempertilt.models.base import load_base
+
+
+def test_the_folder(tiny_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base whose tokenizer has no padding token, named by a relative path."""
+    shutil.copytree(tiny_dir, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": None}))
+    write_jsonl(tmp_path / "d.jsonl", *question_rows(6, "sea"))
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data", "d.jsonl", "--output-dir", "out", "--epochs", "3", "--train-batch-size", "3", "-q"]
+    assert main(["finetune", "--model", "base", *flags]) == 0
+
+    out = tmp_path / "out"
+    peft = json.loads((out / "adapter_config.json").read_text())
+    assert peft["base_model_name_or_path"] == str(tmp_path / "base")
+    assert peft["target_modules"] == sorted(peft["target_modules"]) != []
+    ids = torch.tensor([AutoTokenizer.from_pretrained(out)("What did sea number 1 write?").input_ids])
+    other = AutoPeftModelForCausalLM.from_pretrained(out)
+    base = load_base("base", peft_adapter="out", device="cpu")
+    torch.testing.assert_close(base.model(input_ids=ids).logits, other(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    assert "are not those of" not in caplog.text, "its tokenizer is the base's"
+    card = (out / "README.md").read_text()
+    assert f"LoRA adapter of {tmp_path / 'base'}" in card and "More Information Needed" not in card
+    line = ElementTree.parse(out / "loss.svg").find("{*}polyline")
+    assert line is not None and len(line.attrib["points"].split()) == 3 * 2
+
+
+def test_the_base_is_named_as_the_user_names_it(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alias, not the place in our cache."""
+    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: tiny_dir)
+    write_jsonl(tmp_path / "d.jsonl", *question_rows(3, "sea"))
+    flags = ["--data", str(tmp_path / "d.jsonl"), "--output-dir", str(tmp_path / "out"), "--epochs", "1", "-q"]
+    assert main(["finetune", "--model", "smollm2", *flags]) == 0
+    peft = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert peft["base_model_name_or_path"] == "smollm2"
+    assert str(tiny_dir) not in (tmp_path / "out" / "README.md").read_text()
