@@ -20,7 +20,8 @@ HOLDS, MOSTLY, WEAK = 0.01, 0.05, 0.2
 a kind of attack works where its own rate is larger than the last."""
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True)
+class Event:
     """Something that was done about a request: when, by whom, what."""
 
     when: str
