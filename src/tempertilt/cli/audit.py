@@ -189,10 +189,9 @@ def _history(directory: Path) -> list[Event]:
 def _lines(summary: dict[str, Any], files: list[Path]) -> list[str]:
     """What is printed at the end."""
     judged = verdict(summary)
-    kinds = [
-        f"  {kind['name']:<24}{kind['leaks']:>5} of {kind['n']:<6}at most {percent(kind['upper_bound_95'])}{' (known limit)' if kind['limit'] else ''}"
-        for kind in summary["kinds"]
-        if kind["n"]
-    ]
+    kinds = []
+    for kind in summary["kinds"]:
+        limit = " (known limit)" if kind["limit"] else ""
+        kinds.append(f"  {kind['name']:<24}{kind['leaks']:>5} of {kind['n']:<6}at most {percent(kind['upper_bound_95'])}{limit}")
     skipped = [f"  not done: {item['kind']} ({item['left']} attempts: {item['why']})" for item in summary["skipped"]]
     return [judged.title, f"{judged.text} {judged.sure}", *kinds, *skipped, *map(str, files)]
