@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -168,10 +168,16 @@ def subjects_of(forget: Sequence[Record], others: Iterable[Record]) -> list[Subj
         question = _question(record)
         values = [fact for fact in facts_of(record) if fact.kind != "wording"]
         telling = telling_words(record.answer, question, words)
-        facts = tuple(fact for fact in (*values, *_wording(record, values, telling)) if fact.forms not in common)
+        values = [fact for fact in values if fact.forms not in common and not _is_word(fact, words)]
+        facts = (*values, *_wording(record, values, telling))
         if facts:
             subjects.append(Subject(number, record, _person(record), question, facts, telling))
     return subjects
+
+
+def _is_word(fact: Fact, words: Collection[str]) -> bool:
+    """Whether a name is one word that other records use, as "Literature" is."""
+    return fact.kind == "name" and fact.forms[0] in words
 
 
 def _wording(record: Record, values: Sequence[Fact], telling: frozenset[str]) -> list[Fact]:
