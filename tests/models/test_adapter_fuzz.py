@@ -217,6 +217,7 @@ def tensor(name: str, make: Callable[[dict[str, Tensor]], Tensor]) -> Change:
         (tensor("token_ids", lambda t: t["token_ids"].flip(0)), "must be whole numbers in ascending order"),
         (tensor("token_ids", lambda t: t["token_ids"].float()), "must be whole numbers in ascending order"),
         (tensor("A", lambda t: t["A"][0]), r"'A' is \(32,\); must be \(rank, hidden size\)"),
+        (tensor("A", lambda t: t["A"][:, :0]), r"'A' is \(4, 0\); must be \(rank, hidden size\)"),
         (tensor("B", lambda t: t["B"].float()), r"'B' is float32 \(107, 4\); must be int8 \(107, 4\)"),
         (tensor("more", lambda t: t["A"]), r"'more' is float16 \(4, 32\); must be absent"),
         (fill("gate.asked.mean", math.nan), "gate.asked.mean hold values that are not finite"),
