@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from _print import header
 from _tiny import write_model
 
@@ -34,7 +35,9 @@ OUT = "out"
 TIMES = {"timing.json", "env.json", "log.txt", "spec.json"}  # files that hold times, machines and places
 TIMED = ("seconds", "per_second", "overhead", "memory", "environment", "time", "reused", "extraction")  # and such parts of others
 COMMANDS: dict[str, list[list[str]]] = {
-    "unlearn": [["unlearn", "--model", "model", "--forget", "f.jsonl", "--retain", "r.jsonl", "--background", "6", "--output-dir", OUT]],
+    "unlearn": [
+        ["unlearn", "--model", "model", "--forget", "f.jsonl", "--retain", "r.jsonl", "--background", "6", "--output-dir", OUT]
+    ],
     "finetune": [["finetune", "--model", "model", "--data", "f.jsonl", "r.jsonl", "--epochs", "6", "--output-dir", OUT]],
     "eval": [["eval", "--model", "model", "--data-dir", "tofu", "--max-new-tokens", "24", "--output-dir", OUT]],
     "bench": [["bench", "--config", "bench.yaml", "--output-dir", OUT]],
@@ -62,7 +65,9 @@ def write_inputs(folder: Path) -> None:
                 for i in range(6)
             ]
             wide = suffix if name in ("forget", "holdout") else ""
-            write_rows(folder / directory / (f"{name}{wide}.jsonl" if name == "holdout" else f"{name}{wide}_perturbed.jsonl"), rows)
+            write_rows(
+                folder / directory / (f"{name}{wide}.jsonl" if name == "holdout" else f"{name}{wide}_perturbed.jsonl"), rows
+            )
             write_rows(folder / directory / f"{name}.jsonl", rows)
     evaluation = {"questions": {"holdout": 0}, "generate": [], "overhead_prompts": 0}
     config = {"model": "model", "data_dir": "cut", "seeds": [0], "evaluation": evaluation, "device": "cpu", "threads": 1}
@@ -173,7 +178,9 @@ def undisturbed(folder: Path, commands: Sequence[Sequence[str]]) -> tuple[dict[s
     return contents(folder / OUT), time.perf_counter() - began
 
 
-def try_kill(folder: Path, commands: Sequence[Sequence[str]], right: dict[str, bytes], moment: float, everything: bool) -> list[str]:
+def try_kill(
+    folder: Path, commands: Sequence[Sequence[str]], right: dict[str, bytes], moment: float, everything: bool
+) -> list[str]:
     """Run, kill at a moment, run again; return what is wrong then."""
     log = folder / "log"
     pid = start(lambda: run_all(folder, commands), log)
