@@ -2,10 +2,10 @@
 
 python benchmarks/kills.py [--kills 10] [--seed 0] [--only VERB ...]
 
-`t3` unlearn, eval, report, finetune and bench run on a tiny random model: once undisturbed, then so many times each in a new folder
-with an empty cache, where they are killed with -9 at a random moment, every other time with all of their processes, and run again.
-Their files must be those of the undisturbed run, byte for byte but for times, and nothing unfinished may be left. Ends with status
-1 otherwise.
+`t3` unlearn, eval, report, finetune and bench run on a tiny random model: once undisturbed, then so many times each in a new
+folder with an empty cache, where they are killed with -9 at a random moment, every other time with all of their processes, and
+run again. Their files must be those of the undisturbed run, byte for byte but for times, and nothing unfinished may be left. Ends
+with status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -32,17 +32,16 @@ from _tiny import write_model
 VERBS = ("unlearn", "eval", "report", "finetune", "bench")
 WARM = ("torch", "transformers.trainer", "peft", "datasets", "tempertilt.bench.worker", *(f"tempertilt.cli.{v}" for v in VERBS))
 OUT = "out"
+PAGES = ("leaderboard.html", "table.csv", "table.md", "table.tex")  # made of results.json, times among its numbers
 TIMES = {"timing.json", "env.json", "log.txt", "spec.json"}  # files that hold times, machines and places
 TIMED = ("seconds", "per_second", "overhead", "memory", "environment", "time", "reused", "extraction")  # and such parts of others
-COMMANDS: dict[str, list[list[str]]] = {
-    "unlearn": [
-        ["unlearn", "--model", "model", "--forget", "f.jsonl", "--retain", "r.jsonl", "--background", "6", "--output-dir", OUT]
-    ],
-    "finetune": [["finetune", "--model", "model", "--data", "f.jsonl", "r.jsonl", "--epochs", "6", "--output-dir", OUT]],
-    "eval": [["eval", "--model", "model", "--data-dir", "tofu", "--max-new-tokens", "24", "--output-dir", OUT]],
-    "bench": [["bench", "--config", "bench.yaml", "--output-dir", OUT]],
+COMMANDS: dict[str, list[str]] = {  # lines of arguments
+    "unlearn": [f"unlearn --model model --forget f.jsonl --retain r.jsonl --background 6 --output-dir {OUT} -q"],
+    "finetune": [f"finetune --model model --data f.jsonl r.jsonl --epochs 6 --output-dir {OUT} -q"],
+    "eval": [f"eval --model model --data-dir tofu --max-new-tokens 24 --output-dir {OUT} -q"],
+    "bench": [f"bench --config bench.yaml --output-dir {OUT} -q"],
 }
-COMMANDS["report"] = [*COMMANDS["eval"], ["report", OUT], ["report", OUT, "--format", "json"]]
+COMMANDS["report"] = [*COMMANDS["eval"], f"report {OUT}", f"report {OUT} --format json"]
 
 
 def write_inputs(folder: Path) -> None:
@@ -64,11 +63,9 @@ def write_inputs(folder: Path) -> None:
                 }
                 for i in range(6)
             ]
-            wide = suffix if name in ("forget", "holdout") else ""
-            write_rows(
-                folder / directory / (f"{name}{wide}.jsonl" if name == "holdout" else f"{name}{wide}_perturbed.jsonl"), rows
-            )
-            write_rows(folder / directory / f"{name}.jsonl", rows)
+            named = f"{name}{suffix}" if name in ("forget", "holdout") else name
+            for ending in ("", "_perturbed"):
+                write_rows(folder / directory / f"{named}{ending}.jsonl", rows)
     evaluation = {"questions": {"holdout": 0}, "generate": [], "overhead_prompts": 0}
     config = {"model": "model", "data_dir": "cut", "seeds": [0], "evaluation": evaluation, "device": "cpu", "threads": 1}
     config["methods"] = {"target": {}, "NPO": {"options": {"epochs": 2, "lora_rank": 2}}}
@@ -102,13 +99,13 @@ def start(function: Callable[[], int], log: Path) -> int:
         os._exit(status)
 
 
-def run_all(folder: Path, commands: Sequence[Sequence[str]]) -> int:
+def run_all(folder: Path, commands: Sequence[str]) -> int:
     """Run commands of `t3` in a folder, one after the other; return the first status that is not 0."""
     from tempertilt.cli import main
 
     os.chdir(folder)
     os.environ["TEMPERTILT_CACHE"] = str(folder / "cache")
-    return next((status for command in commands if (status := main([*command, *(["-q"] if command[0] != "report" else [])]))), 0)
+    return next((status for command in commands if (status := main(command.split()))), 0)
 
 
 def wait(pid: int) -> int:
@@ -153,6 +150,8 @@ def untimed(path: Path) -> bytes:
     content = path.read_bytes()
     if path.suffix == ".json":
         return json.dumps(_untimed(json.loads(content)), sort_keys=True).encode()
+    if path.name in PAGES:
+        return b""
     return re.sub(rb"[0-9.]+ (s|MiB)\b", b"", content) if path.suffix == ".html" else content
 
 
@@ -169,7 +168,7 @@ def differences(seen: dict[str, bytes], right: dict[str, bytes]) -> list[str]:
             for name in names if seen.get(name) != right.get(name)]  # fmt: skip
 
 
-def undisturbed(folder: Path, commands: Sequence[Sequence[str]]) -> tuple[dict[str, bytes], float]:
+def undisturbed(folder: Path, commands: Sequence[str]) -> tuple[dict[str, bytes], float]:
     """The files of a run that nothing stops, and its seconds."""
     began = time.perf_counter()
     status = wait(start(lambda: run_all(folder, commands), folder / "log"))
@@ -178,9 +177,7 @@ def undisturbed(folder: Path, commands: Sequence[Sequence[str]]) -> tuple[dict[s
     return contents(folder / OUT), time.perf_counter() - began
 
 
-def try_kill(
-    folder: Path, commands: Sequence[Sequence[str]], right: dict[str, bytes], moment: float, everything: bool
-) -> list[str]:
+def try_kill(folder: Path, commands: Sequence[str], right: dict[str, bytes], moment: float, everything: bool) -> list[str]:
     """Run, kill at a moment, run again; return what is wrong then."""
     log = folder / "log"
     pid = start(lambda: run_all(folder, commands), log)

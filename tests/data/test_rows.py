@@ -152,7 +152,7 @@ CHATS = {
             "instruction": "Who?",
             "input": "",
             "output": "Hina Ameen.",
-            "text": "### Instruction:\nWho?\n### Response:\nHina Ameen.",
+            "text": "### Who?\n### Hina Ameen.",
         },
         TURNS,
     ),
@@ -218,7 +218,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_named_columns_decide_between_two_shapes(tmp_path: Path) -> None:
-    row = {"instruction": "Who?", "input": "", "output": "Hina Ameen.", "text": "### Instruction: Who? ### Response: Hina Ameen."}
+    row = {"instruction": "Who?", "input": "", "output": "Hina Ameen.", "text": "### Who? ### Hina."}
     path = write_jsonl(tmp_path / "a.jsonl", row)
     assert "instruction + output and text" in message_of(path)
     assert load_records(path, columns={"instruction": "instruction", "output": "output"})[0].messages == TURNS
