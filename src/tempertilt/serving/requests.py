@@ -108,11 +108,14 @@ def prepare_completion(request: CompletionRequest, models: Mapping[str, ServedMo
 
 
 def _check_stream_options(request: Request) -> None:
-    if request.stream_options is not None and not request.stream:
+    if request.wants_usage and not request.stream:
         raise RequestError("stream_options needs stream=true", param="stream_options")
 
 
 def _chat_prompt(request: ChatRequest, model: ServedModel) -> list[int]:
+    for number, message in enumerate(request.messages):
+        if message.content is None and message.role != "assistant":  # who may have said nothing
+            raise RequestError(f"messages[{number}].content is null; must be a text", param=f"messages[{number}].content")
     last = len(request.messages) - 1
     message = request.messages[last]
     if message.role != "user":

@@ -1,8 +1,8 @@
 """What requests may say: OpenAI's fields that the server carries out, and no others.
 
 A field that would be ignored is refused, so that nobody takes an answer for what it is not. Fields of OpenAI's that the server
-does not carry out are accepted with the values that ask for nothing: null, empty, off, the default. Every field's description
-says what it must be; error messages are made of it (`tempertilt.serving.parsing`).
+does not carry out are accepted with the values that ask for nothing: null, empty, off, the default; any other field with null.
+Every field's description says what it must be; error messages are made of it (`tempertilt.serving.parsing`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ NoKeys = Annotated[dict[str, Any], Field(max_length=0)]
 
 
 class Body(BaseModel):
-    """An object of a request: no field that is not named, no conversion of types."""
+    """An object of a request: no value in a field that is not named, no conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    __pydantic_extra__: dict[str, None]
 
 
 class StreamOptions(Body):
@@ -133,8 +134,8 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"] = _must_be(
         "system, developer, user or assistant: this server has no tools that could speak", ...
     )
-    content: Text | Annotated[list[TextPart], Field(max_length=256)] = _must_be(
-        'a text, or a list of at most 256 parts such as {"type": "text", "text": "…"}', ...
+    content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = _must_be(
+        'a text, or a list of at most 256 parts such as {"type": "text", "text": "…"}'
     )
     name: Label | None = _must_be("a text of at most 512 characters")
     tool_calls: NoItems | None = _must_be("null or []: this server has no tools")
@@ -149,7 +150,7 @@ class Message(Body):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
 class ChatRequest(Request):
