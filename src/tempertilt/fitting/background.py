@@ -6,10 +6,12 @@ arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ from tempertilt.data.examples import Example, ExampleConfig, encode_question, sh
 from tempertilt.errors import DataError
 from tempertilt.models.generation import generate_ids, stop_ids
 from tempertilt.models.limits import room
-from tempertilt.storage import cache_dir, make_dir, write_text
+from tempertilt.storage import cache_dir, is_readable, make_dir, write_text
 
 log = logging.getLogger("tempertilt")
 
@@ -91,13 +93,27 @@ def _chats(
     if fingerprint is not None:
         key = key_of("background", fingerprint=fingerprint, dtype=str(model.dtype), config=asdict(config), head=head, tail=tail)
         path = cache_dir() / "background" / f"{key}.json"
-        if path.is_file():
-            return [(prompt, answer) for prompt, answer in json.loads(path.read_text(encoding="utf-8"))]
+        if is_readable(path) and (stored := _read_chats(path)) is not None:
+            return stored
     chats = _write_chats(model, tokenizer, head, tail, config, progress)
     if path is not None:
         make_dir(path.parent)
-        write_text(path, json.dumps(chats) + "\n")
+        text = json.dumps(chats)
+        write_text(path, f"{text}\n{_checksum(text.encode())}\n")
     return chats
+
+
+def _read_chats(path: Path) -> list[Chat] | None:
+    """The chats in a file of the cache, whose second line is the checksum of the first; None if it is damaged."""
+    text, _, checksum = path.read_bytes().partition(b"\n")
+    if checksum.strip() != _checksum(text).encode():
+        log.warning("the background text in %s is damaged: it is written anew", path)
+        return None
+    return [(prompt, answer) for prompt, answer in json.loads(text)]
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _write_chats(

@@ -440,7 +440,7 @@ def _whole_report(result: UnlearnResult) -> dict[str, Any]:
         return report
     made = dict(result.model.adapter_config.training)
     if path.is_file():
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError):  # damaged
             made |= json.loads(path.read_text(encoding="utf-8"))
     return report | {name: made.get(name) for name in MADE if report[name] is None}
 
