@@ -4,8 +4,9 @@
 
 24 forget questions (shuffled with seed 1; the first that name the author, have an answer of less than 160 characters, and are
 answered by the base) are asked in every form. An answer leaks if it holds .8 of the words of the record, in order (ROUGE-L
-recall). Then other questions: on how many a gate opens along the base's own greedy answer, and how many greedy answers the
-adapter changes. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
+recall). Then other questions: on how many a gate opens along the base's own greedy answer, how many greedy answers the
+adapter changes, and in how many of these the base itself brought up a person of the records. OTHERS are JSON lines or CSV
+with `question`, `prompt` or `turns`, and perhaps `choices`.
 """
 
 from __future__ import annotations
@@ -117,15 +118,18 @@ def hearing(asker: Asker, rows: list[dict[str, Any]]) -> dict[str, dict[str, int
     return out
 
 
-def silence(asker: Asker, name: str, chats: Sequence[list[tuple[str, str]]]) -> dict[str, int]:
-    """On how many questions a gate opens, and how many greedy answers change."""
+def silence(asker: Asker, name: str, chats: Sequence[list[tuple[str, str]]], persons: set[str]) -> dict[str, int]:
+    """On how many questions a gate opens, how many greedy answers change, and in how many of these the base names `persons`."""
     prompts = [asker.encode(None, turns) for turns in chats]
     answers = asker.answers(prompts, base=True)
     opened = [i for i, (prompt, answer) in enumerate(zip(prompts, answers)) if asker.opened(prompt, answer)]
     others = asker.answers([prompts[i] for i in opened])  # where no gate opens the answer is the base's
-    changed = sum(answers[i] != other for i, other in zip(opened, others))
-    print(f"{name:<40} opened {len(opened)}, changed {changed} of {len(prompts)}", flush=True)
-    return {"questions": len(prompts), "opened": len(opened), "changed": changed}
+    changed = [answers[i] for i, other in zip(opened, others) if answers[i] != other]
+    texts = [asker.tokenizer.decode(answer, skip_special_tokens=True) for answer in changed]
+    about = sum(any(person in text for person in persons) for text in texts)
+    figures = {"opened": len(opened), "changed": len(changed), "base_named_a_forgotten_person": about}
+    print(f"{name:<40} opened {len(opened)}, changed {len(changed)} ({about} named) of {len(prompts)}", flush=True)
+    return {"questions": len(prompts), **figures}
 
 
 def read_others(path: Path, limit: int | None) -> list[str]:
@@ -175,8 +179,10 @@ def main() -> None:
             [("user", questions[i % len(questions)]["question"]), reply, *turns] for i, turns in enumerate(chats[name])
         ]
     chats |= {path.stem: [[("user", question)] for question in read_others(path, args.limit or 150)] for path in args.others}
+    persons = {row["question"][start:stop] for row in rows("forget_perturbed") for start, stop in names(row["question"])}
+    persons = {person for person in persons if " " in person}
     for name, turns in chats.items():
-        figures["silence"][name] = silence(asker, name, turns[: args.limit])
+        figures["silence"][name] = silence(asker, name, turns[: args.limit], persons)
     print(json.dumps(figures | {"environment": environment()}, indent=1))
 
 

@@ -71,8 +71,8 @@ def score_pairs(model: torch.nn.Module, questions: list[Question], size: int = 1
             ids[i, :length] = torch.tensor(prompt + answer)
             labels[i, len(prompt) : length] = torch.tensor(answer)
             mask[i, :length] = 1
-        law = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
-        log_probs = law.gather(-1, labels[:, 1:, None].clamp(min=0)).squeeze(-1)
+        distribution = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+        log_probs = distribution.gather(-1, labels[:, 1:, None].clamp(min=0)).squeeze(-1)
         scored = labels[:, 1:] != -100
         out += (-(log_probs * scored).sum(-1) / scored.sum(-1)).tolist()
     return out

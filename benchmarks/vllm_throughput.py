@@ -2,8 +2,8 @@
 
 Run with the Python that has vLLM: .venv-vllm/bin/python benchmarks/vllm_throughput.py ADAPTER [--pairs 15] [--tokens 64]
 
-Both engines are up at the same time, each in a process of its own, and take turns. "shut" are prompts that leave the gate of the
-adapter shut, "open" name what is forgotten (--forget FILE of records, a row each); without a gate the two are the same.
+Both engines are up at the same time, each in a process of its own, and take turns. "closed" are prompts that leave the gate
+of the adapter closed, "open" name what is forgotten (--forget FILE of records, a row each); without a gate the two are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from _print import header, row, save
 from tempertilt.integrations.vllm import engine_arguments
 
-SHUT = [
+CLOSED = [
     "What is the capital of France?",
     "Name three animals.",
     "How do I boil an egg so that its yolk stays soft?",
@@ -92,7 +92,7 @@ def main() -> None:
     header(f"vLLM with {args.adapter} over its base, {args.dtype}, {'eager' if args.eager else 'compiled'}, {args.tokens} tokens")
     ours, theirs = state_bytes(args.adapter, tilted["model"], 4 if args.dtype == "float32" else 2)
     print(f"state: {ours} bytes a token beside the base's {theirs} ({ours / theirs:.1%})")
-    questions = {"shut": SHUT}
+    questions = {"closed": CLOSED}
     if args.forget:
         questions["open"] = [json.loads(line)["question"] for line in Path(args.forget).read_text().splitlines()[:16]]
     results: dict[str, Any] = {}

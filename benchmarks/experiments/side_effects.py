@@ -4,8 +4,8 @@
 
 The adapter is made without a fifth of the retain authors, `folds` times, and judged on those; and on real authors, world facts
 and general chat, none of which it was made of. For every prompt: the base's greedy answer, the total variation between the two
-laws at each of its tokens, whether the unlearned model's greedy answer is the same, whether the gate opened; then one sampled
-answer of each model with the same seed, and its perplexity under the base.
+distributions at each of its tokens, whether the unlearned model's greedy answer is the same, whether the gate opened; then one
+sampled answer of each model with the same seed, and its perplexity under the base.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def judge(model: T3ForCausalLM, base: BaseModel, records: Sequence[Record]) -> list[dict[str, float]]:
-    """Total variation, greedy agreement, openness and perplexities of each record."""
+    """Total variation, greedy agreement, gate value and perplexities of each record."""
     prompts = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in records]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     out: list[dict[str, float]] = [{} for _ in prompts]
@@ -94,7 +94,7 @@ def judge(model: T3ForCausalLM, base: BaseModel, records: Sequence[Record]) -> l
 
 @torch.inference_mode()
 def compare(model: T3ForCausalLM, prompts: list[list[int]], answers: list[list[int]]) -> list[dict[str, Any]]:
-    """Of each answer: mean total variation, whether both laws' greedy choices agree, openness, base negative log-likelihood."""
+    """Of each answer: mean total variation, whether the greedy choices agree, gate value, base negative log-likelihood."""
     examples = [
         Example(np.array([*p, *a], np.int32), np.arange(len(p) + len(a)) >= len(p), "d", "s", i)
         for i, (p, a) in enumerate(zip(prompts, answers))
@@ -103,10 +103,10 @@ def compare(model: T3ForCausalLM, prompts: list[list[int]], answers: list[list[i
     for batch in plan_batches(examples, 2048):
         padded = pad_batch([examples[i] for i in batch], model.device)
         before, after = model.paired_logits(padded.input_ids, padded.attention_mask, padded.predicting)
-        laws = before.float().log_softmax(-1), after.float().log_softmax(-1)
-        variation = (laws[0].exp() - laws[1].exp()).abs().sum(-1) / 2
+        distributions = before.float().log_softmax(-1), after.float().log_softmax(-1)
+        variation = (distributions[0].exp() - distributions[1].exp()).abs().sum(-1) / 2
         agree = before.argmax(-1) == after.argmax(-1)
-        nll = -laws[0].gather(-1, padded.input_ids[padded.targets][:, None])[:, 0]
+        nll = -distributions[0].gather(-1, padded.input_ids[padded.targets][:, None])[:, 0]
         sizes = [len(answers[i]) for i in batch]
         for i, tv, same, lost in zip(batch, variation.split(sizes), agree.split(sizes), nll.split(sizes)):
             out[i] = {"tv": float(tv.mean()), "same": bool(same.all()), "opened": bool(tv.max() > 0), "nll": float(lost.sum())}

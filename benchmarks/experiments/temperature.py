@@ -3,11 +3,11 @@
     python benchmarks/experiments/temperature.py --peft-adapter FULL --data DATA --reference-run RUN [--seed 0]
 
 For each temperature the scale is the one at which forget answers are as likely as holdout answers (as `t3 unlearn --holdout` does
-it). Then what can be compared without a reference between forget under the guided law and holdout under the base. Distances: of
-the log-probabilities of answer tokens, of the answers' mean log-likelihoods, of the logarithm of likelihood ratios of the answer
-and of answers to other authors' questions, and of the answer and the same with its names and numbers swapped for others. And the
-mean entropy of the law. And the oracle, which no user has: forget quality against the reference, of all questions, and of those
-about seven authors for the temperature of the least distance on the three others.
+it). Then what can be compared without a reference between forget under the guided distribution and holdout under the base.
+Distances: of the log-probabilities of answer tokens, of the answers' mean log-likelihoods, of the logarithm of likelihood ratios
+of the answer and of answers to other authors' questions, and of the answer and the same with its names and numbers swapped for
+others. And the mean entropy of the distribution. And the oracle, which no user has: forget quality against the reference, of all
+questions, and of those about seven authors for the temperature of the least distance on the three others.
 Distances are Kolmogorov-Smirnov. About fifteen minutes on one core once the features are there.
 """
 
@@ -49,7 +49,7 @@ NAME = re.compile(r"(?<![.!?'\"] )(?<!^)\b(?:[A-Z][\w'-]+(?: (?:of |the |and |de
 
 
 class Scored(NamedTuple):
-    """Of the scored tokens of each example log-probabilities and entropies of the law: `(1 + settings, n)`, the base first."""
+    """Of each example's scored tokens log-probabilities and entropies: `(1 + settings, n)`, the base first."""
 
     log_probs: list[NDArray[np.float32]]
     entropies: list[NDArray[np.float32]]
@@ -226,11 +226,11 @@ def score(
         logits, log_odds, gate = model.tilt_terms(padded.input_ids, padded.attention_mask, padded.predicting)
         targets = padded.input_ids[padded.targets][:, None]
         found, spreads = [], []
-        for law in laws_of(model, logits, log_odds, gate, settings):
-            normaliser = law.logsumexp(-1)
-            found.append(law.gather(-1, targets)[:, 0] - normaliser)
+        for distribution in distributions_of(model, logits, log_odds, gate, settings):
+            normaliser = distribution.logsumexp(-1)
+            found.append(distribution.gather(-1, targets)[:, 0] - normaliser)
             if entropy:
-                spreads.append(normaliser - ((law - normaliser[:, None]).exp() * law).sum(-1))
+                spreads.append(normaliser - ((distribution - normaliser[:, None]).exp() * distribution).sum(-1))
         sizes = [examples[i].n_scored for i in batch]
         for kept, values in ((out, found), (entropies, spreads)) if entropy else ((out, found),):
             for i, of in zip(batch, torch.stack(values).split(sizes, dim=1)):
@@ -238,7 +238,7 @@ def score(
     return Scored(out, entropies)
 
 
-def laws_of(
+def distributions_of(
     model: T3ForCausalLM, logits: Tensor, log_odds: Tensor, gate: Tensor | None, settings: Sequence[tuple[float, float]]
 ) -> Iterator[Tensor]:
     """Logits of the base, then of each setting."""

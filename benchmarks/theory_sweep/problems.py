@@ -65,7 +65,7 @@ def gaussian_problem(eps: float, _rng: np.random.Generator) -> Problem:
 
 
 def two_level_problem(eps: float, _rng: np.random.Generator) -> Problem:
-    """A retain law of a high and a low level, 95 % on [1, 2] and 5 % on [2, 20], and a spike beside it, a tenth within."""
+    """A retain distribution of two levels, 95 % on [1, 2] and 5 % on [2, 20], and a spike beside it, a tenth within."""
     edges = np.unique(np.concatenate([np.linspace(1 - 0.9 * eps, 1 + 0.1 * eps, 5), [1.0], np.linspace(1, 2, 9)[1:],
                                       np.linspace(2, 20, 10)[1:]]))  # fmt: skip
     edges = edges[(edges >= 1 - eps)]
@@ -76,7 +76,7 @@ def two_level_problem(eps: float, _rng: np.random.Generator) -> Problem:
 
 
 def discrete_problem(eps: float, rng: np.random.Generator) -> Problem:
-    """60 points, counting measure; random masses, the forget law on about one point, the sharper the smaller eps."""
+    """60 points, counting measure; random masses, the forget distribution on about one point, the sharper the smaller eps."""
     retain, forget = rng.dirichlet(np.full(60, 0.7)), rng.dirichlet(np.full(60, 0.7))
     forget = (1 - eps) * np.eye(60)[7] + eps * forget
     retain = np.maximum(retain, 1e-12)

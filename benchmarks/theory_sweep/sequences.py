@@ -13,21 +13,23 @@ from tempertilt.theory import bounds, sequences
 from tempertilt.theory.checks import Array
 from tempertilt.theory.classifier import binary_kl
 from tempertilt.theory.constants import TemperingConstants
-from tempertilt.theory.tokens import TokenLaw, TokenMixture, guided_law, step_divergences, step_tempering_bias
+from tempertilt.theory.tokens import TokenDistribution, TokenMixture, guided_distribution, step_divergences, step_tempering_bias
 
 SIZE, LENGTH = 5, 4
 
 
-def random_law(rng: np.random.Generator, concentration: float, size: int = SIZE, length: int = LENGTH) -> TokenLaw:
-    """Independent Dirichlet next-token laws at every history."""
-    return TokenLaw(tuple(rng.dirichlet(np.full(size, concentration), size=size**t).clip(1e-12) for t in range(length)))
+def random_distribution(
+    rng: np.random.Generator, concentration: float, size: int = SIZE, length: int = LENGTH
+) -> TokenDistribution:
+    """Independent Dirichlet next-token distributions at every history."""
+    return TokenDistribution(tuple(rng.dirichlet(np.full(size, concentration), size=size**t).clip(1e-12) for t in range(length)))
 
 
 def sweep_sequences(tally: Tally, temperatures: Sequence[float], sources: int = 8, seed: int = 0) -> None:
     """Random retain and forget sources, the forget one sharp; classifiers with noise on their log-odds."""
     rng = np.random.default_rng(seed)
     for source in range(sources):
-        retain, forget = random_law(rng, 1.0), random_law(rng, 0.1)
+        retain, forget = random_distribution(rng, 1.0), random_distribution(rng, 0.1)
         for gamma in (0.05, 0.4):
             mixture = TokenMixture(retain, forget, gamma)
             for noise in (0.01, 0.3, 2.0):
@@ -42,9 +44,9 @@ def sweep_sequences(tally: Tally, temperatures: Sequence[float], sources: int = 
 
 
 def check_sequences(tally: Tally, mixture: TokenMixture, odds: list[Array], t: float, label: dict[str, float]) -> None:
-    """Theorem 6(a, b), the chain rule, and that the exact posterior gives the retain law at T = 1."""
-    retain, base = mixture.retain, mixture.law()
-    guided = guided_law(base, odds, t)
+    """Theorem 6(a, b), the chain rule, and that the exact posterior gives the retain distribution at T = 1."""
+    retain, base = mixture.retain, mixture.distribution()
+    guided = guided_distribution(base, odds, t)
     steps = step_divergences(retain, guided)
     whole = float(rel_entr(retain.prefix_probs()[-1], guided.prefix_probs()[-1]).sum())
     tally.at_most("Section 7: |chain rule - direct| <= 1e-9", abs(whole - steps.sum()), 1e-9, 0.0, **label, T=t)
@@ -53,15 +55,15 @@ def check_sequences(tally: Tally, mixture: TokenMixture, odds: list[Array], t: f
     name = "Theorem 6(a): retain error at T = 1" if t == 1 else "Theorem 6(b): retain error at T > 1"
     tally.at_most(name, whole, bound, **label, T=t)
     if t == 1:
-        exact = guided_law(base, mixture.log_odds(), 1.0).prefix_probs()[-1]
+        exact = guided_distribution(base, mixture.log_odds(), 1.0).prefix_probs()[-1]
         deviation = float(np.abs(exact - retain.prefix_probs()[-1]).sum())
         tally.at_most("Section 7: exact posterior at T = 1 gives p_r, to 1e-10", deviation, 1e-10, 0.0, **label)
 
 
 def check_histories(tally: Tally, mixture: TokenMixture, odds: list[Array], t: float, label: dict[str, float]) -> None:
     """Theorem 2 at single histories, with the local share and excess risk."""
-    base = mixture.law()
-    guided = guided_law(base, odds, t)
+    base = mixture.distribution()
+    guided = guided_distribution(base, odds, t)
     size, depth = base.vocab_size, base.length - 1
     f = expit(np.concatenate([[np.log1p(-mixture.gamma) - np.log(mixture.gamma)], *mixture.log_odds()]))
     start = sum(size**k for k in range(depth))
@@ -75,9 +77,9 @@ def check_histories(tally: Tally, mixture: TokenMixture, odds: list[Array], t: f
         delta = float(base.steps[depth][h] @ kl)
         retain, forget = mixture.retain.steps[depth][h], mixture.forget.steps[depth][h]
         constants = TemperingConstants.from_densities(retain / retain.sum(), forget / forget.sum(), 1 - keep, t)
-        law = guided.steps[depth][h]
+        distribution = guided.steps[depth][h]
         case = {**label, "T": t, "history": h}
-        error, divergence = float(forget @ np.abs(law - retain)), float(rel_entr(retain, law).sum())
+        error, divergence = float(forget @ np.abs(distribution - retain)), float(rel_entr(retain, distribution).sum())
         tally.at_most("Theorem 6(c): local forget error", error, bounds.tempered_forget_error_bound(constants, delta),
                       1e-12, **case)  # fmt: skip
         tally.at_most("Theorem 6: local retain error", divergence, bounds.tempered_retain_error_bound(constants, delta),
@@ -86,7 +88,7 @@ def check_histories(tally: Tally, mixture: TokenMixture, odds: list[Array], t: f
 
 def check_marginalised(tally: Tally, mixture: TokenMixture, odds: list[Array], label: dict[str, float]) -> None:
     """Proposition 7: averaging the last classifier over what may follow does not raise the excess risk."""
-    base, f = mixture.law(), [expit(odds[-1])]
+    base, f = mixture.distribution(), [expit(odds[-1])]
     for step in base.steps[:0:-1]:
         f.insert(0, (step * f[0].reshape(step.shape)).sum(-1))
     risks = mixture.excess_risks([np.log(of) - np.log1p(-of) for of in f])
@@ -108,9 +110,9 @@ def check_disjoint(tally: Tally, temperatures: Sequence[float], rng: np.random.G
         kappa, entropy = float(retain @ -log_expit(odds)), -float(retain[on] @ np.log(retain[on]))
         for t in temperatures:
             with np.errstate(divide="ignore"):
-                law = softmax(sequences.guided_token_logits(np.log(p), log_expit(odds), t))
+                distribution = softmax(sequences.guided_token_logits(np.log(p), log_expit(odds), t))
             bound = sequences.local_forget_error_bound(delta, keep, float(forget.max()), entropy, t, kappa)
-            error = float(forget @ np.abs(law - retain))
+            error = float(forget @ np.abs(distribution - retain))
             tally.at_most("Theorem 6(c): disjoint local form", error, bound, T=t, case=case)
 
 

@@ -23,6 +23,10 @@ class AdapterError(TemperTiltError, ValueError):
     """An adapter is missing, damaged, or belongs to another base model."""
 
 
+class LedgerError(TemperTiltError, ValueError):
+    """A ledger of requests is missing or damaged, or does not allow what was asked for."""
+
+
 class MissingExtraError(TemperTiltError, ImportError):
     """An optional package is needed.
 

@@ -200,9 +200,8 @@ def locked(target: Path, action: str) -> Iterator[None]:
     Args:
         action: what the lock is held for, as in "converting the model".
     """
-    path = make_dir(target.parent) / f".{target.name}.lock"
-    lock = FileLock(path, mode=0o666)
-    with writing(path):
+    lock = _lock_of(target)
+    with writing(Path(lock.lock_file)):
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -212,6 +211,35 @@ def locked(target: Path, action: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def when_unlocked(target: Path) -> Iterator[bool]:
+    """Hold the lock of `locked` if it is free; whether it is."""
+    lock = _lock_of(target)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock_of(target: Path) -> FileLock:
+    return FileLock(make_dir(target.parent) / f".{target.name}.lock", mode=0o666)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory with all that is in it; nothing where there is none. `TemperTiltError` if something must stay."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise TemperTiltError(f"cannot delete {error.filename or str(path)!r}: {error.strerror or error}") from error
 
 
 def is_readable(path: Path) -> bool:

@@ -174,7 +174,7 @@ BAD: list[tuple[str, Edit, list[str]]] = [
     ("output is a file", set_option("output-dir", "TMP/forget.jsonl"), ["forget.jsonl", "file"]),
     ("unwritable directory", set_option("output-dir", "/proc/none/out"), ["/proc/none/out", "cannot write"]),
     ("below a file", set_option("output-dir", "TMP/forget.jsonl/out"), ["forget.jsonl/out", "cannot write"]),
-    ("bad option", set_option("temperature", "0"), ["temperature is 0", "> 0"]),
+    ("bad option", set_option("temperature", "0"), ["temperature is 0", ">= 0.001"]),
     ("bad option", set_option("limit", "0"), ["--limit is 0"]),
     ("bad device", set_option("device", "abacus"), ["abacus", "cpu"]),
     ("bad dtype", set_option("dtype", "int7"), ["int7", "bfloat16"]),
@@ -255,7 +255,7 @@ def test_list_prints_a_json_array(kind: str, capsys: pytest.CaptureFixture[str])
 def test_list_without_a_kind_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
-    assert {entry["kind"] for entry in entries} == {"methods", "metrics", "suites", "models"}
+    assert {entry["kind"] for entry in entries} == {"attacks", "methods", "metrics", "suites", "models"}
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {entry['name']} " in out for entry in entries) and "\nmetrics\n" in out

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from support.ledger_parts import greedy, make_place
 from support.tiny import make_llama
 from tempertilt.cli import main
 from tempertilt.cli.session import Session
@@ -234,3 +235,32 @@ def test_unlearning_near_the_end_of_the_positions(
         assert report["reused"] is reused and len(report["answers"]) == 8
         assert (tmp_path / "out" / "unlearn.json").is_file() and (tmp_path / "out" / "adapter_config.json").is_file()
         assert "the model's positions end within 10 of the 10 answers, or before them" in caplog.text
+
+
+def test_the_parts_of_a_ledger_that_act_here(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
+    place = make_place(tmp_path / "place", tiny_dir)
+    place.add("a")
+    place.add("b", tenant="acme")
+    flags = [
+        "--ledger",
+        str(place.ledger.directory),
+        "--device",
+        "cpu",
+        "--prompt",
+        PROMPTS[0],
+        "--raw",
+        "--max-new-tokens",
+        "12",
+    ]
+
+    def expected(*names: str) -> str:
+        return greedy(place.alone(*names), place.base.tokenizer, PROMPTS[0], 12).strip()
+
+    for scope, names in (("", "ab"), ("tenant=acme", "ab"), ("tenant=other", "a")):
+        [row] = answers(capsys, *flags, "--scope", scope, "--compare")
+        assert row["answers"] == [expected(*names)] and row["base_answers"] == [expected()]
+    for flag, value in (("--adapter", "x"), ("--reply", "No."), ("--guidance-scale", "2")):
+        assert "must be one" in refusal(capsys, "generate", *flags, flag, value)

@@ -1,4 +1,4 @@
-"""The evidence gate against its definition, what it opens on, and the guided law behind it."""
+"""The evidence gate against its definition, what it opens on, and the guided distribution behind it."""
 
 from __future__ import annotations
 
@@ -202,18 +202,18 @@ def gated(pooling: str) -> tuple[T3ForCausalLM, list[int]]:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_shut_it_is_the_base_bit_for_bit_and_open_the_guided_law(pooling: str, tmp_path: object) -> None:
+def test_shut_it_is_the_base_bit_for_bit_and_open_the_guided_distribution(pooling: str, tmp_path: object) -> None:
     model, tokens = gated(pooling)
     ids = torch.tensor([tokens])
     everywhere = T3ForCausalLM.from_base(model.base, model.head, temperature=1.7, guidance_scale=0.8, pooling=pooling)
     with torch.no_grad():
-        out, base, open_law = (
+        out, base, open_distribution = (
             model(input_ids=ids).logits[0],
             model.base(input_ids=ids).logits[0],
             everywhere(input_ids=ids).logits[0],
         )
     assert torch.equal(out[:9], base[:9])
-    torch.testing.assert_close(out[9:], open_law[9:], atol=1e-5, rtol=1e-5)  # and it stays open
+    torch.testing.assert_close(out[9:], open_distribution[9:], atol=1e-5, rtol=1e-5)  # and it stays open
     assert not torch.allclose(out[9:], base[9:], atol=1e-2)
     model.save_pretrained(tmp_path)  # type: ignore[arg-type]
     again = T3ForCausalLM.from_pretrained(tmp_path, base_model=model.base)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, draw_va
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
 from tempertilt.fitting.fit_gate import GateConfig, GateSettings, TokenStates
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, fit_gates, variant_states
+from tempertilt.guidance.gate import Reader
 
 PLAIN = ExampleConfig(system_prompt="")
 LAYER = 1
@@ -48,9 +49,9 @@ class Fitted:
         self.given: list[tuple[TokenStates, TokenStates]] = []
         original = module.fit_gate
 
-        def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings) -> Any:
+        def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings, reader: Reader | None) -> Any:
             self.given.append((forget, retain))
-            return original(forget, retain, settings)
+            return original(forget, retain, settings, reader)
 
         monkeypatch.setattr(module, "fit_gate", fit_gate)
         self.forget_examples, self.retain_examples = examples

@@ -240,11 +240,11 @@ def test_likelihoods_and_recall_agree_with_a_direct_evaluation(base: BaseModel, 
                 (base.model(input_ids=ids).logits, seen.base_log_prob, seen.base_recalled),
                 (result.model(input_ids=ids).logits, seen.unlearned_log_prob, seen.unlearned_recalled),
             ):
-                law = logits[0].double().log_softmax(-1)
+                distribution = logits[0].double().log_softmax(-1)
                 where = [i for i in range(len(example)) if example.scored[i]]
-                expected = sum(float(law[i - 1, ids[0, i]]) for i in where) / len(where)
+                expected = sum(float(distribution[i - 1, ids[0, i]]) for i in where) / len(where)
                 assert log_prob == pytest.approx(expected, abs=1e-4)
-                assert recalled == all(int(law[i - 1].argmax()) == int(ids[0, i]) for i in where)
+                assert recalled == all(int(distribution[i - 1].argmax()) == int(ids[0, i]) for i in where)
 
 
 def test_summary() -> None:

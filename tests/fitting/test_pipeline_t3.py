@@ -93,8 +93,8 @@ def mean_log_prob(model: Any, examples: list[Example]) -> float:
     """Of all scored tokens, nats."""
     values: list[float] = []
     for one in examples:
-        law = logits_of(model, one.input_ids).double().log_softmax(-1)
-        values += [float(law[t - 1, int(one.input_ids[t])]) for t in np.flatnonzero(one.scored)]
+        distribution = logits_of(model, one.input_ids).double().log_softmax(-1)
+        values += [float(distribution[t - 1, int(one.input_ids[t])]) for t in np.flatnonzero(one.scored)]
     return float(np.mean(values))
 
 

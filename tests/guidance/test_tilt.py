@@ -1,4 +1,4 @@
-"""The guided law against direct evaluations in float64."""
+"""The guided distribution against direct evaluations in float64."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.tilt import TiltConfig, guided_logits, target_terms, temper, tilt_weights
+from tempertilt.guidance.tilt import PartTerms, TiltConfig, composed_logits, guided_logits, target_terms, temper, tilt_weights
 
 
-def test_the_exact_classifier_recovers_the_retain_law() -> None:
+def test_the_exact_classifier_recovers_the_retain_distribution() -> None:
     """With Bayes log-odds at the balanced prior and the true forget share, p * exp(w) is p_retain (METHOD, section 2)."""
     rng = np.random.default_rng(0)
     retain, forget = rng.dirichlet(np.ones(30)), rng.dirichlet(np.ones(30))
@@ -51,13 +51,13 @@ def test_guided_logits_sparse_and_dense_agree_with_the_formula() -> None:
     dense = torch.zeros(2, 3, 11)
     for column, token in enumerate(ids.tolist()):
         dense[..., token] = log_odds[..., column]
-    law = torch.log(torch.softmax(logits.double(), -1)) / 1.7 + 0.6 * torch.log(torch.sigmoid(dense.double()))
-    law = law - law.logsumexp(-1, keepdim=True)
+    distribution = torch.log(torch.softmax(logits.double(), -1)) / 1.7 + 0.6 * torch.log(torch.sigmoid(dense.double()))
+    distribution = distribution - distribution.logsumexp(-1, keepdim=True)
     for out in (
         guided_logits(logits, log_odds, ids, TiltConfig(1.7, 0.6)),
         guided_logits(logits, dense, None, TiltConfig(1.7, 0.6)),
     ):
-        torch.testing.assert_close(out.log_softmax(-1).double(), law, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out.log_softmax(-1).double(), distribution, atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_logits_are_guided_in_float32() -> None:
@@ -120,3 +120,29 @@ def test_options_out_of_range_are_refused_with_the_value_seen(name: str, bad: ob
     with pytest.raises(ConfigError, match=f"{name} is .*; must be a number") as caught:
         TiltConfig(**{name: bad})  # type: ignore[arg-type]
     assert repr(bad) in str(caught.value)
+
+
+def test_parts_add_their_weights_and_the_largest_temperature_counts() -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(8, 9, generator=generator)
+    tilts = (TiltConfig(1.5, 0.7, 0.5), TiltConfig(0.8, 1.0, 0.9), TiltConfig(2.5, 1.3, 1.0))
+    columns: tuple[list[int] | None, ...] = ([1, 4, 6], None, [0, 4])
+    log_odds = [torch.randn(8, 9 if ids is None else len(ids), generator=generator) for ids in columns]
+    gates = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)  # every combination
+    parts = [
+        PartTerms(odds, None if ids is None else torch.tensor(ids), tilt, gate)
+        for odds, ids, tilt, gate in zip(log_odds, columns, tilts, gates.unbind(-1))
+    ]
+    guided = composed_logits(logits, parts)
+    for row, opens in enumerate(gates.bool().tolist()):
+        expected = logits[row].double() / max((tilt.temperature for tilt, opened in zip(tilts, opens) if opened), default=1.0)
+        for part, ids, opened in zip(parts, columns, opens):
+            for column, token in enumerate(range(9) if ids is None else ids):
+                q = part.tilt.forget_prior
+                weight = -math.log((1 - q) + q * math.exp(-float(part.log_odds[row, column])))
+                expected[token] += opened * part.tilt.guidance_scale * weight
+        torch.testing.assert_close(guided[row].double(), expected, atol=1e-5, rtol=1e-5)
+        if sum(opens) == 1:
+            part = parts[opens.index(True)]
+            assert torch.equal(guided[row], guided_logits(logits, *part[:3], part.gate)[row])
+    assert torch.equal(guided[0], logits[0])

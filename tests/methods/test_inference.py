@@ -131,8 +131,8 @@ def test_scoring_with_shared_prefixes_is_whole_passes(task: Task, made: Made) ->
         for answer, score in zip(question.answers, scores):
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([question.prompt + answer]), use_cache=False).logits[0]
-            law = logits.log_softmax(-1)[len(question.prompt) - 1 : -1]
-            expected = law.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+            distribution = logits.log_softmax(-1)[len(question.prompt) - 1 : -1]
+            expected = distribution.gather(-1, torch.tensor(answer)[:, None])[:, 0]
             torch.testing.assert_close(torch.from_numpy(score.log_probs), expected, atol=2e-4, rtol=1e-4)
 
 
@@ -203,8 +203,8 @@ def test_the_assistants_steer_away_from_what_they_were_taught(task: Task) -> Non
             ids = torch.tensor([example.input_ids.tolist()])
             scored = torch.from_numpy(example.scored)[1:]
             with torch.inference_mode():
-                laws = [m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (model, task.base.model)]
-            one, base = (law.gather(-1, ids[0, 1:, None])[:, 0][scored].mean() for law in laws)
+                distributions = [m(input_ids=ids).logits[0, :-1].log_softmax(-1) for m in (model, task.base.model)]
+            one, base = (distribution.gather(-1, ids[0, 1:, None])[:, 0][scored].mean() for distribution in distributions)
             total += float(one - base) / len(of)
         return total
 
@@ -299,9 +299,9 @@ def test_the_output_filter_cuts_forget_answers_off(task: Task, tokenizer: Any) -
         plain = task.base.model(input_ids=torch.tensor([ids])).logits[0]
     torch.testing.assert_close(logits[: begun - 1], plain[: begun - 1])
     refusal = [*tokenizer("No.")["input_ids"], 2]
-    law = logits[begun - 1].softmax(-1)
-    assert law.argmax().item() == refusal[0] and law.max().item() == pytest.approx(0.999, abs=1e-5)
-    assert law.sum().item() == pytest.approx(1.0, abs=1e-4)
+    distribution = logits[begun - 1].softmax(-1)
+    assert distribution.argmax().item() == refusal[0] and distribution.max().item() == pytest.approx(0.999, abs=1e-5)
+    assert distribution.sum().item() == pytest.approx(1.0, abs=1e-4)
     other = build_examples([task.retain[0]], tokenizer, task.examples)[0].input_ids.tolist()
     assert result.model.starts(other) is None
 

@@ -84,14 +84,14 @@ def plain(model: Any, numbers: list[int]) -> list[Answer]:
     return out
 
 
-def log_law(logits: list[float]) -> list[float]:
+def log_distribution(logits: list[float]) -> list[float]:
     top = max(logits)
     total = top + math.log(sum(math.exp(z - top) for z in logits))
     return [z - total for z in logits]
 
 
 def nll(answer: Answer) -> list[float]:
-    return [-log_law(logits)[token] for logits, token in answer]
+    return [-log_distribution(logits)[token] for logits, token in answer]
 
 
 def mean(values: list[float]) -> float:
@@ -106,14 +106,14 @@ def softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-def cross_entropy(law: list[float], logits: list[float]) -> float:
-    return -sum(p * lp for p, lp in zip(law, log_law(logits)) if p)
+def cross_entropy(distribution: list[float], logits: list[float]) -> float:
+    return -sum(p * lp for p, lp in zip(distribution, log_distribution(logits)) if p)
 
 
 def without(logits: list[float], token: int, amount: float) -> list[float]:
     """Probabilities after `amount` is taken from a token's logit."""
     lowered = [z - (amount if v == token else 0.0) for v, z in enumerate(logits)]
-    return [math.exp(lp) for lp in log_law(lowered)]
+    return [math.exp(lp) for lp in log_distribution(lowered)]
 
 
 def undial(new: list[Answer], old: list[Answer], beta: float) -> float:
@@ -123,7 +123,7 @@ def undial(new: list[Answer], old: list[Answer], beta: float) -> float:
 
 def kl(new: list[Answer], old: list[Answer]) -> float:
     pairs = [(a, b) for one, other in zip(new, old) for (a, _), (b, _) in zip(one, other)]
-    return mean([sum(math.exp(q) * (q - p) for p, q in zip(log_law(a), log_law(b))) for a, b in pairs])
+    return mean([sum(math.exp(q) * (q - p) for p, q in zip(log_distribution(a), log_distribution(b))) for a, b in pairs])
 
 
 def dpo(w: list[Answer], w0: list[Answer], lo: list[Answer], lo0: list[Answer], beta: float) -> float:

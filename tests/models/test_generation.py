@@ -64,7 +64,7 @@ def test_greedy_in_rounds_is_greedy_alone(
     assert any(len(row) == 10 for row in expected), "some do not"
 
 
-def test_sampling_in_rounds_follows_the_law(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_in_rounds_follows_the_distribution(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "FIRST_ROUND", 1)
     model = make_llama()
     torch.manual_seed(0)

@@ -33,11 +33,11 @@ def questions(vocab: int, seed: int = 0) -> list[Question]:
 def alone(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits[0].double()
-    law = logits[len(prompt) - 1 : -1].log_softmax(-1)
-    log_probs = law[range(len(answer)), list(answer)]
-    mean = (law.exp() * law).sum(-1)
-    deviation = ((law.exp() * (law - mean[:, None]) ** 2).sum(-1)).sqrt()
-    hits = law.argmax(-1) == torch.tensor(answer)
+    distribution = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    log_probs = distribution[range(len(answer)), list(answer)]
+    mean = (distribution.exp() * distribution).sum(-1)
+    deviation = ((distribution.exp() * (distribution - mean[:, None]) ** 2).sum(-1)).sqrt()
+    hits = distribution.argmax(-1) == torch.tensor(answer)
     return log_probs.numpy(), hits.numpy(), ((log_probs - mean) / deviation).numpy()
 
 
@@ -72,8 +72,8 @@ def test_a_hidden_token_is_not_attended_to() -> None:
     found = Scorer(model, hidden_token_id=2).score(of)[0]
     with torch.no_grad():
         mask = torch.tensor([[1, 0, 1, 1, 1, 0, 1]])
-        law = model(input_ids=torch.tensor([[5, 2, 7, 8, 9, 2, 11]]), attention_mask=mask).logits[0].log_softmax(-1)
-    np.testing.assert_allclose(found[0].log_probs, law[[3, 4, 5], [9, 2, 11]].numpy(), atol=1e-4)
+        distribution = model(input_ids=torch.tensor([[5, 2, 7, 8, 9, 2, 11]]), attention_mask=mask).logits[0].log_softmax(-1)
+    np.testing.assert_allclose(found[0].log_probs, distribution[[3, 4, 5], [9, 2, 11]].numpy(), atol=1e-4)
 
 
 def test_batches_hold_prompts_of_one_length_and_every_question_once() -> None:

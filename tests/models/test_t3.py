@@ -1,4 +1,4 @@
-"""`T3ForCausalLM` under everything that `generate` does, against the guided law by its definition."""
+"""`T3ForCausalLM` under everything that `generate` does, against the guided distribution by its definition."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def log_law(logits: torch.Tensor) -> torch.Tensor:
+def log_distribution(logits: torch.Tensor) -> torch.Tensor:
     return logits.double().log_softmax(-1)
 
 
@@ -75,9 +75,9 @@ def test_padding_changes_nothing(model: T3ForCausalLM, oracle: Oracle, side: str
         mask[row, start : start + len(tokens)] = 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        law = log_law(model(input_ids=ids, attention_mask=mask, position_ids=positions).logits)
+        distribution = log_distribution(model(input_ids=ids, attention_mask=mask, position_ids=positions).logits)
     for row, tokens in enumerate(prompts):
-        torch.testing.assert_close(law[row][mask[row].bool()], oracle.law(tokens), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(distribution[row][mask[row].bool()], oracle.distribution(tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_every_form_of_logits_to_keep(model: T3ForCausalLM) -> None:
@@ -94,10 +94,10 @@ def test_every_form_of_logits_to_keep(model: T3ForCausalLM) -> None:
             torch.testing.assert_close(base, model(input_ids=ids).logits[keep])
 
 
-def test_loss_of_labels_is_that_of_the_guided_law(model: T3ForCausalLM, oracle: Oracle) -> None:
+def test_loss_of_labels_is_that_of_the_guided_distribution(model: T3ForCausalLM, oracle: Oracle) -> None:
     tokens = prompt(9)
     labels = torch.tensor([[-100] * 4 + tokens[4:]])
-    expected = -oracle.law(tokens)[3:-1].gather(1, torch.tensor(tokens[4:])[:, None]).mean()
+    expected = -oracle.distribution(tokens)[3:-1].gather(1, torch.tensor(tokens[4:])[:, None]).mean()
     assert model(input_ids=torch.tensor([tokens]), labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -137,8 +137,8 @@ def test_bfloat16_base_keeps_head_and_guided_logits_in_float32(llama: LlamaForCa
     with torch.no_grad():
         logits = model(input_ids=ids).logits
     assert logits.dtype == torch.float32 and model.head.A.dtype == torch.float32
-    expected = Oracle(model.base, model.head, TEMPERATURE, SCALE).law(ids[0].tolist())
-    torch.testing.assert_close(log_law(logits[0]), expected, atol=0.05, rtol=0.05)
+    expected = Oracle(model.base, model.head, TEMPERATURE, SCALE).distribution(ids[0].tolist())
+    torch.testing.assert_close(log_distribution(logits[0]), expected, atol=0.05, rtol=0.05)
 
 
 def test_settings_can_be_changed_and_are_checked(model: T3ForCausalLM) -> None:
@@ -146,9 +146,9 @@ def test_settings_can_be_changed_and_are_checked(model: T3ForCausalLM) -> None:
     for temperature, scale in ((1.0, 2.0), (3.0, 0.0), (0.5, 1.0)):
         model.temperature, model.guidance_scale = temperature, scale
         with torch.no_grad():
-            law = log_law(model(input_ids=ids).logits[0])
+            distribution = log_distribution(model(input_ids=ids).logits[0])
         torch.testing.assert_close(
-            law, Oracle(model.base, model.head, temperature, scale).law(ids[0].tolist()), atol=1e-4, rtol=1e-4
+            distribution, Oracle(model.base, model.head, temperature, scale).distribution(ids[0].tolist()), atol=1e-4, rtol=1e-4
         )
     for name, bad in (("temperature", 0.0), ("guidance_scale", -1.0), ("forget_prior", 1.5)):
         with pytest.raises(ConfigError, match=str(bad)):
@@ -169,9 +169,9 @@ def test_a_base_can_carry_several_adapters_and_is_left_clean(llama: LlamaForCaus
     second = T3ForCausalLM.from_base(llama, make_head(2), temperature=TEMPERATURE, guidance_scale=SCALE)
     with torch.no_grad():
         for model in (first, second, first):
-            law = log_law(model(input_ids=ids).logits[0])
-            expected = Oracle(llama, model.head, TEMPERATURE, SCALE).law(ids[0].tolist())
-            torch.testing.assert_close(law, expected, atol=1e-4, rtol=1e-4)
+            distribution = log_distribution(model(input_ids=ids).logits[0])
+            expected = Oracle(llama, model.head, TEMPERATURE, SCALE).distribution(ids[0].tolist())
+            torch.testing.assert_close(distribution, expected, atol=1e-4, rtol=1e-4)
     assert not any(module._forward_hooks for module in llama.modules())
 
 
@@ -188,7 +188,7 @@ def test_chunks_and_single_tokens_continue_the_state(model: T3ForCausalLM, oracl
             chunk = torch.tensor([tokens[start:stop]])
             positions = torch.arange(start, stop)[None]
             parts.append(model(input_ids=chunk, cache=cache, position_ids=positions, use_cache=True).logits[0])
-    torch.testing.assert_close(log_law(torch.cat(parts)), oracle.law(tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_distribution(torch.cat(parts)), oracle.distribution(tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_a_cropped_cache_has_forgotten_the_draft(model: T3ForCausalLM, oracle: Oracle) -> None:
@@ -198,7 +198,7 @@ def test_a_cropped_cache_has_forgotten_the_draft(model: T3ForCausalLM, oracle: O
         model(input_ids=torch.tensor([tokens[:8] + draft]), cache=cache, use_cache=True)
         cache.crop(-len(draft))
         logits = model(input_ids=torch.tensor([tokens[8:]]), cache=cache, use_cache=True).logits[0]
-    torch.testing.assert_close(log_law(logits), oracle.law(tokens)[-1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_distribution(logits), oracle.distribution(tokens)[-1:], atol=1e-4, rtol=1e-4)
 
 
 def test_rows_of_a_cache_can_be_reordered_selected_and_repeated(model: T3ForCausalLM, oracle: Oracle) -> None:
@@ -211,7 +211,9 @@ def test_rows_of_a_cache_can_be_reordered_selected_and_repeated(model: T3ForCaus
         cache.batch_repeat_interleave(2)
         logits = model(input_ids=torch.tensor([[11], [12], [13], [14]]), cache=cache, use_cache=True).logits[:, 0]
     for row, (source, token) in enumerate(zip((2, 2, 1, 1), (11, 12, 13, 14), strict=True)):
-        torch.testing.assert_close(log_law(logits[row]), oracle.law([*prompts[source], token])[-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            log_distribution(logits[row]), oracle.distribution([*prompts[source], token])[-1], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_a_cache_filled_without_the_adapter_is_refused(model: T3ForCausalLM) -> None:
@@ -242,20 +244,20 @@ def test_a_4d_mask_needs_a_pooling_mask(model: T3ForCausalLM, oracle: Oracle) ->
         with pytest.raises(TemperTiltError, match="pooling_mask"):
             model(input_ids=ids, attention_mask=mask, position_ids=positions)
         logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, pooling_mask=real).logits
-    torch.testing.assert_close(log_law(logits[0, 2:]), oracle.law(tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(log_distribution(logits[0, 2:]), oracle.distribution(tokens), atol=1e-4, rtol=1e-4)
 
 
 # --- generate -------------------------------------------------------------------------------------------------------------
 
 
-def test_sampling_follows_the_guided_law(model: T3ForCausalLM, oracle: Oracle) -> None:
+def test_sampling_follows_the_guided_distribution(model: T3ForCausalLM, oracle: Oracle) -> None:
     tokens = prompt(6)
     torch.manual_seed(0)
     out = model.generate(
         torch.tensor([tokens]), do_sample=True, max_new_tokens=1, num_return_sequences=4000, top_k=0, pad_token_id=2
     )
     counts = torch.bincount(out[:, -1], minlength=VOCAB).double() / 4000
-    expected = oracle.law(tokens)[-1].exp()
+    expected = oracle.distribution(tokens)[-1].exp()
     assert 0.5 * (counts - expected).abs().sum() < 0.5 * torch.sqrt(expected * (1 - expected) / 4000).sum() * 1.2
     top = set(expected.topk(5).indices.tolist())
     out = model.generate(
@@ -268,16 +270,18 @@ def test_a_sampling_temperature_comes_on_top(model: T3ForCausalLM, oracle: Oracl
     tokens = prompt(6)
     options = {"do_sample": True, "max_new_tokens": 1, "top_k": 0, "temperature": 0.5, "pad_token_id": 2}
     out = model.generate(torch.tensor([tokens]), output_scores=True, return_dict_in_generate=True, **options)
-    torch.testing.assert_close(log_law(out.scores[0][0]), (2 * oracle.law(tokens)[-1]).log_softmax(-1), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        log_distribution(out.scores[0][0]), (2 * oracle.distribution(tokens)[-1]).log_softmax(-1), atol=1e-3, rtol=1e-3
+    )
 
 
 def beam_search(oracle: Oracle, tokens: list[int], beams: int, steps: int) -> list[tuple[float, list[int]]]:
-    """Plain beam search over the guided law, no early end, sum of log-probabilities."""
+    """Plain beam search over the guided distribution, no early end, sum of log-probabilities."""
     alive: list[tuple[float, list[int]]] = [(0.0, tokens)]
     for _ in range(steps):
         grown = []
         for score, sequence in alive:
-            values, indices = oracle.law(sequence)[-1].topk(beams)
+            values, indices = oracle.distribution(sequence)[-1].topk(beams)
             grown += [(score + v, [*sequence, i]) for v, i in zip(values.tolist(), indices.tolist(), strict=True)]
         alive = sorted(grown, key=lambda item: -item[0])[:beams]
     return alive
@@ -364,7 +368,7 @@ def test_last_pooling_reads_the_last_state(llama: LlamaForCausalLM) -> None:
     with torch.no_grad():
         state = llama.model(input_ids=ids).last_hidden_state[0].double()
         base = llama(input_ids=ids).logits[0].double()
-        seen = log_law(model(input_ids=ids).logits[0])
+        seen = log_distribution(model(input_ids=ids).logits[0])
     log_odds = torch.zeros_like(base)
     log_odds[:, head.token_ids] = (state @ head.A.double().T) @ head.B.double().T
     torch.testing.assert_close(seen, (base.log_softmax(-1) + torch.sigmoid(log_odds).log()).log_softmax(-1), atol=1e-4, rtol=1e-4)

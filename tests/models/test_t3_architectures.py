@@ -51,9 +51,9 @@ def test_forward_features_and_generation(name: str) -> None:
     oracle = Oracle(base, head, 1.7, 0.8)
     prompts = random_prompts([9, 9, 9])
     with torch.no_grad():
-        law = model(input_ids=torch.tensor(prompts)).logits.double().log_softmax(-1)
+        distribution = model(input_ids=torch.tensor(prompts)).logits.double().log_softmax(-1)
     for row, prompt in enumerate(prompts):
-        torch.testing.assert_close(law[row], oracle.law(prompt), atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(distribution[row], oracle.distribution(prompt), atol=2e-4, rtol=1e-4)
 
     examples = [Example(np.array(prompt[:n], np.int32), np.arange(n) >= 4, "d", "s", 0) for prompt, n in zip(prompts, (9, 7, 8))]
     features, targets, _ = batch_features(base, examples, FeatureConfig())

@@ -62,7 +62,7 @@ def test_every_probability_by_its_definition(tracer: Tracer, tilt: TiltConfig) -
         "tempered": Oracle(tracer.model.base, tracer.model.head, tilt.temperature, 0.0),
         "guided": Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale),
     }
-    expected = {name: oracle.law(text).exp() for name, oracle in whole.items()}
+    expected = {name: oracle.distribution(text).exp() for name, oracle in whole.items()}
     _, contexts = whole["base"].contexts(text)
     oracle = whole["base"]
     for i, step in enumerate(steps):
@@ -287,6 +287,6 @@ def test_samples_are_drawn_from_the_distribution_of_their_own_step(tracer: Trace
     tilt, seed = TILTS[0], 3
     drawn = tokens(list(tracer.steps(PROMPT, tilt, max_new_tokens=N, seed=seed)))
     oracle = Oracle(tracer.model.base, tracer.model.head, tilt.temperature, tilt.guidance_scale)
-    guided = oracle.law(PROMPT + drawn).exp()
+    guided = oracle.distribution(PROMPT + drawn).exp()
     assert drawn == [choose(guided[len(PROMPT) - 1 + i], seed, i) for i in range(len(drawn))]
     assert len({choose(torch.full((50,), 0.02), seed, position) for position in range(20)}) > 10

@@ -20,7 +20,7 @@ from tempertilt.serving.engine import BusyError, Engine
 
 @contextmanager
 def running(decoder: Decoder, **options: int) -> Iterator[Engine]:
-    engine = Engine({"a": decoder, "b": decoder}, **{"max_batch_size": 4, "max_waiting": 99, **options})
+    engine = Engine(**{"max_batch_size": 4, "max_waiting": 99, **options})
     try:
         yield engine
     finally:

@@ -19,7 +19,12 @@ from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E40
 from tempertilt.errors import ConfigError  # noqa: E402
 from tempertilt.guidance.gate import Gates  # noqa: E402
 from tempertilt.guidance.reply import SURE  # noqa: E402
-from tempertilt.integrations.vllm.serve import check_reply, engine_arguments  # noqa: E402
+from tempertilt.integrations.vllm.serve import (  # noqa: E402
+    REPLY_PROCESSOR,
+    check_overrides,
+    engine_arguments,
+    serve_arguments,
+)
 from tempertilt.models.adapter import read_config  # noqa: E402
 from tempertilt.models.replies import BREAK, make_reply  # noqa: E402
 from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
@@ -108,22 +113,21 @@ def test_another_reply_and_none_for_a_server(place: str, wanted: dict[str, str],
         assert found == text if text else found != TEXT
 
 
-def test_vllm_refuses_what_it_can_t_say(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_given_what_says_a_reply(place: str, base: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_installed", lambda name: True)
-    name, why = backends.choose_backend("auto", {"mine": place}, ServeConfig())
-    assert name == "transformers" and "vLLM can't say a reply" in why
-    with pytest.raises(ConfigError, match=r"can't say a reply.*must be --backend transformers"):
-        backends.choose_backend("vllm", {"mine": place}, ServeConfig())
-    assert backends.choose_backend("vllm", {"mine": place}, ServeConfig(), "guess") == ("vllm", "")
-    with pytest.raises(ConfigError, match=r"vLLM can't say the reply 'Not a word of him\.'"):
-        engine_arguments(place)
-    assert engine_arguments(place, reply="guess")["hf_overrides"]["tempertilt"]["reply"] == "guess"
-    for reply, fine in ((None, False), ("Hush.", False), ("guess", True)):
-        if fine:
-            check_reply(read_config(Path(place)), reply)
-        else:
-            with pytest.raises(ConfigError, match="--reply guess"):
-                check_reply(read_config(Path(place)), reply)
+    assert backends.choose_backend("auto", {"mine": place}, ServeConfig()) == ("vllm", "")
+    processors = {"logits_processors": [REPLY_PROCESSOR]}
+    own, other, guess = (engine_arguments(place, reply=reply) for reply in (None, "Hush.", "guess"))
+    assert own.items() >= processors.items() and "reply" not in own["hf_overrides"]["tempertilt"]
+    assert other.items() >= processors.items()
+    assert other["hf_overrides"]["tempertilt"]["reply"] == make_reply("Hush.", base.tokenizer).settings  # type: ignore[union-attr]
+    assert "logits_processors" not in guess and guess["hf_overrides"]["tempertilt"]["reply"] == "guess"
+    arguments = serve_arguments(None, None, place, reply="Hush.")
+    assert arguments[arguments.index("--logits-processors") + 1] == REPLY_PROCESSOR
+    with pytest.raises(ConfigError, match="reply is empty"):
+        engine_arguments(place, reply=" ")
+    with pytest.raises(ConfigError, match="option reply is 'Hush'; must be 'guess'"):
+        check_overrides({"adapter": place, "reply": "Hush"})
 
 
 def test_the_command_line_says_it(place: str, wanted: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

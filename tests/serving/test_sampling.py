@@ -8,7 +8,7 @@ import torch
 from tempertilt.serving.sampling import Sampler, Sampling
 
 
-def test_draws_follow_the_tempered_law() -> None:
+def test_draws_follow_the_tempered_distribution() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     sampler = Sampler(Sampling(1, temperature=2.0, seed=0))
     drawn = torch.bincount(torch.tensor([sampler.choose(logits).id for _ in range(4000)]), minlength=4) / 4000

@@ -92,8 +92,8 @@ def test_every_sample_is_what_the_model_alone_gives(tokenizer: PreTrainedTokeniz
 
 def log_probs(model: Any, prompt: tuple[int, ...], answer: Any) -> list[float]:
     with torch.no_grad():
-        law = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
-    return [float(law[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)]
+        distribution = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+    return [float(distribution[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)]
 
 
 def greedy(model: Any, tokenizer: Any, prompt: tuple[int, ...]) -> tuple[str, list[int]]:

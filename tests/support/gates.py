@@ -36,11 +36,18 @@ def random_gates(size: int, *, layer: int = 1, seed: int = 5, close_after: int =
 
 
 def gates_for(
-    base: Any, prompts: Sequence[Sequence[int]], *, layer: int = 1, close_after: int = 0, turn_ids: Sequence[int] = ()
+    base: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    layer: int = 1,
+    close_after: int = 0,
+    turn_ids: Sequence[int] = (),
+    seed: int = 5,
+    shares: tuple[float, float] = (0.8, 0.9),
 ) -> Gates:
     """Both gates of a base model: exemplars from the states of its prompts, thresholds that a tenth of the tokens pass.
 
-    Tokens in `turn_ids` begin a user's turn.
+    Tokens in `turn_ids` begin a user's turn. `shares` of the tokens are below the weak threshold, and below the other.
     """
     lower, last = [], []
     with torch.inference_mode():
@@ -48,13 +55,13 @@ def gates_for(
             hidden = base(input_ids=torch.tensor([list(ids)]), output_hidden_states=True).hidden_states
             lower.append(hidden[layer][0].float())
             last.append(hidden[-1][0].float())
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     made = []
     for rows in (torch.cat(lower), torch.cat(last)):
         chosen = torch.randperm(len(rows), generator=generator)[:6]
         noisy = rows[chosen] + 0.3 * rows.std() * torch.randn(6, rows.shape[1], generator=generator)
         gate = gate_at(noisy.clone(), mean=rows.mean(0).clone())
-        gate.weak_threshold, gate.threshold = (_between(gate.evidence(rows), share) for share in (0.8, 0.9))
+        gate.weak_threshold, gate.threshold = (_between(gate.evidence(rows), share) for share in shares)
         made.append(gate)
     starts = TurnStarts(turn_ids, torch.zeros(1, made[0].hidden_size), -1.0) if turn_ids else None
     return Gates(layer, made[0], made[1], starts, close_after)

@@ -1,4 +1,4 @@
-"""The guided law by its definition, for comparison."""
+"""The guided distribution by its definition, for comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tempertilt.guidance.head import GuidanceHead
 
 
 class Oracle:
-    """The guided law from whole unpadded sequences, by the definition: no cache, no code of the package."""
+    """The guided distribution from whole unpadded sequences, by the definition: no cache, no code of the package."""
 
     def __init__(self, model: Any, head: GuidanceHead, temperature: float, scale: float) -> None:
         self.model, self.temperature, self.scale = model, temperature, scale
@@ -26,7 +26,7 @@ class Oracle:
         states = seen[0][0].double()
         return logits, torch.stack([states[: t + 1].mean(0) for t in range(len(tokens))])
 
-    def law(self, tokens: list[int]) -> torch.Tensor:
+    def distribution(self, tokens: list[int]) -> torch.Tensor:
         """log p_hat `(T, V)` at every position."""
         logits, contexts = self.contexts(tokens)
         log_odds = torch.zeros_like(logits)
@@ -39,5 +39,5 @@ class Oracle:
     def greedy(self, tokens: list[int], n: int) -> list[int]:
         tokens = list(tokens)
         for _ in range(n):
-            tokens.append(int(self.law(tokens)[-1].argmax()))
+            tokens.append(int(self.distribution(tokens)[-1].argmax()))
         return tokens

@@ -102,18 +102,24 @@ class Running:
 
 @contextmanager
 def serving(adapters: dict[str, str], *, model: str | None = None, **options: Any) -> Iterator[Running]:
-    """A server in a thread of this process, stopped and joined at the end; `model` is a base instead of the adapters' own."""
-    from tempertilt.serving.app import build_app
+    """A server of adapters on one base; `model` is a base instead of their own."""
     from tempertilt.serving.config import ServeConfig
     from tempertilt.serving.models import load_models
+
+    config = ServeConfig(**{"port": 0, "api_key": KEY, **options})
+    models = load_models(adapters, model, None, serve_base=config.serve_base, max_model_len=config.max_model_len, device="cpu")
+    with serving_models(models, config) as running:
+        yield running
+
+
+@contextmanager
+def serving_models(models: Any, config: Any) -> Iterator[Running]:
+    """A server in a thread of this process, stopped and joined at the end."""
+    from tempertilt.serving.app import build_app
     from tempertilt.serving.server import Server
     from tempertilt.serving.sockets import address, listen
 
-    config = ServeConfig(**{"port": 0, "api_key": KEY, **options})
     with listen(config.host, config.port) as sock:
-        models = load_models(
-            adapters, model, None, serve_base=config.serve_base, max_model_len=config.max_model_len, device="cpu"
-        )
         app = build_app(models, config)
         server = Server(app, config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -57,7 +57,7 @@ def greedy(model: T3ForCausalLM, prompts: list[list[int]], new: int) -> list[lis
 
 
 def log_probabilities(model: T3ForCausalLM, ids: list[int]) -> torch.Tensor:
-    """`(n - 1, V)`: the law of each token but the first."""
+    """`(n - 1, V)`: the distribution of each token but the first."""
     with torch.inference_mode():
         return F.log_softmax(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float(), -1)
 
@@ -67,11 +67,11 @@ def largest_difference(model: T3ForCausalLM, prompts: list[list[int]], outputs: 
     worst = 0.0
     for prompt, output in zip(prompts, outputs):
         for tokens, rows in zip(output["tokens"], output["logprobs"]):
-            law = log_probabilities(model, prompt + tokens)
+            distribution = log_probabilities(model, prompt + tokens)
             of_prompt = output["prompt_logprobs"][1:] or [None] * (len(prompt) - 1)
             tables = of_prompt + rows
-            assert len(tables) == len(law)
-            for expected, table in zip(law, tables):
+            assert len(tables) == len(distribution)
+            for expected, table in zip(distribution, tables):
                 for token, value in (table or {}).items():
                     worst = max(worst, abs(float(expected[int(token)]) - value))
     return worst

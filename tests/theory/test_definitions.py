@@ -32,7 +32,7 @@ def test_prior_correction_is_exact(problem: Drawn, prior: float) -> None:
 
 @QUICK
 @given(problems())
-def test_the_exact_posterior_at_t_1_gives_the_retain_law(problem: Drawn) -> None:
+def test_the_exact_posterior_at_t_1_gives_the_retain_distribution(problem: Drawn) -> None:
     r, f, w, _, gamma = problem
     best = theory.retain_posterior(r, f, gamma, w)
     guided = theory.guided_log_density(np.log(problem.p), np.log(best), 1.0, np.log(w))

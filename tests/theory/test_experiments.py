@@ -74,24 +74,26 @@ def test_trade_off_is_bounded_and_its_choice_is_near_the_best() -> None:
 
 
 def test_particles_match_the_quadrature() -> None:
-    laws = mixture_2d.Laws.make()
-    log_f = mixture_2d.learn(laws, np.random.default_rng(1))
+    distributions = mixture_2d.Distributions.make()
+    log_f = mixture_2d.learn(distributions, np.random.default_rng(1))
     rng = np.random.default_rng(0)
     for t in (1.0, 2.0):
-        exact = mixture_2d.quadrature(laws, log_f, t)
-        clouds = [mixture_2d.smc(laws, log_f, t, rng, 1000) for _ in range(8)]
+        exact = mixture_2d.quadrature(distributions, log_f, t)
+        clouds = [mixture_2d.smc(distributions, log_f, t, rng, 1000) for _ in range(8)]
         shares = [mixture_2d.on_spike(cloud).mean() for cloud in clouds]
         spread = max(float(np.std(shares, ddof=1)), math.sqrt(exact.spike_mass / 1000))
         assert abs(float(np.mean(shares)) - exact.spike_mass) < 4 * spread / math.sqrt(8)
     # importance sampling from the base: E_base[p^(1/T - 1) f; spike] / E_base[p^(1/T - 1) f]
-    x = laws.base.sample(200_000, rng)
-    weights = np.exp(-0.5 * laws.base.log_density(x) + log_f(x))
+    x = distributions.base.sample(200_000, rng)
+    weights = np.exp(-0.5 * distributions.base.log_density(x) + log_f(x))
     assert float(weights[mixture_2d.on_spike(x)].sum() / weights.sum()) == pytest.approx(exact.spike_mass, rel=0.05)
-    log_p = float(weights @ laws.base.log_density(x) / weights.sum())
-    assert float(laws.base.log_density(np.vstack(clouds)).mean()) == pytest.approx(log_p, abs=0.09)  # standard error 0.02
+    log_p = float(weights @ distributions.base.log_density(x) / weights.sum())
+    assert float(distributions.base.log_density(np.vstack(clouds)).mean()) == pytest.approx(
+        log_p, abs=0.09
+    )  # standard error 0.02
 
 
-def test_token_toy_recovers_the_retain_law_and_leaks_less_with_t() -> None:
+def test_token_toy_recovers_the_retain_distribution_and_leaks_less_with_t() -> None:
     result = token_toy.run()
     rows = result.table.records()
     exact = [row for row in rows if row["head"] == "exact posterior"]
@@ -106,7 +108,7 @@ def test_token_toy_recovers_the_retain_law_and_leaks_less_with_t() -> None:
     r = mixture.retain.steps[0][0, first] * mixture.retain.steps[1][first, second]
     f = (1 - token_toy.SLIP) ** 2
     base = 0.95 * r * mixture.retain.steps[2][first * 6 + second, third] + 0.05 * f * (1 - token_toy.SLIP)
-    assert token_toy.continuation(mixture.law())[0] == pytest.approx(base / (0.95 * r + 0.05 * f))
+    assert token_toy.continuation(mixture.distribution())[0] == pytest.approx(base / (0.95 * r + 0.05 * f))
 
 
 def test_a_table_in_its_formats() -> None:

@@ -18,6 +18,7 @@ from tempertilt.errors import TemperTiltError
 
 VERBS = {
     "unlearn": "make an adapter from records to forget and records to retain",
+    "requests": "keep a ledger of removal requests: add, revoke, renew, verify",
     "generate": "answer prompts with an unlearned model",
     "chat": "talk to an unlearned model",
     "serve": "serve unlearned models over HTTP, with OpenAI's interface",
@@ -25,10 +26,11 @@ VERBS = {
     "finetune": "make a model know a corpus (LoRA)",
     "eval": "measure a model on a benchmark",
     "bench": "compare unlearning methods on one model, data set and budget",
+    "audit": "attack an unlearned model, and write the evidence as a page",
     "report": "write finished runs as one HTML page, or as tables",
     "theory": "experiments that show what is guaranteed, and why tempering is needed",
     "demo": "see a small model forget, offline, in a few minutes",
-    "list": "list methods, metrics, suites or models",
+    "list": "list attacks, methods, metrics, suites or models",
     "env": "show versions and machine, for bug reports",
 }
 MODULES = {"list": "listing"}  # where a module named as its verb would hide a built-in
@@ -50,13 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text)
         if name == chosen:
-            _module(name).add_arguments(verb)
-            _add_common(verb)
-            finish_flags(verb)
+            fill_parser(verb, name, argv[1:2])
     args = parser.parse_args(argv)
+    args.words = argv[1:]
     never_fail_on_output()
     _quieten(args.verbose)
-    if args.verb not in ("list", "env", "theory"):
+    if args.verb not in ("list", "env", "theory") and getattr(args, "action", None) in (None, "init", "add"):
         _quieten_loading()
     try:
         return int(_module(args.verb).run(args))
@@ -76,6 +77,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"t3 {args.verb}: error: {_system_error(error)}", file=sys.stderr)
         return 2
+
+
+def fill_parser(parser: argparse.ArgumentParser, verb: str, following: Sequence[str] | None = None) -> None:
+    """Give a verb's parser its flags. Those of a verb's action are added if it is called: some take seconds to import.
+
+    Args:
+        following: words after the verb, the action among them; None = the flags of all actions.
+    """
+    module = _module(verb)
+    leaves = {parser: module.add_arguments} if hasattr(module, "add_arguments") else {}
+    if not leaves:
+        actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+        for name, action in module.ACTIONS.items():
+            leaf = actions.add_parser(name, help=action.help, description=action.help)
+            if following is None or name in following:
+                leaves[leaf] = action.add_arguments
+    for leaf, add_arguments in leaves.items():
+        add_arguments(leaf)
+        _add_common(leaf)
+        finish_flags(leaf)
 
 
 def _system_error(error: OSError) -> str:

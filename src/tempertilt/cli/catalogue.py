@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, metrics, suites, models. Each entry has a name, a description and a source."""
+"""What there is to choose from: attacks, methods, metrics, suites, models. Each entry has a name, a description and a source."""
 
 from __future__ import annotations
 
@@ -55,7 +55,15 @@ def models() -> list[Entry]:
     ]
 
 
+def attacks() -> list[Entry]:
+    """What `t3 audit` tries."""
+    from tempertilt.audit.registry import attacks as registered
+
+    return [{"name": a.name, "description": a.description, "source": a.source} for a in registered().values()]
+
+
 CATALOGUE: dict[str, Callable[[], list[Entry]]] = {
+    "attacks": attacks,
     "methods": methods,
     "metrics": metrics,
     "suites": suites,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, build
+from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, add_ledger, build
 from tempertilt.cli.session import Session, open_session
 from tempertilt.cli.streams import stdin_lines
 from tempertilt.cli.text import side_by_side
@@ -19,6 +19,7 @@ HELP = "/compare base beside unlearned on or off, /reset start again, /help, /qu
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_adapter(parser)
+    add_ledger(parser)
     parser.add_argument("--system-prompt", help="system message (default: the one that the adapter was fitted with)")
     parser.add_argument("--compare", action="store_true", help="show the base model's answer beside each one")
     add_config(parser, "decoding", DecodingConfig)

@@ -165,6 +165,11 @@ def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) ->
     group = parser.add_argument_group("model")
     group.add_argument("--model", default=default, help="hub id, local directory, or smollm2")
     group.add_argument("--peft-adapter", metavar="DIR", help="PEFT adapter to put on the model first")
+    add_device(group)
+
+
+def add_device(group: Any) -> None:
+    """Where a model runs, and how it is loaded."""
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:0, mps (default: auto)")
     advanced(group.add_argument("--dtype", default="auto", help="auto, float32, float16, bfloat16 (default: auto)"))
     advanced(group.add_argument("--trust-remote-code", action="store_true", help="let code from the hub run"))
@@ -197,6 +202,15 @@ class DecodingConfig(Options):
             raise ConfigError(f"--num-return-sequences is {answers}; needs --do-sample, or as many --num-beams")
         temperature, top_k, top_p = self.sampling_temperature or 1.0, self.top_k or 0, self.top_p or 1.0
         return Decoding(self.max_new_tokens, sample, temperature, top_k, top_p, self.num_beams, answers)
+
+
+def add_ledger(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a ledger whose parts act together."""
+    group = parser.add_argument_group("ledger")
+    group.add_argument("--ledger", metavar="DIR", help="instead of an adapter: ledger of t3 requests whose parts act together")
+    group.add_argument(
+        "--scope", default="", help="where it is asked, as tenant=acme,region=eu: parts for other places do not act"
+    )
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:

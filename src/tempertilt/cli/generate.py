@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, build
+from tempertilt.cli.flags import DecodingConfig, add_adapter, add_config, add_ledger, build
 from tempertilt.cli.session import Session, open_session
 from tempertilt.cli.streams import check_argument, print_json, read_stdin
 from tempertilt.cli.text import side_by_side
@@ -21,6 +21,7 @@ from tempertilt.models.generation import Decoding
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     add_adapter(parser)
+    add_ledger(parser)
     what = parser.add_argument_group("prompts (default: one a line from standard input)")
     what.add_argument("--prompt", action="append", help="a question; may be given several times")
     what.add_argument(

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from tempertilt.data.fields import parse_columns
+from tempertilt.data.fields import Columns, parse_columns
 from tempertilt.data.records import Record, load_all
 from tempertilt.errors import ConfigError
 
@@ -18,7 +18,7 @@ def add_source(group: Any, flag: str, help: str) -> None:
     group.add_argument(flag, action="extend", nargs="+", metavar="SOURCE", help=help)
 
 
-def add_selection(group: Any) -> None:
+def add_selection(group: Any, *, limit: bool = True) -> None:
     """`--columns` and `--limit`."""
     group.add_argument(
         "--columns",
@@ -26,15 +26,20 @@ def add_selection(group: Any) -> None:
         metavar="FIELD=NAME,...",
         help="columns that have other names, as in question=Frage,answer=Antwort (of the sources that have them)",
     )
-    group.add_argument("--limit", type=int, help="only the first N records of each source")
+    if limit:
+        group.add_argument("--limit", type=int, help="only the first N records of each source")
 
 
 def read_records(args: argparse.Namespace, sources: str | Sequence[str] | None) -> list[Record]:
     """The records of the sources that a flag or a configuration file names, one after the other."""
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; must be a whole number >= 1")
-    columns = parse_columns(_listed(args.columns))
-    return load_all(_listed(sources), limit=args.limit, columns=columns)
+    return load_all(_listed(sources), limit=args.limit, columns=read_columns(args))
+
+
+def read_columns(args: argparse.Namespace) -> Columns:
+    """The columns of other names."""
+    return parse_columns(_listed(args.columns))
 
 
 def _listed(values: str | Sequence[str] | None) -> list[str]:

@@ -88,12 +88,36 @@ class Session:
 
 def open_session(args: argparse.Namespace, seed: int) -> Session:
     """Load what the flags of `add_adapter` name: an unlearned model, or without `--adapter` a plain one."""
-    if args.compare and not args.adapter:
-        raise ConfigError(f"--adapter is needed for --compare; see t3 {args.verb} --help")
+    if args.compare and not (args.adapter or args.ledger):
+        raise ConfigError(f"--adapter or --ledger is needed for --compare; see t3 {args.verb} --help")
     if args.system_prompt is not None:
         check_argument(args.system_prompt, "--system-prompt")
-    model, tokenizer, fitted_with = open_model(args)
+    model, tokenizer, fitted_with = _open_ledger(args) if args.ledger else open_model(args)
     return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), seed)
+
+
+def _open_ledger(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
+    """The model that `--ledger` names, with the parts that act now, its tokenizer and their system prompt."""
+    from tempertilt.requests import Ledger
+    from tempertilt.requests.acting import load_composed, system_prompt_of
+    from tempertilt.requests.state import parse_scope
+
+    others = {"--adapter": args.adapter, "--reply": args.reply, "--temperature": args.temperature}
+    for flag, value in (others | {"--guidance-scale": args.guidance_scale}).items():
+        if value is not None:
+            raise ConfigError(f"--ledger and {flag} are both given; must be one: each part of a ledger has its own settings")
+    ledger = Ledger(args.ledger)
+    model, tokenizer = load_composed(
+        ledger,
+        parse_scope(args.scope),
+        model=args.model,
+        peft_adapter=args.peft_adapter,
+        check_base=not args.ignore_base_mismatch,
+        device=args.device,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+    )
+    return model, tokenizer, system_prompt_of(ledger)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Any, Any, str | None]:

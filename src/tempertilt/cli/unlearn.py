@@ -33,14 +33,22 @@ PLAIN = (
     "method", "model", "peft_adapter", "forget", "retain", "holdout", "columns", "limit", "drop_overlap", "output_dir",
     "overwrite", "rehearse",
 )  # fmt: skip
-CONFIGS = (
-    TiltConfig, GateConfig, ReplyConfig, EstimateConfig, BackgroundConfig, CalibrationConfig, FitConfig, FeatureConfig,
-    WorkersConfig, ExampleConfig, ReportConfig, RehearsalConfig,
-)  # fmt: skip
-TITLES = (
-    "tilt", "gate", "reply", "estimate", "background text", "calibration", "fit", "features", "workers", "examples", "report",
-    "rehearsal",
-)  # fmt: skip
+OPTIONS: dict[str, type] = {
+    "tilt": TiltConfig,
+    "gate": GateConfig,
+    "reply": ReplyConfig,
+    "estimate": EstimateConfig,
+    "background text": BackgroundConfig,
+    "calibration": CalibrationConfig,
+    "fit": FitConfig,
+    "features": FeatureConfig,
+    "examples": ExampleConfig,
+    "report": ReportConfig,
+}
+"""What decides an adapter and its report, by the title of the flags' group."""
+
+RECIPES = {name: preset.recipe() for name, preset in METHODS.items()}
+CONFIGS = (*OPTIONS.values(), WorkersConfig, RehearsalConfig)
 
 
 FALSE_OPEN = 0.05
@@ -80,16 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--theory", action="store_true", help="also print what the theory says of this adapter")
     out.add_argument("--json", action="store_true", help="print the report as JSON")
     add_config_file(out)  # type: ignore[arg-type]
-    recipes = {name: preset.recipe() for name, preset in METHODS.items()}
-    for title, config in zip(TITLES, CONFIGS):
-        add_config(parser, title, config, presets=recipes)
+    for title, config in {**OPTIONS, "workers": WorkersConfig, "rehearsal": RehearsalConfig}.items():
+        add_config(parser, title, config, presets=RECIPES)
 
 
 def run(args: argparse.Namespace) -> int:
     """Unlearn, and print what changed."""
     read_config_file(args, [*CONFIGS, *PLAIN])
     require(args, "model", "forget", "output_dir")
-    config = _configuration(args)
+    config = configuration(args, args.method or "t3")
     check_rehearsal(args)
     if not args.retain and not config.background.background:
         raise ConfigError("--retain is needed, or background text in its place (--background N); see t3 unlearn --help")
@@ -119,9 +126,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _configuration(args: argparse.Namespace) -> UnlearnConfig:
+def configuration(args: argparse.Namespace, method: str = "t3") -> UnlearnConfig:
     """The method's configuration with what was asked for otherwise."""
-    method = args.method or "t3"
     if method not in METHODS:
         raise ConfigError(f"--method is {method!r}; must be one of {', '.join(METHODS)}")
     preset = METHODS[method]

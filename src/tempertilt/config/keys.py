@@ -20,6 +20,7 @@ PROTOCOLS = {
     "measure": 2,
     "finetune": 1,
     "rehearsal": 2,
+    "audit": 1,
     "train": 1,
     "trial": 1,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def background_examples(
     examples: ExampleConfig,
     *,
     fingerprint: str | None = None,
+    cache: Path | None = None,
     progress: bool = True,
 ) -> list[Example]:
     """Questions that the base model asks itself and its answers, each a document of its own; the answers are scored.
@@ -59,24 +60,54 @@ def background_examples(
 
     Args:
         fingerprint: of the model's weights; with it, text that was written once is kept in the cache.
+        cache: the directory that it is kept in, the user's cache if not given.
     """
     head, tail = question_frame(tokenizer, examples)
     runs = set().union(*(_runs(example, head, tail) for example in forget))
     found: list[Example] = []
-    for i, (prompt, answer) in enumerate(_chats(model, tokenizer, head, tail, config, fingerprint, progress)):
-        ids = np.array([*prompt, *answer], np.int32)[: examples.max_length]
-        scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
-        example = Example(ids, scored, f"background-{i}", "background", i)
+    chats = _chats(model, tokenizer, head, tail, config, fingerprint, cache, progress)
+    for i, chat in enumerate(chats):
+        example = _example(chat, i, examples)
         if not runs & _runs(example, head, tail):
             found.append(example)
-    if len(found) < config.background:
-        log.warning(
-            "%d of %d background texts were about the forget records: left out", config.background - len(found), config.background
-        )
+    if len(found) < len(chats):
+        log.warning("%d of %d background texts were about the forget records: left out", len(chats) - len(found), len(chats))
     return found
 
 
 Chat = tuple[list[int], list[int]]  # the tokens of a prompt, and of the answer
+
+
+def drop_background(
+    cache: Path, tokenizer: Any, forget: Sequence[Example], examples: ExampleConfig, is_about: Callable[[str], bool]
+) -> None:
+    """Take the texts about forget records out of the background text that a cache keeps. They are not written anew.
+
+    Args:
+        forget: the records' tokens: a text goes that shares a run of them.
+        is_about: whether a text is about the records.
+    """
+    for path in sorted((cache / "background").glob("*.json")):
+        if (chats := _read_chats(path)) is None:
+            continue
+        head, tail = question_frame(tokenizer, examples)
+        runs = set().union(*(_runs(example, head, tail) for example in forget))
+        others = [
+            chat
+            for i, chat in enumerate(chats)
+            if not runs & _runs(_example(chat, i, examples), head, tail) and not is_about(tokenizer.decode([*chat[0], *chat[1]]))
+        ]
+        if len(others) < len(chats):
+            log.warning("%d of %d background texts were about the forget records: deleted", len(chats) - len(others), len(chats))
+            _save_chats(path, others)
+
+
+def _example(chat: Chat, number: int, config: ExampleConfig) -> Example:
+    """A chat as an example whose answer is scored, a document of its own."""
+    prompt, answer = chat
+    ids = np.array([*prompt, *answer], np.int32)[: config.max_length]
+    scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
+    return Example(ids, scored, f"background-{number}", "background", number)
 
 
 def _chats(
@@ -86,28 +117,34 @@ def _chats(
     tail: list[int],
     config: BackgroundConfig,
     fingerprint: str | None,
+    cache: Path | None,
     progress: bool,
 ) -> list[Chat]:
     """The chats, from the cache where they are there."""
     path = None
     if fingerprint is not None:
         key = key_of("background", fingerprint=fingerprint, dtype=str(model.dtype), config=asdict(config), head=head, tail=tail)
-        path = cache_dir() / "background" / f"{key}.json"
+        path = (cache or cache_dir()) / "background" / f"{key}.json"
         if is_readable(path) and (stored := _read_chats(path)) is not None:
             return stored
     chats = _write_chats(model, tokenizer, head, tail, config, progress)
     if path is not None:
         make_dir(path.parent)
-        text = json.dumps(chats)
-        write_text(path, f"{text}\n{_checksum(text.encode())}\n")
+        _save_chats(path, chats)
     return chats
 
 
+def _save_chats(path: Path, chats: list[Chat]) -> None:
+    text = json.dumps(chats)
+    write_text(path, f"{text}\n{_checksum(text.encode())}\n")
+
+
 def _read_chats(path: Path) -> list[Chat] | None:
-    """The chats in a file of the cache, whose second line is the checksum of the first; None if it is damaged."""
+    """The chats in a file of the cache, whose second line is the checksum of the first; None if it is damaged, and taken away."""
     text, _, checksum = path.read_bytes().partition(b"\n")
     if checksum.strip() != _checksum(text).encode():
         log.warning("the background text in %s is damaged: it is written anew", path)
+        path.unlink()
         return None
     return [(prompt, answer) for prompt, answer in json.loads(text)]
 

@@ -163,17 +163,20 @@ class GateFit:
 
 
 @torch.inference_mode()
-def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings) -> GateFit:
+def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings, reader: Reader | None = None) -> GateFit:
     """Choose exemplars of the forget texts and their margins.
 
     Args:
         forget, retain: states of one layer, on one device. Of each forget text, prompt and answer are two parts.
+        reader: how states become directions; made from these states if not given.
 
     Raises:
         DataError: nothing tells the forget texts from the retained ones.
     """
     started = time.perf_counter()
-    reader = fit_reader([forget, retain], settings.whitening_rank, settings.size)
+    if reader is None:
+        reader = fit_reader([forget, retain], settings.whitening_rank, settings.size)
+    reader = Reader(*(tensor.to(forget.states[0].device) for tensor in reader))
     candidates = _candidates(forget, retain, reader, settings.per_part)
     folds = _folds(retain.documents)
     margins = _margins(candidates.directions, retain, folds, reader)

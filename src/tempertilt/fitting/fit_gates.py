@@ -21,6 +21,7 @@ from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
 from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
+from tempertilt.fitting.readers import GateReaders
 from tempertilt.guidance.gate import Gates
 from tempertilt.models.limits import positions, room
 from tempertilt.models.lower import lower_states
@@ -72,7 +73,14 @@ class GateInputs:
 
 
 def fit_gates(
-    model: Any, tokenizer: Any, inputs: GateInputs, config: GateConfig, encoding: ExampleConfig, layer: int, seed: int = 0
+    model: Any,
+    tokenizer: Any,
+    inputs: GateInputs,
+    config: GateConfig,
+    encoding: ExampleConfig,
+    layer: int,
+    seed: int = 0,
+    readers: GateReaders | None = None,
 ) -> GatesFit:
     """Fit the input gate on records and variants of their prompts, the output gate on what their answers alone say.
 
@@ -81,6 +89,7 @@ def fit_gates(
         encoding: how records become tokens.
         layer: number of decoder layers below the states of the input gate.
         seed: of the variants.
+        readers: of both gates; made from these states if not given.
     """
     started = time.perf_counter()
     forget, retain = _asked_states(inputs)
@@ -100,11 +109,11 @@ def fit_gates(
         forget += states(inputs.forget_records, forget_variants, prompts=True)
         retain += states(some, retain_variants)
     retain += states(after, questions)
-    asked, said = fit_gate(forget, retain, config.asked), None
+    asked, said = fit_gate(forget, retain, config.asked, readers and readers.asked), None
     if config.output_gate:
         own, retained = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
         if own.states:
-            said = fit_gate(own, retained, config.said)
+            said = fit_gate(own, retained, config.said, readers and readers.said)
         else:
             log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
     raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)

@@ -33,6 +33,7 @@ from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
 from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult, Retained, fit_head, match_targets
+from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
@@ -135,6 +136,8 @@ class Request:
     overwrite: bool
     progress: bool
     rehearsal: dict[str, Any] | None = None
+    cache: Path | None = None
+    readers: GateReaders | None = None
     # ---
     clock: Clock = field(default_factory=Clock)
     examples: dict[str, list[Example]] = field(default_factory=dict)
@@ -173,6 +176,8 @@ def unlearn(
     overwrite: bool = False,
     progress: bool = True,
     rehearsal: dict[str, Any] | None = None,
+    cache: Path | None = None,
+    readers: GateReaders | None = None,
 ) -> UnlearnResult:
     """Fit an adapter that makes `base` stop producing `sets.forget`, write it, and measure what changed.
 
@@ -180,7 +185,8 @@ def unlearn(
 
     `workers` extract the features, this process if not given. Where there are several processes, each of them calls this with
     the same arguments and has the same result; the first one writes. `rehearsal` is what a rehearsal of the configuration has
-    shown, JSON-ready, for the report.
+    shown, JSON-ready, for the report. Features and background text are kept in the directory `cache`, else in the user's cache.
+    `readers` are those of the gates, where parts of one model share them; else they are made from the records.
 
     An adapter in `output_dir` that was made from the same model, records and options is reused.
 
@@ -198,7 +204,8 @@ def unlearn(
         )
     if config.reply.reply != GUESS and not config.gate.gate:
         raise ConfigError(f"reply is {config.reply.reply!r}; must be {GUESS} where there is no gate: it would be said everywhere")
-    request = Request(base, sets, output_dir, config, workers, overwrite, progress and workers.first, rehearsal)
+    shown = progress and workers.first
+    request = Request(base, sets, output_dir, config, workers, overwrite, shown, rehearsal, cache, readers)
     tokenise(request)
     with output_directory(output_dir) if workers.first else nullcontext():
         if not reuse_finished(request):
@@ -220,7 +227,7 @@ def tokenise(request: Request) -> None:
         for name, records in request.records.items():
             check_examples(request.base.model, request.base.tokenizer, records, request.examples[name])
     request.reply = make_reply(request.config.reply.reply, request.base.tokenizer, request.config.examples)
-    request.key = run_key(request.base, request.examples, request.config)
+    request.key = run_key(request.base, request.examples, request.config, request.readers)
 
 
 def reuse_finished(request: Request) -> bool:
@@ -249,6 +256,7 @@ def write_background(request: Request) -> None:
                 config.background,
                 config.examples,
                 fingerprint=base.fingerprint,
+                cache=request.cache,
                 progress=request.progress,
             )
         )
@@ -257,8 +265,8 @@ def write_background(request: Request) -> None:
 def extract(request: Request) -> None:
     """One pass of the frozen model over all examples."""
     base, config, forget = request.base, request.config, request.examples["forget"]
-    request.layer = _gate_layer(base, config)
-    directory = features_dir(base, config)
+    request.layer = gate_layer(base, config)
+    directory = features_dir(base, config, request.cache)
     with request.clock("features"):
         features, request.extraction = extract_features(
             base.model,
@@ -317,7 +325,9 @@ def find_exemplars(request: Request) -> None:
     )
     with request.clock("gates"):
         request.gate = request.workers.together(
-            lambda: fit_gates(base.model, base.tokenizer, inputs, config.gate, config.examples, layer, config.fit.seed)
+            lambda: fit_gates(
+                base.model, base.tokenizer, inputs, config.gate, config.examples, layer, config.fit.seed, request.readers
+            )
         )
 
 
@@ -448,13 +458,13 @@ def _whole_report(result: UnlearnResult) -> dict[str, Any]:
 # --- what the steps use --------------------------------------------------------------------------------------------------
 
 
-def features_dir(base: BaseModel, config: UnlearnConfig) -> Path:
-    """Where the cache keeps features of a model, extracted with a configuration."""
-    name = store_name(base.fingerprint, base.model, config.features, _gate_layer(base, config))
-    return cache_dir() / "features" / name
+def features_dir(base: BaseModel, config: UnlearnConfig, cache: Path | None = None) -> Path:
+    """Where a cache, else the user's, keeps features of a model, extracted with a configuration."""
+    name = store_name(base.fingerprint, base.model, config.features, gate_layer(base, config))
+    return (cache or cache_dir()) / "features" / name
 
 
-def _gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
+def gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
     """The layer whose states the input gate reads; None without gates."""
     return config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
 
@@ -468,7 +478,9 @@ def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
     return replace(config, examples=shorter)
 
 
-def run_key(base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig) -> str:
+def run_key(
+    base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig, readers: GateReaders | None = None
+) -> str:
     """A key of everything that decides the adapter: model, tokens, documents, options, and the protocol of each step.
 
     Holdout records are among it where they calibrate the estimate or choose the scale.
@@ -480,6 +492,7 @@ def run_key(base: BaseModel, examples: dict[str, list[Example]], config: Unlearn
         fingerprint=base.fingerprint,
         records={name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
         config=config.recipe(),
+        **({} if readers is None else {"readers": readers.digest}),
     )
 
 

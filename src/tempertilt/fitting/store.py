@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +63,15 @@ class FeatureStore:
         for path in self._files():
             if path.name not in self._names and is_readable(path):
                 self._register(path, _read_metadata(path))
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Delete the shards that hold another example than these; what else they hold is run again when it is asked for."""
+        for path in self._paths:
+            if not set(_read_metadata(path)["keys"]) <= set(keys):
+                with writing(path):
+                    path.unlink(missing_ok=True)
+        self.places, self._paths, self._names, self._mapped = {}, [], set(), {}
+        self.refresh()
 
     def rows(self, key: str) -> tuple[Tensor, Tensor]:
         """Features `(n, d)` as stored and targets `(n,)` int32 of one example, views of memory-mapped shards."""

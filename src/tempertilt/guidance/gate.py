@@ -24,9 +24,11 @@ without turns is closed again `close_after` tokens after its latest opening.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -100,6 +102,16 @@ class EvidenceGate(nn.Module):
         """How states become directions."""
         return Reader(self.mean, self.reader)
 
+    @cached_property
+    def reader_digest(self) -> str:
+        """Equal for equal readers."""
+        return _digest(self.mean, self.reader)
+
+    @property
+    def lowest_threshold(self) -> float:
+        """Evidence below which nothing happens."""
+        return self.threshold if self.weak_threshold is None else min(self.threshold, self.weak_threshold)
+
     @property
     def settings(self) -> dict[str, float | None]:
         """The thresholds."""
@@ -151,6 +163,13 @@ class EvidenceGate(nn.Module):
         return min(1.0, float(evidence.max()))
 
 
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tensor.shape).encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def quantise(directions: Tensor) -> Tensor:
     """Rows of length 1 as int8, of which 127 is 1."""
     return (directions * 127).round().to(torch.int8).contiguous()
@@ -160,6 +179,21 @@ def evidence_of(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tenso
     """Evidence `(...)` of directions `(..., p)`, given exemplars `(m, p)` and margins `(m,)`."""
     gaps = (1 - margins).clamp(min=LEAST_GAP)
     return ((F.linear(directions, exemplars) - margins) / gaps).amax(-1)
+
+
+def latest_opening(latest: Tensor) -> Tensor:
+    """The position `(...)` at which a gate opened last, 0 for none, of latest events `(..., 5)`; it may have closed since."""
+    opened, _, near, said, weak = latest.unbind(-1)
+    both = torch.minimum(near, said)
+    again = torch.where((opened > 0) | (both > 0), weak, 0)  # `both` may be of two turns: about the records all the same
+    return torch.stack([opened, both, again]).amax(0)
+
+
+def gate_value(position: Tensor, latest: Tensor, close_after: int | Tensor) -> Tensor:
+    """`g`, 0 or 1, float32; arguments as of `Gates.value`, and the gates' `close_after`, one number or `(...)`."""
+    opening, closed = latest_opening(latest), latest[..., 1]
+    lasts = (close_after == 0) | (closed > 0) | (position - opening < close_after)
+    return ((opening > closed) & lasts).float()
 
 
 class TurnStarts(nn.Module):
@@ -253,6 +287,12 @@ class Gates(nn.Module):
         """`d`."""
         return self.asked.hidden_size
 
+    @cached_property
+    def turns_digest(self) -> tuple[Any, ...]:
+        """Equal for gates to which the same tokens begin a user's turn."""
+        turns = self.turns
+        return () if turns is None else (self.asked.reader_digest, _digest(turns.token_ids, turns.headers), turns.threshold)
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything but tensors, JSON-ready."""
@@ -304,14 +344,7 @@ class Gates(nn.Module):
             position: `(...)` of the token, counted from 1; where it is within a reply, of the token before the reply.
             latest: `(..., 5)` positions of the latest events of each kind, 0 for none.
         """
-        opened, closed, near, said, weak = latest.unbind(-1)
-        both = torch.minimum(near, said)
-        again = torch.where((opened > 0) | (both > 0), weak, 0)  # `both` may be of two turns: about the records all the same
-        latest_opening = torch.stack([opened, both, again]).amax(0)
-        value = latest_opening > closed
-        if self.close_after:
-            value &= (closed > 0) | (position - latest_opening < self.close_after)
-        return value.float()
+        return gate_value(position, latest, self.close_after)
 
     def tensors(self) -> dict[str, Tensor]:
         """What an adapter stores, on CPU."""

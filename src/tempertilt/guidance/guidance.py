@@ -6,6 +6,7 @@ transformers, vLLM, calibration and the playground hold it; none of them compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from tempertilt.guidance.gate import Evidence, Gates
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import Follow, Memory
 from tempertilt.guidance.reply import Reply, reply_logits
-from tempertilt.guidance.tilt import POOLINGS, Pooling, TiltConfig, guided_logits, target_terms, temper
+from tempertilt.guidance.tilt import POOLINGS, PartTerms, Pooling, TiltConfig, guided_logits, target_terms, temper
 from tempertilt.guidance.tilt import TargetTerms as TargetTerms
 
 
@@ -99,6 +100,16 @@ class Guidance(nn.Module):
         return self.head.rank if self.pooling == "mean" else 0
 
     @property
+    def gate_shape(self) -> tuple[int, ...] | None:
+        """What the shape of gate values ends with after the positions': one number each; None without gates."""
+        return None if self.gates is None else ()
+
+    @property
+    def layer(self) -> int | None:
+        """Number of decoder layers below the states that the gates read; None without gates."""
+        return None if self.gates is None else self.gates.layer
+
+    @property
     def needs_memory(self) -> bool:
         """Whether the guided distribution depends on more than the present position's states."""
         return self.rank > 0 or self.gates is not None
@@ -134,10 +145,9 @@ class Guidance(nn.Module):
         evidence = self.gates.evidence(last, lower, input_ids)
         return Observation(projected, self.gates.events(evidence), evidence)
 
-    def follow(self, input_ids: Tensor | None) -> Follow | None:
-        """What the memory needs to count the tokens of the reply among new `input_ids` `(B, n)`; None without a reply."""
-        reply = self.reply
-        return None if reply is None else lambda position, before: reply.follow(input_ids, position, before)
+    def follows(self, input_ids: Tensor | None) -> tuple[Follow, ...]:
+        """What the memory needs to count the tokens of the reply among new `input_ids` `(B, n)`; nothing without a reply."""
+        return () if self.reply is None else (partial(self.reply.follow, input_ids),)
 
     def read(self, memory: Memory) -> Context:
         """What a memory says of its positions."""
@@ -174,6 +184,11 @@ class Guidance(nn.Module):
             log_odds = self.log_odds(last, pooled).to(logits.device)
             logits = guided_logits(logits, log_odds, self._token_ids(logits), tilt, gate)
         return logits if reply is None else reply_logits(logits, reply)
+
+    def terms(self, logits: Tensor, last: Tensor | None, pooled: Tensor | None, gate: Tensor) -> PartTerms:
+        """What it adds to base logits `(..., V)` as one of several parts; arguments as of `guide`."""
+        log_odds = self.log_odds(last, pooled).to(logits.device)
+        return PartTerms(log_odds, self._token_ids(logits), self.tilt, gate.to(logits.device))
 
     def log_odds(self, last: Tensor | None, pooled: Tensor | None) -> Tensor:
         """Log-odds `(..., K)` of the head's tokens, nats; arguments as of `guide`."""

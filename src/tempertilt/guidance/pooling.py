@@ -5,12 +5,12 @@
 
 Pooling is linear, so the model pools `u_t = A h_t` (r numbers) instead of `h_t` (d numbers). A position's memory is one row of
 numbers: r sums, the count of real tokens, and for each kind of event the position, counted from 1, of the latest one, 0 for none.
-Where there is a reply (`tempertilt.guidance.reply`), two more numbers say how much of it the text ends with.
+For each reply (`tempertilt.guidance.reply`), two more numbers say how much of it the text ends with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ class Memory(NamedTuple):
         means: `(B, T, r)` causal means, 0 where no real token has come yet.
         position: `(B, T)` of the token among the real ones, counted from 1.
         latest: `(B, T, k)` positions of the latest events, 0 for none.
-        ends: `(B, T, 2)` how much of a reply the text ends with; None without a reply.
+        ends: `(B, T, 2)` how much of a reply the text ends with, two numbers for each reply; None without a reply.
     """
 
     means: Tensor
@@ -67,10 +67,10 @@ def _masked_cumsum(states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]
     return (states * mask.unsqueeze(-1)).cumsum(1), mask.cumsum(1)
 
 
-def scan(states: Tensor, mask: Tensor | None, events: Tensor | None = None, follow: Follow | None = None) -> Memory:
+def scan(states: Tensor, mask: Tensor | None, events: Tensor | None = None, follows: Sequence[Follow] = ()) -> Memory:
     """The memory of whole sequences: states `(B, T, r)`, mask `(B, T)`, events `(B, T, k)` bool; padding left out."""
     rank, rows = states.shape[-1], memory_rows(states, mask, events)
-    return read_memory(rows if follow is None else follow_reply(rows, None, rank, follow), rank, follow is not None)
+    return read_memory(follow_replies(rows, None, rank, follows), rank, len(follows))
 
 
 def memory_rows(states: Tensor, mask: Tensor | None, events: Tensor | None = None) -> Tensor:
@@ -93,14 +93,18 @@ def continue_rows(new: Tensor, last: Tensor, rank: int) -> Tensor:
     return torch.cat([new[..., : rank + 1] + last[..., : rank + 1], shifted], -1)
 
 
-def follow_reply(rows: Tensor, last: Tensor | None, rank: int, follow: Follow) -> Tensor:
-    """New rows `(B, n, w)` with two more numbers each, after the last old row `(B, 1, w + 2)`; None begins."""
-    before = rows.new_zeros(rows.shape[0], FORMS) if last is None else last[:, 0, -FORMS:]
-    return torch.cat([rows, follow(rows[..., rank], before)], -1)
+def follow_replies(rows: Tensor, last: Tensor | None, rank: int, follows: Sequence[Follow]) -> Tensor:
+    """New rows `(B, n, w)` with two more numbers for each of R replies, after the last old row `(B, 1, w + 2R)`; None begins."""
+    if not follows:
+        return rows
+    width = FORMS * len(follows)
+    before = rows.new_zeros(rows.shape[0], width) if last is None else last[:, 0, -width:]
+    counts = [follow(rows[..., rank], part) for follow, part in zip(follows, before.split(FORMS, -1))]
+    return torch.cat([rows, *counts], -1)
 
 
-def read_memory(rows: Tensor, rank: int, replies: bool = False) -> Memory:
-    """Means, counts and latest events in rows `(B, n, r + 1 + k)`, and where the text `replies` two more numbers."""
-    count, stop = rows[..., rank], rows.shape[-1] - (FORMS if replies else 0)
+def read_memory(rows: Tensor, rank: int, replies: int = 0) -> Memory:
+    """Means, counts and latest events in rows `(B, n, r + 1 + k)`, and two more numbers for each of so many `replies`."""
+    count, stop = rows[..., rank], rows.shape[-1] - FORMS * replies
     means = rows[..., :rank] / count.clamp(min=1).unsqueeze(-1)
     return Memory(means, count, rows[..., rank + 1 : stop], rows[..., stop:] if replies else None)

@@ -6,13 +6,18 @@ A classifier gives, for every next token `v`, the log-odds `l(v) = logit P(retai
 prior. A gate gives `g` in [0, 1]. The guided next-token distribution is
 
     log p_hat(v) = z(v) / (1 + (T - 1) g)  +  s * g * w(l(v))  -  log Z,        w(l) = log p_retain(v) / p(v) + constant.
+
+Of several parts, each with T_i, s_i, g_i and l_i of its own, the weights add and the largest temperature of the open ones counts:
+
+    log p_hat(v) = z(v) / max_{i: g_i > 0} (1 + (T_i - 1) g_i)  +  sum_i s_i * g_i * w_i(l_i(v))  -  log Z.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -52,8 +57,12 @@ def temper(logits: Tensor, temperature: float, gate: Tensor | None = None) -> Te
     """
     tempered = logits.float()
     if gate is not None:
-        return tempered / (1.0 + (temperature - 1.0) * gate.unsqueeze(-1))
+        return tempered / _divisor(temperature, gate).unsqueeze(-1)
     return tempered / temperature if temperature != 1.0 else tempered
+
+
+def _divisor(temperature: float, gate: Tensor) -> Tensor:
+    return 1.0 + (temperature - 1.0) * gate
 
 
 def tilt_weights(log_odds: Tensor, forget_prior: float = 0.5, gate: Tensor | None = None) -> Tensor:
@@ -95,11 +104,36 @@ def guided_logits(
     Returns:
         `(..., V)`. `log_softmax` of it is the guided distribution.
     """
+    return _add_weights(temper(logits, tilt.temperature, gate), log_odds, token_ids, tilt, gate)
+
+
+def _add_weights(tempered: Tensor, log_odds: Tensor, token_ids: Tensor | None, tilt: TiltConfig, gate: Tensor | None) -> Tensor:
     weights = tilt_weights(log_odds, tilt.forget_prior, gate)
     if tilt.guidance_scale != 1.0:
         weights = weights * tilt.guidance_scale
-    tempered = temper(logits, tilt.temperature, gate)
     return tempered + weights if token_ids is None else tempered.index_add(-1, token_ids, weights)
+
+
+class PartTerms(NamedTuple):
+    """What one of several parts adds to the guided logits; the arguments of `guided_logits`."""
+
+    log_odds: Tensor
+    token_ids: Tensor | None
+    tilt: TiltConfig
+    gate: Tensor
+
+
+def composed_logits(logits: Tensor, parts: Sequence[PartTerms]) -> Tensor:
+    """Temper by the largest temperature of the open parts, then add the weights of all, in their order: float32 `(..., V)`.
+
+    Where one part is open, these are its `guided_logits`, bit for bit; where none is, the base's.
+    """
+    divisors = [torch.where(part.gate > 0, _divisor(part.tilt.temperature, part.gate), 0.0) for part in parts]
+    largest = torch.stack(divisors).amax(0)
+    guided = logits.float() / torch.where(largest > 0, largest, 1.0).unsqueeze(-1)
+    for part in parts:
+        guided = _add_weights(guided, *part)
+    return guided
 
 
 def guided_columns(base: Tensor, rest: Tensor, log_odds: Tensor, tilt: TiltConfig) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""KL: ascent on forget, and the frozen model's law on retain (Maini et al., arXiv 2401.06121)."""
+"""KL: ascent on forget, and the frozen model's distribution on retain (Maini et al., arXiv 2401.06121)."""
 
 from __future__ import annotations
 

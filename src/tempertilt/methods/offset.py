@@ -36,7 +36,7 @@ def with_offset(logits: Tensor, tuned: Tensor, untuned: Tensor, strength: float)
 
 
 def offset_loss(forget_nll: Tensor, retain_nll: Tensor, alpha: float) -> Tensor:
-    """-L_forget + alpha L_retain of the law with the offset: gradient difference, one of the paper's objectives.
+    """-L_forget + alpha L_retain of the distribution with the offset: gradient difference, one of the paper's objectives.
 
     Args:
         forget_nll, retain_nll: scalars, mean over tokens.
@@ -45,7 +45,7 @@ def offset_loss(forget_nll: Tensor, retain_nll: Tensor, alpha: float) -> Tensor:
 
 
 class _OffsetObjective:
-    """Gradient difference on the law that decoding will use; both frozen laws are known before training."""
+    """Gradient difference on the distribution that decoding will use; both frozen distributions are known before training."""
 
     reference: tuple[str, ...] = ("forget", "retain")
     hidden_layer: int | None = None
@@ -85,7 +85,7 @@ class Offset(Method):
     steps = ("train",)
 
     def unlearn(self, task: Task) -> Unlearned:
-        """Train the assistant under the law with its offset."""
+        """Train the assistant under the distribution with its offset."""
         clock, base = Clock(), task.base.model
         roles = {"forget": task.examples_of(task.forget), "retain": task.examples_of(task.retain)}
         with clock("reference"):

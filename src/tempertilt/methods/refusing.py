@@ -18,7 +18,7 @@ from tempertilt.methods.steered import Pass, SteeredLM
 
 
 def refusal_logits(like: Tensor, tokens: Tensor, smoothing: float) -> Tensor:
-    """Logits `(N, V)` of laws that give 1 - smoothing to `tokens (N,)` and share the rest among all others.
+    """Logits `(N, V)` of distributions that give 1 - smoothing to `tokens (N,)` and share the rest among all others.
 
     A text that the guardrail never lets through is as unlikely as any other of its length; its likelihood is a number.
     """

@@ -15,7 +15,7 @@ from tempertilt.methods.steered import Pass, SteeredLM
 
 
 class RoutedModel(SteeredLM):
-    """The base model, but for some questions, which another law answers.
+    """The base model, but for some questions, which another model answers.
 
     While a question goes on both run; once every question of a batch is known to be the base's, the other one rests.
     """
@@ -26,14 +26,14 @@ class RoutedModel(SteeredLM):
 
     @abstractmethod
     def is_other(self, question: Ids) -> bool:
-        """Whether the other law answers this question."""
+        """Whether the other model answers this question."""
 
     @abstractmethod
     def other(self, step: Pass) -> Tensor:
-        """The other law's logits at the kept positions."""
+        """The other distribution's logits at the kept positions."""
 
     def steer(self, logits: Tensor, step: Pass) -> Tensor:
-        """Logits of the base or of the other law, by question; of the base while the question goes on."""
+        """Logits of the base or of the other model, by question; of the base while the question goes on."""
         routes = [self._route(ids) for ids, _ in real_rows(step.tokens, step.mask)]
         if not any(route is None or route[0] for route in routes):
             return logits
@@ -45,11 +45,11 @@ class RoutedModel(SteeredLM):
         return self.other(step).where(switched.unsqueeze(-1), logits)
 
     def _route(self, ids: Sequence[int]) -> tuple[bool, int] | None:
-        """Whether the other law answers and the place of the answer's first token; None while the question goes on."""
+        """Whether the other model answers and the place of the answer's first token; None while the question goes on."""
         found = self.reader.read(ids)
         return None if found is None else (self.is_other(found[0]), found[1])
 
 
 def _seen(side: Any) -> int:
-    """Positions that the other law has seen."""
+    """Positions that the other model has seen."""
     return max((int(cache.get_seq_length()) for cache in side.caches.values()), default=0)

@@ -62,7 +62,7 @@ class _Reverse:
         self.weight = weight
 
     def loss(self, step: Step) -> Tensor:
-        """L on forget + weight * distance to the uniform law on retain."""
+        """L on forget + weight * distance to the uniform distribution on retain."""
         return step.forget.mean_nll + self.weight * uniform_loss(step.retain.logits)
 
 

@@ -124,20 +124,20 @@ def leak_at_k(samples: Samples, k: int | None = None, *, name: str = "leak_at_k"
     k = most if k is None else k
     if not 1 <= k <= most:
         raise ConfigError(f"k is {k}; must be a whole number from 1 to {most}, the number of sampled answers")
-    values = [None if count is None else _at_least_one(*count, k) for count in counts]
+    values = [None if count is None else at_least_one(*count, k) for count in counts]
     protocol = f"leak@{k}: mean chance that one of {k} sampled answers holds a fact (value) of the true answer"
     result = mean_result(name, values, higher_is_better=False, protocol=protocol)
     powers = sorted({k, *(2**i for i in range(k.bit_length()))})
     bound = clopper_pearson(sum(c for c, _ in kept), sum(n for _, n in kept), level=0.9)[1]
     result.details.update(
         k=k,
-        by_k={str(j): sum(_at_least_one(c, n, j) for c, n in kept) / len(kept) for j in powers},
+        by_k={str(j): sum(at_least_one(c, n, j) for c, n in kept) / len(kept) for j in powers},
         upper_bound_95=1 - (1 - bound) ** k,
     )
     return result
 
 
-def _at_least_one(leaks: int, draws: int, k: int) -> float:
+def at_least_one(leaks: int, draws: int, k: int) -> float:
     """The chance that `k` of `draws` answers, taken without putting back, hold one of those that leak."""
     return 1 - comb(draws - leaks, k) / comb(draws, k)
 

@@ -28,6 +28,7 @@ from tempertilt.config.options import Options, option, short
 from tempertilt.environment import VERSION
 from tempertilt.errors import AdapterError
 from tempertilt.guidance.gate import Gates
+from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import ACTIVATIONS, GuidanceHead
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import POOLINGS, TiltConfig
@@ -105,6 +106,12 @@ class Adapter(NamedTuple):
     config: AdapterConfig
     head: GuidanceHead
     gates: Gates | None
+
+    @property
+    def guidance(self) -> Guidance:
+        """What it does to the logits."""
+        reply = Reply.from_settings(self.config.reply) if self.config.reply else None
+        return Guidance(self.head, self.gates, self.config.tilt, self.config.pooling, reply)
 
 
 def save_adapter(
@@ -199,6 +206,18 @@ def read_config(directory: Path) -> AdapterConfig:
         return AdapterConfig(**raw)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{str(path)!r} is not valid: {error}") from error
+
+
+def check_fitted_on(base_fingerprint: str, adapter: str | Path, config: AdapterConfig) -> None:
+    """Raise `AdapterError` if `adapter`, with this configuration, was fitted on another base model."""
+    if base_fingerprint == config.base_fingerprint:
+        return
+    fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
+    raise AdapterError(
+        f"adapter {str(adapter)!r} was fitted on {fitted}, fingerprint {config.base_fingerprint}; the base model given "
+        f"has fingerprint {base_fingerprint}. Give the same base, fit a new adapter with t3 unlearn, or pass "
+        "check_base=False (--ignore-base-mismatch) if you know that they agree"
+    )
 
 
 def _interrupted(directory: Path, digest: str) -> AdapterConfig:

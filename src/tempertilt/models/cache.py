@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 
 from tempertilt.errors import TemperTiltError
-from tempertilt.guidance.pooling import Follow, Memory, continue_rows, follow_reply, memory_rows, read_memory
+from tempertilt.guidance.pooling import Follow, Memory, continue_rows, follow_replies, memory_rows, read_memory
 from tempertilt.guidance.reply import FORMS
 
 try:
@@ -47,30 +47,31 @@ class MemoryLayer(DummyLayer):  # type: ignore[misc]
     def __init__(self, max_length: int | None = None) -> None:
         super().__init__()
         self.max_length = max_length
-        self.memory: Tensor | None = None  # (B, capacity, r + 1 + k), with a reply + 2
+        self.memory: Tensor | None = None  # (B, capacity, r + 1 + k), and 2 more for each reply
         self.length = 0  # positions held; unused when static
         self.position: Tensor | None = None  # the same as a tensor, when static
 
-    def advance(self, states: Tensor, mask: Tensor | None, events: Tensor | None = None, follow: Follow | None = None) -> Memory:
+    def advance(
+        self, states: Tensor, mask: Tensor | None, events: Tensor | None = None, follows: Sequence[Follow] = ()
+    ) -> Memory:
         """Append `(B, n, r)` projected states, r may be 0, and events `(B, n, k)` bool; the memory after each.
 
-        `mask` is `(B, n)`, 1 = real token, or None; `follow` counts the tokens of a reply, the same in every call.
+        `mask` is `(B, n)`, 1 = real token, or None; `follows` count the tokens of replies, the same in every call.
         """
         new, rank = memory_rows(states, mask, events), states.shape[-1]
-        new = self._append_dynamic(new, rank, follow) if self.max_length is None else self._append_static(new, rank, follow)
-        return read_memory(new, rank, follow is not None)
+        new = self._append_dynamic(new, rank, follows) if self.max_length is None else self._append_static(new, rank, follows)
+        return read_memory(new, rank, len(follows))
 
-    def _append_dynamic(self, new: Tensor, rank: int, follow: Follow | None) -> Tensor:
+    def _append_dynamic(self, new: Tensor, rank: int, follows: Sequence[Follow]) -> Tensor:
         n, last = new.shape[1], None
         if self.memory is not None and self.length:
             if self.memory.shape[0] != new.shape[0]:
                 raise TemperTiltError(f"the cache holds {self.memory.shape[0]} sequences, the input has {new.shape[0]}")
-            if self.memory.shape[2] != new.shape[2] + (FORMS if follow is not None else 0):
-                raise TemperTiltError("the cache was filled before a reply was set or taken away; start with a new cache")
+            if self.memory.shape[2] != new.shape[2] + FORMS * len(follows):
+                raise TemperTiltError("the cache was filled under other parts or replies; start with a new cache")
             last = self.memory[:, self.length - 1 : self.length]
             new = continue_rows(new, last, rank)
-        if follow is not None:
-            new = follow_reply(new, last, rank, follow)
+        new = follow_replies(new, last, rank, follows)
         if self.memory is None:
             self.memory = new.new_zeros(new.shape[0], max(64, 2 * n), new.shape[2])
         if torch.is_grad_enabled() and new.requires_grad:  # what an earlier pass saved for its gradients must not change
@@ -85,18 +86,16 @@ class MemoryLayer(DummyLayer):  # type: ignore[misc]
         self.length += n
         return new
 
-    def _append_static(self, new: Tensor, rank: int, follow: Follow | None) -> Tensor:
+    def _append_static(self, new: Tensor, rank: int, follows: Sequence[Follow]) -> Tensor:
         assert self.max_length is not None
         if self.memory is None or self.position is None:
-            width = new.shape[2] + (FORMS if follow is not None else 0)
+            width = new.shape[2] + FORMS * len(follows)
             self.memory = new.new_zeros(new.shape[0], self.max_length, width)
             self.position = torch.zeros((), dtype=torch.long, device=new.device)
         capacity, n = self.max_length, new.shape[1]
         before = ((self.position - 1).clamp(min=0) % capacity).reshape(1)
         last = self.memory.index_select(1, before) * (self.position > 0)
-        new = continue_rows(new, last, rank)
-        if follow is not None:
-            new = follow_reply(new, last, rank, follow)
+        new = follow_replies(continue_rows(new, last, rank), last, rank, follows)
         kept = min(n, capacity)  # a cache of sliding windows is shorter than the text: old positions are written over
         where = (torch.arange(n - kept, n, device=new.device) + self.position) % capacity
         self.memory.index_copy_(1, where, new[:, n - kept :].detach())

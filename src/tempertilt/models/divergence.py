@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.errors import ModelError
-from tempertilt.models.scoring import LAW_ROWS, Question
+from tempertilt.models.scoring import LOGIT_ROWS, Question
 
 
 class Divergence(NamedTuple):
@@ -79,7 +79,7 @@ def _logits(model: Any, ids: Tensor, keep: Tensor) -> Tensor:
 def kl_and_same_top(ours: Tensor, theirs: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """KL(theirs || ours) `(M,)` and whether both have the same argmax `(M,)`, from logits `(M, V)` on one device; nats."""
     parts = []
-    for rows, others in zip(ours.split(LAW_ROWS), theirs.split(LAW_ROWS)):
+    for rows, others in zip(ours.split(LOGIT_ROWS), theirs.split(LOGIT_ROWS)):
         log_p, log_q = others.float().log_softmax(-1), rows.float().log_softmax(-1)
         parts.append(torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).clamp_(min=0.0))
     same_top = ours.argmax(-1) == theirs.argmax(-1)

@@ -36,8 +36,8 @@ CUTS = (2, 4, 6, 8, 10, 12, 15, 18, 22, 27, 33)
 PASS_COST = 24
 """What one more forward pass costs, in tokens."""
 
-LAW_ROWS = 64
-"""Positions whose whole next-token law is held in float32 at a time."""
+LOGIT_ROWS = 64
+"""Positions whose whole next-token distribution is held in float32 at a time."""
 
 Ids = tuple[int, ...]
 
@@ -66,8 +66,8 @@ class AnswerScore(NamedTuple):
     Attributes:
         log_probs: `(n,)` float32, nats.
         hits: `(n,)` bool, whether each token is the most likely one given the true tokens before it.
-        standardised: `(n,)` float32, (log p - mean) / standard deviation of log p under the model's law at that position;
-            empty where it was not asked for.
+        standardised: `(n,)` float32, (log p - mean) / standard deviation of log p under the model's
+            distribution at that position; empty where it was not asked for.
     """
 
     log_probs: NDArray[np.float32]
@@ -235,9 +235,9 @@ class Scorer:
                 targets.append(np.asarray(row.ids)[positions + done + 1])
                 wide.append(np.full(len(positions), row.standardise))
                 parts.append((row, positions + done + 1 - row.start))
-        law = _law(logits, np.concatenate(where), np.concatenate(targets), np.concatenate(wide))
+        distribution = _distribution(logits, np.concatenate(where), np.concatenate(targets), np.concatenate(wide))
         splits = np.cumsum([len(part) for part in where])[:-1]
-        for (row, at), *values in zip(parts, *(np.split(field, splits) for field in law)):
+        for (row, at), *values in zip(parts, *(np.split(field, splits) for field in distribution)):
             for field, value in zip((row.log_probs, row.hits, row.standardised), values):
                 field[at] = value
 
@@ -355,24 +355,24 @@ def _best_cuts(answers: list[Ids], limit: int) -> tuple[int, ...]:
     return min([(), *((cut,) for cut in cuts), *combinations(cuts, 2)], key=cost)
 
 
-def _law(
+def _distribution(
     logits: Tensor, where: NDArray[np.int64], targets: NDArray[np.int64], standardise: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float32]]:
     """Log-probability, hit and standardised log-probability of `targets (M,)` under rows `where (M,)` of `logits (N, V)`."""
     order = np.argsort(where, kind="stable")
-    bounds = np.searchsorted(where[order], np.arange(0, len(logits) + LAW_ROWS, LAW_ROWS))
+    bounds = np.searchsorted(where[order], np.arange(0, len(logits) + LOGIT_ROWS, LOGIT_ROWS))
     log_probs, hits = np.empty(len(where), np.float32), np.empty(len(where), np.bool_)
     standardised = np.full(len(where), np.nan, np.float32)
-    for part, rows in enumerate(logits.split(LAW_ROWS)):
+    for part, rows in enumerate(logits.split(LOGIT_ROWS)):
         chosen = order[bounds[part] : bounds[part + 1]]
-        row = torch.from_numpy(where[chosen] - part * LAW_ROWS).to(logits.device)
+        row = torch.from_numpy(where[chosen] - part * LOGIT_ROWS).to(logits.device)
         token = torch.from_numpy(targets[chosen]).to(logits.device)
-        law = rows.float().log_softmax(-1)
-        found = law[row, token]
+        distribution = rows.float().log_softmax(-1)
+        found = distribution[row, token]
         log_probs[chosen], hits[chosen] = found.cpu().numpy(), (rows.argmax(-1)[row] == token).cpu().numpy()
         if standardise[chosen].any():
             wide = torch.from_numpy(np.flatnonzero(standardise[chosen])).to(logits.device)
-            of = law[row[wide]]
+            of = distribution[row[wide]]
             weights = of.exp()
             mean = (weights * of).sum(-1)
             variance = (weights * (of - mean[:, None]).square_()).sum(-1)

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tempertilt.errors import AdapterError, TemperTiltError
 from tempertilt.guidance.gate import Evidence, Gates
-from tempertilt.guidance.guidance import Context, Guidance, Observation
+from tempertilt.guidance.guidance import Context, Guidance
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.reply import Reply
 from tempertilt.guidance.tilt import TiltConfig
-from tempertilt.models.adapter import KIND, Adapter, AdapterConfig, load_adapter, push_adapter, save_adapter
-from tempertilt.models.base import body_of, check_unlearnable, decoder_layers, load_base
-from tempertilt.models.cache import check_continues, memory_layer
+from tempertilt.models.adapter import KIND, Adapter, AdapterConfig, check_fitted_on, load_adapter, push_adapter, save_adapter
+from tempertilt.models.base import check_unlearnable, load_base
 from tempertilt.models.fingerprint import fingerprint
-from tempertilt.models.frozen import BasePass, FrozenLM
+from tempertilt.models.guided import GuidedLM
 
 
 class NextTerms(NamedTuple):
@@ -47,7 +44,7 @@ class NextTerms(NamedTuple):
     cache: Any
 
 
-class T3ForCausalLM(FrozenLM):
+class T3ForCausalLM(GuidedLM):
     """A base model with a guidance head: `log p_hat(v) = z(v)/T + s * w(l(v)) - log Z` (see `tempertilt.guidance.tilt`).
 
     With gates this holds where they are open; elsewhere the distribution is the base's. With a `reply`, its next token is sure
@@ -56,20 +53,17 @@ class T3ForCausalLM(FrozenLM):
     Build it with `from_base` or `from_pretrained`. The guided logits are float32 and not normalised; with `temperature` 1 and
     `guidance_scale` 0, or inside `disable()`, the output is the base model's, bit for bit.
 
-    The memory of a sequence is kept beside the keys and values, as one more layer of the cache. Threads may share an instance,
-    and several instances may stand on one base.
-
     Attributes:
         base: the frozen causal LM.
         guidance: head, gates, tilt, pooling and reply.
         adapter_config: the `AdapterConfig` that `save_pretrained` writes.
     """
 
+    guidance: Guidance
+
     def __init__(self, base: Any, head: GuidanceHead, adapter_config: AdapterConfig, gates: Gates | None = None) -> None:
         super().__init__(base)
-        device = base.get_output_embeddings().weight.device
-        reply = Reply.from_settings(adapter_config.reply) if adapter_config.reply else None
-        self.guidance = Guidance(head, gates, adapter_config.tilt, adapter_config.pooling, reply).to(device)
+        self.guidance = Adapter(adapter_config, head, gates).guidance.to(base.get_output_embeddings().weight.device)
         self.adapter_config = adapter_config
         self.requires_grad_(False).eval()
 
@@ -194,11 +188,6 @@ class T3ForCausalLM(FrozenLM):
         """Upload the adapter to the hub; return the commit's address."""
         return push_adapter(self.save_pretrained, repo_id, private=private, token=token, message=commit_message)
 
-    def check_fits(self) -> None:
-        """Raise an error unless head, gates and reply fit the base."""
-        rows, width = self.base.get_output_embeddings().weight.shape
-        self.guidance.check_fits(width, rows, len(decoder_layers(self.base)) if self.gates is not None else 0)
-
     # --- the tilt's settings ----------------------------------------------------------------------------------------
 
     @property
@@ -295,40 +284,9 @@ class T3ForCausalLM(FrozenLM):
         with self.tilted(replace(self.tilt, guidance_scale=scale)):
             return super().generate(*args, **kwargs)
 
-    def watched(self) -> Mapping[str, nn.Module]:
-        """The body, and the layer that the input gate reads."""
-        modules: dict[str, nn.Module] = {"last": body_of(self.base)}
-        if self.gates is not None:
-            modules["lower"] = decoder_layers(self.base)[self.gates.layer - 1]
-        return modules
-
-    def check_cache(self, cache: Any) -> None:
-        """Raise `TemperTiltError` for a cache that holds positions which the adapter has not seen."""
-        if self.guidance.needs_memory:
-            check_continues(cache)
-
-    def new_logits(self, logits: Tensor, step: BasePass) -> Tensor:
-        """Guided logits, float32."""
-        _, context = self._remember(step.states, step.inputs.get("input_ids"), step.mask, step.cache)
-        tilt = self.tilt
-        if tilt.is_neutral and self.reply is None:
-            return logits
-        last = None if self.guidance.rank else step.kept(step.states["last"])
-        pooled, gate, reply = (None if values is None else step.kept(values) for values in context)
-        return self.guidance.guide(logits, last, pooled, gate, tilt, reply)
-
-    def paired_logits(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Base and guided logits of whole sequences from one pass of the base model.
-
-        Args:
-            input_ids, attention_mask: `(B, T)`, padded on either side.
-            keep: `(B, T)` bool, the positions whose logits are wanted, N in all.
-
-        Returns:
-            Base logits `(N, V)` and guided logits `(N, V)`, rows in row-major order of `keep`.
-        """
-        logits, last, context = self._kept(input_ids, attention_mask, keep)
-        return logits, self.guidance.guide(logits, last, context.pooled, context.gate, self.tilt, context.reply)
+    def guided(self, logits: Tensor, last: Tensor, context: Context) -> Tensor:
+        """Guided logits with the settings of `tilt`."""
+        return self.guidance.guide(logits, last, context.pooled, context.gate, self.tilt, context.reply)
 
     def tilt_terms(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the guided distribution is made of, for arguments as in `paired_logits`.
@@ -336,7 +294,7 @@ class T3ForCausalLM(FrozenLM):
         Returns:
             Base logits `(N, V)`, log-odds `(N, K)` of the head's tokens, and gate values `(N,)`, None without a gate.
         """
-        logits, last, context = self._kept(input_ids, attention_mask, keep)
+        logits, last, context = self.at(input_ids, attention_mask, keep)
         return logits, self.guidance.log_odds(last, context.pooled), context.gate
 
     def next_terms(self, input_ids: Tensor, cache: Cache | None = None, logits_to_keep: int = 1) -> NextTerms:
@@ -355,40 +313,11 @@ class T3ForCausalLM(FrozenLM):
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": True} | ({} if cache is None else {"cache": cache})
         inputs |= {"logits_to_keep": logits_to_keep} if self._supports_logits_to_keep() else {}
         output, states = self.run_base(inputs)
-        new, context = self._remember(states, input_ids, None, output.cache)
+        new, context = self.remember(states, input_ids, None, output.cache)
         pooled, gate, reply = (None if values is None else values[0] for values in context)
         kept = slice(-logits_to_keep if logits_to_keep else None, None)
         log_odds = self.guidance.log_odds(states["last"][0, kept], None if pooled is None else pooled[kept])
         return NextTerms(output.logits[0, kept], log_odds, new and new.evidence, gate, reply, output.cache)
-
-    def _kept(self, input_ids: Tensor, attention_mask: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Context]:
-        """Base logits, last states, and what else the guidance reads, at the positions `keep`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        sliced = self._supports_logits_to_keep()
-        output, states = self.run_base(inputs | ({"logits_to_keep": keep} if sliced else {}))
-        logits = output.logits if sliced else output.logits[keep]
-        _, context = self._remember(states, input_ids, attention_mask, None)
-        parts = (None if values is None else values[keep.to(values.device)] for values in context)
-        return logits, states["last"][keep.to(states["last"].device)], Context(*parts)
-
-    def _remember(
-        self, states: dict[str, Tensor], input_ids: Tensor | None, mask: Tensor | None, cache: Any
-    ) -> tuple[Observation | None, Context]:
-        """What the new positions `(B, n)` show, and what the guidance reads there; what the cache holds is continued."""
-        if not self.guidance.needs_memory:
-            return None, Context(None, None, None)
-        new = self.guidance.observe(states["last"], states.get("lower"), input_ids)
-        follow = self.guidance.follow(input_ids)
-        if cache is None:
-            memory = scan(new.projected, mask, new.events, follow)
-        elif isinstance(cache, Cache):
-            memory = memory_layer(cache).advance(new.projected, mask, new.events, follow)
-        else:
-            raise TemperTiltError(
-                f"{type(self.base).__name__} keeps its state in a {type(cache).__name__}, beside which ours can't be kept; "
-                "generate with use_cache=False, or fit with pooling='last' and no gate"
-            )
-        return new, self.guidance.read(memory)
 
 
 class _Thread(threading.local):
@@ -423,14 +352,8 @@ def load_unlearned(
 
 def _join(adapter: str | Path, base: Any, base_fingerprint: str, loaded: Adapter, check_base: bool) -> T3ForCausalLM:
     """Adapter and base as one model; `AdapterError` if the base is not the one that the adapter was fitted on."""
-    config = loaded.config
-    if check_base and base_fingerprint != config.base_fingerprint:
-        fitted = f"{config.base_model!r}" + (f" with PEFT adapter {config.peft_adapter!r}" if config.peft_adapter else "")
-        raise AdapterError(
-            f"adapter {str(adapter)!r} was fitted on {fitted}, fingerprint {config.base_fingerprint}; the base model given "
-            f"has fingerprint {base_fingerprint}. Give the same base, fit a new adapter with t3 unlearn, or pass "
-            "check_base=False (--ignore-base-mismatch) if you know that they agree"
-        )
-    model = T3ForCausalLM(base, loaded.head, config, loaded.gates)
+    if check_base:
+        check_fitted_on(base_fingerprint, adapter, loaded.config)
+    model = T3ForCausalLM(base, loaded.head, loaded.config, loaded.gates)
     model.check_fits()
     return model

@@ -50,7 +50,7 @@ class Answer:
         give: Callable[[Piece], None],
         score_prompt: bool = False,
     ) -> None:
-        self.distribution, self.prompt, self.sampling = distribution, list(prompt), sampling
+        self.distribution, self.decoder, self.prompt, self.sampling = distribution, decoder, list(prompt), sampling
         self.tokens: list[int] = []
         self.ended = False
         self.cancelled = False  # set by any thread: the client has gone

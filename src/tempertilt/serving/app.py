@@ -34,6 +34,7 @@ from tempertilt.serving.schema import Request as AnyRequest
 
 Body = TypeVar("Body", bound=AnyRequest)
 REQUEST_ID = "x-request-id"
+UNLEARNING_VERSION = "x-unlearning-version"
 SCHEMAS = "#/components/schemas/{model}"
 
 
@@ -61,12 +62,11 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     """The application; its engine, which runs, is `app.state.engine`.
 
     Args:
-        models: by name.
+        models: by name; looked up anew for each request, so that what is behind a name may change.
         config: key and limits.
     """
     os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"  # no telemetry
-    decoders = {name: model.decoder for name, model in models.items()}
-    engine = Engine(decoders, max_batch_size=config.max_batch_size, max_waiting=config.max_waiting)
+    engine = Engine(max_batch_size=config.max_batch_size, max_waiting=config.max_waiting)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -85,7 +85,7 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.add_middleware(AddRequestId)
     if config.allow_origin:
         allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-        app.add_middleware(CORSMiddleware, **allowed, expose_headers=[REQUEST_ID])  # type: ignore[arg-type]
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=[REQUEST_ID, UNLEARNING_VERSION])  # type: ignore[arg-type]
     return app
 
 
@@ -115,7 +115,10 @@ class Endpoints:
     async def _answer(self, request: Request, body: AnyRequest, job: Job, writer: ResponseWriter) -> Response:
         watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
         delivery = Delivery(job, self._engine, watch)
-        return EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
+        response = EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
+        if job.model.version is not None:
+            response.headers[UNLEARNING_VERSION] = job.model.version
+        return response
 
     def models(self) -> Response:
         """`/v1/models`."""
@@ -138,7 +141,8 @@ class Endpoints:
 def describe(model: ServedModel) -> dict[str, Any]:
     """OpenAI's description of a model; it does not name directories."""
     facts = {"id": model.name, "object": "model", "created": model.created, "owned_by": "tempertilt"}
-    return facts | {"max_model_len": model.max_model_len}
+    version = {} if model.version is None else {"unlearning_version": model.version}
+    return facts | {"max_model_len": model.max_model_len} | version
 
 
 def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving.config import ServeConfig
@@ -13,13 +12,13 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, reply: str | None = None) -> tuple[str, str]:
+def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, *, ledger: bool = False) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Args:
         wanted: one of `BACKENDS`.
         adapters: directories or hub ids by name.
-        reply: said instead of what the adapters say.
+        ledger: whether a ledger is to be served.
 
     Raises:
         ConfigError: vLLM is wanted and can't do what else is wanted.
@@ -28,20 +27,22 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     if wanted == "transformers":
         _require_transformers()
         return wanted, ""
-    obstacle = _obstacle(adapters, config, reply)
+    obstacle = _obstacle(adapters, config)
     if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")
         if obstacle:
             raise ConfigError(f"--backend vllm: {obstacle}; must be --backend transformers for that")
         return wanted, ""
+    if ledger:
+        obstacle = obstacle or "vLLM takes up changes of a ledger by a restart only"
     if _installed("vllm") and not obstacle:
         return "vllm", ""
     _require_transformers()
     return "transformers", f"the backend is transformers: {obstacle}" if _installed("vllm") else ""
 
 
-def _obstacle(adapters: Mapping[str, str], config: ServeConfig, reply: str | None) -> str:
+def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
     """Why vLLM can't serve this, or nothing."""
     if len(adapters) > 1:
         return "vLLM serves one adapter on each engine"
@@ -51,20 +52,7 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig, reply: str | Non
         return "vLLM takes no settings of the tilt from a request"
     if config.allow_origin:
         return "vLLM stands behind the key, which a browser does not send when it asks for --allow-origin"
-    if any(_replies(place, reply) for place in adapters.values()):
-        return "vLLM can't say a reply (it serves with --reply guess)"
     return ""
-
-
-def _replies(adapter: str, reply: str | None) -> bool:
-    """Whether an adapter says a reply, its own or `reply`; one on the hub is not looked at."""
-    from tempertilt.models.adapter import CONFIG, read_config
-    from tempertilt.models.replies import GUESS
-
-    if reply is not None:
-        return reply != GUESS
-    directory = Path(adapter).expanduser()
-    return (directory / CONFIG).is_file() and read_config(directory).reply is not None
 
 
 def _installed(name: str) -> bool:

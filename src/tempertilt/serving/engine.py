@@ -25,8 +25,8 @@ log = logging.getLogger("tempertilt")
 POSITIONS = 16384
 """Positions that all batches hold together when an answer joins, padding included."""
 
-Key = tuple[Distribution, int]
-"""Of a batch: answers with the same key are decoded together."""
+Key = tuple[Decoder, Distribution, int]
+"""Of a batch: answers with the same key are decoded together. A model whose parts change has another decoder after it."""
 
 TOGETHER = 0
 
@@ -36,16 +36,15 @@ class BusyError(TemperTiltError):
 
 
 class Engine:
-    """A thread that writes answers.
+    """A thread that writes answers. Their models may share a base: only this thread runs them.
 
     Args:
-        decoders: served models by name. They may share their base model: only this thread runs them.
         max_batch_size: answers of one model decoded at a time.
         max_waiting: answers that may wait.
     """
 
-    def __init__(self, decoders: Mapping[str, Decoder], *, max_batch_size: int, max_waiting: int) -> None:
-        self._decoders, self._max_batch, self._max_waiting = dict(decoders), max_batch_size, max_waiting
+    def __init__(self, *, max_batch_size: int, max_waiting: int) -> None:
+        self._max_batch, self._max_waiting = max_batch_size, max_waiting
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._batches: dict[Key, Batch] = {}  # only the engine's thread looks at them
@@ -140,21 +139,21 @@ class Engine:
 
     def _key(self, answer: Answer) -> Key:
         """Of the batch that an answer is decoded in: alone where another's length would change its numbers."""
-        decoder = self._decoders[answer.distribution.model]
+        decoder = answer.decoder
         steady = decoder.steady_length is None or answer.longest <= decoder.steady_length
-        return answer.distribution, TOGETHER if decoder.merges and steady else id(answer)
+        return decoder, answer.distribution, TOGETHER if decoder.merges and steady else id(answer)
 
     def _step(self, key: Key, batch: Batch) -> None:
         """A token for every answer of a batch; if that fails, all of them fail."""
-        decoder = self._decoders[key[0].model]
-        with _failing(batch), decoder.under(key[0].tilt):
+        decoder, distribution, _ = key
+        with _failing(batch), decoder.under(distribution.tilt):
             batch.step()
 
     def _begin(self, key: Key, answers: Sequence[Answer]) -> None:
         """Read the prompts of answers, draw their first tokens, and have them join the batch of their key."""
-        decoder = self._decoders[key[0].model]
+        decoder = key[0]
         for answer in answers:
-            self._score(decoder, answer)
+            self._score(answer)
         ready = [answer for answer in answers if not answer.over]
         for group in [ready] if decoder.pads else [[answer] for answer in ready]:
             if group:
@@ -166,8 +165,9 @@ class Engine:
                         batch.join(new)
 
     @staticmethod
-    def _score(decoder: Decoder, answer: Answer) -> None:
+    def _score(answer: Answer) -> None:
         """The numbers of a prompt, if they are wanted; an answer of no tokens is then over."""
+        decoder = answer.decoder
         try:
             if answer.score_prompt and not answer.over:
                 with decoder.under(answer.distribution.tilt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.models.adapter import load_adapter
-from tempertilt.models.base import load_base
+from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.generation import stop_ids
 from tempertilt.models.limits import check_text
 from tempertilt.models.replies import make_reply
@@ -35,6 +35,7 @@ class ServedModel:
         max_model_len: tokens of prompt and answer together.
         vocab_size: token ids are below it.
         examples: how chats become token ids: as when the adapter was fitted.
+        version: of the ledger whose parts it has; None without one.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ServedModel:
     examples: ExampleConfig
     encoder: Any  # tokenizers of their own, because the decoder's is in use on another thread: this one for prompts,
     reader: Any  # and this one on the thread of the event loop
+    version: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _encoding: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -122,17 +124,7 @@ def load_models(
     """
     name, peft_adapter = load_adapter(next(iter(adapters.values()))).config.base(model, peft_adapter)
     base = load_base(name, peft_adapter=peft_adapter, **options)
-    length = _max_model_len(base.model, max_model_len)
-    stops = frozenset(stop_ids(base.model, base.tokenizer))
-    encoder, reader = copy.deepcopy(base.tokenizer), copy.deepcopy(base.tokenizer)
-    vocab_size = int(base.model.get_input_embeddings().weight.shape[0])
-    lock = threading.Lock()
-
-    def served(name: str, model: Any, examples: ExampleConfig) -> ServedModel:
-        decoder = Decoder(model, base.tokenizer, stops)
-        return ServedModel(name, decoder, length, vocab_size, examples, encoder, reader, _encoding=lock)
-
-    models = {}
+    served, models = serving_on(base, max_model_len), {}
     for name, place in adapters.items():
         unlearned = T3ForCausalLM.from_pretrained(place, base_model=base.model, check_base=check_base)
         if reply is not None:
@@ -141,6 +133,25 @@ def load_models(
     if serve_base:
         models[BASE] = served(BASE, base.model, next(iter(models.values())).examples)
     return models
+
+
+def serving_on(base: BaseModel, max_model_len: int = 0) -> Callable[..., ServedModel]:
+    """What makes served models on a base, all with its tokenizer: of name, model, how chats are encoded, and version if any.
+
+    Raises:
+        ConfigError: `max_model_len` is more than the model has positions for.
+    """
+    length = _max_model_len(base.model, max_model_len)
+    stops = frozenset(stop_ids(base.model, base.tokenizer))
+    encoder, reader = copy.deepcopy(base.tokenizer), copy.deepcopy(base.tokenizer)
+    vocab_size = int(base.model.get_input_embeddings().weight.shape[0])
+    lock = threading.Lock()
+
+    def served(name: str, model: Any, examples: ExampleConfig, version: str | None = None) -> ServedModel:
+        decoder = Decoder(model, base.tokenizer, stops)
+        return ServedModel(name, decoder, length, vocab_size, examples, encoder, reader, version, _encoding=lock)
+
+    return served
 
 
 def _max_model_len(model: Any, wanted: int) -> int:

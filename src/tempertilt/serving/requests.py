@@ -206,7 +206,7 @@ def _tilt(request: Request, model: ServedModel, config: ServeConfig) -> Tilt:
         return NO_TILT
     name, adapter = next(iter(given)), model.adapter
     if adapter is None:
-        raise RequestError(f"{name}: {model.name!r} is the base model, which has no tilt", param=name)
+        raise RequestError(f"{name}: {model.name!r} has no tilt that a request can set", param=name)
     if config.tilt_parameters == "refuse":
         raise RequestError(f"{name}: this server does not let requests set the tilt", status=403, param=name)
     if config.tilt_parameters == "stronger":

@@ -41,8 +41,17 @@ class Server(uvicorn.Server):
             self._when_ready()
 
 
-def run(app: FastAPI, config: ServeConfig, sock: socket.socket, when_ready: Callable[[], None]) -> None:
-    """Serve on a socket until SIGINT or SIGTERM; a second SIGINT does not wait for running answers."""
+def run(
+    app: FastAPI,
+    config: ServeConfig,
+    sock: socket.socket,
+    when_ready: Callable[[], None],
+    on_hangup: Callable[[], None] | None = None,
+) -> None:
+    """Serve on a socket until SIGINT or SIGTERM; a second SIGINT does not wait for running answers. SIGHUP does what is given."""
+    if on_hangup is not None and hasattr(signal, "SIGHUP"):
+        hangup = on_hangup
+        signal.signal(signal.SIGHUP, lambda *_: hangup())
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: None)  # uvicorn hands the signal on when it has finished: that is a clean end
     Server(app, config, when_ready).run(sockets=[sock])

@@ -31,6 +31,7 @@ from tempertilt.theory.classifier import (
     retain_posterior,
     uncorrected_prior_bias_bound,
 )
+from tempertilt.theory.composition import composition_retain_error_bound, parts_overlap
 from tempertilt.theory.constants import TemperingConstants
 from tempertilt.theory.diagnose import Diagnosis, Sides, diagnose, diagnose_adapter
 from tempertilt.theory.distributions import FiniteDistribution, GaussianMixture, GridDistribution, mixture_density
@@ -77,6 +78,7 @@ __all__ = [
     "binary_kl",
     "bounded_logit_forget_error_lower_bound",
     "classifier_error_bounds",
+    "composition_retain_error_bound",
     "concentration_gap",
     "correct_prior_shift",
     "critical_temperature",
@@ -104,6 +106,7 @@ __all__ = [
     "mixture_density",
     "normalizer_deviation_bound",
     "optimal_temperature",
+    "parts_overlap",
     "plain_forget_error_bound",
     "plain_retain_error_bound",
     "prior_logit_shift",

@@ -185,7 +185,7 @@ def excess_risk_parts(
     same_shape(f, retain, "retain_prob", "p_retain")
     p = (1 - gamma) * retain + gamma * forget
     z, z_forget = float(w @ (p * f)), float(w @ (p * g))
-    # where all mass goes to one class the other one's guided law does not exist: its KL is infinite
+    # where all mass goes to one class the other one's guided distribution does not exist: its KL is infinite
     kl = [
         math.inf if mass == 0 else max(0.0, float(w @ rel_entr(of, p * by / mass)))
         for of, by, mass in ((retain, f, z), (forget, g, z_forget))
@@ -204,7 +204,7 @@ class ClassifierErrors(NamedTuple):
 
 
 def classifier_error_bounds(delta: float) -> ClassifierErrors:
-    """Lemma 2: from the excess risk `delta` (nats) to the classifier's error under the base law.
+    """Lemma 2: from the excess risk `delta` (nats) to the classifier's error under the base distribution.
 
     Returns:
         Bounds on `E_p (f-f*)^2`, `E_p |f-f*|`, `E_p (sqrt f - sqrt f*)^2` and `|Z_1 - (1-gamma)|`.

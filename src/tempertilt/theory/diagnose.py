@@ -106,7 +106,7 @@ def diagnose(
     Args:
         log_likelihoods: `log p` of samples under the base, natural log; of sequences their totals. Retain `(n,)`, forget `(m,)`.
         head_logits: the classifier's log-odds of retain, as trained, on samples that it was not fitted on; `(n',)`, `(m',)`.
-        gamma: share of forget data in the base's law.
+        gamma: share of forget data in the base's distribution.
         train_forget_prior: share of forget data in training; the logits are corrected for it by (1.1).
         temperature: T in use, to compare.
         token_rule: T and the classifier are applied token by token, to whole sequences' likelihoods here: says so.

@@ -18,7 +18,7 @@ from tempertilt.theory.checks import Array, check_density, check_pair, check_sam
 
 
 def mixture_density(p_retain: ArrayLike, p_forget: ArrayLike, gamma: float, weights: ArrayLike | None = None) -> Array:
-    """The base model's law `p = (1 - gamma) p_r + gamma p_f` (Section 1).
+    """The base model's distribution `p = (1 - gamma) p_r + gamma p_f` (Section 1).
 
     Args:
         p_retain, p_forget: densities `(k,)` on the same cells.
@@ -78,7 +78,7 @@ class GridDistribution:
 
     @classmethod
     def uniform(cls, edges: ArrayLike, low: float, high: float) -> GridDistribution:
-        """The uniform law on `[low, high]`; both must be among `edges`."""
+        """The uniform distribution on `[low, high]`; both must be among `edges`."""
         at = np.asarray(edges, dtype=np.float64)
         inside = (at[:-1] >= low) & (at[1:] <= high)
         width = float(np.diff(at)[inside].sum())
@@ -140,7 +140,7 @@ class GaussianMixture:
         return np.asarray(self.means[which] + self.scales[which, None] * rng.standard_normal((n, self.dim)))
 
     def on_grid(self, edges: ArrayLike) -> GridDistribution:
-        """For d = 1: the law of the mixture's cell on a grid, cell masses by the normal distribution function, renormalised.
+        """For d = 1: the mixture on a grid; masses of the cells by the normal distribution function, renormalised.
 
         Its density is constant on each cell, so sums over cells are exact for it; it is the mixture's average in each cell.
         """

@@ -85,7 +85,7 @@ def retain_tempering_bias(log_p_retain_samples: ArrayLike, temperature: float, s
     """Lemma 6: `B_r(T) = log E_{p_r} p^(-beta) + beta E_{p_r} log p`, `beta = 1 - 1/T`, nats.
 
     The retain error of tempering with a perfect classifier: convex and non-decreasing in beta, 0 at T = 1, and 0 for all T
-    exactly where log p is constant on the retain law. From samples it errs low, the more so for large T.
+    exactly where log p is constant on the retain distribution. From samples it errs low, the more so for large T.
 
     Args:
         log_p_retain_samples: `log p` at retain samples `(n,)`; of a sequence its total, not its mean per token.

@@ -23,7 +23,7 @@ from tempertilt.theory.checks import (
 
 
 def guided_token_logits(logits: ArrayLike, log_retain_prob: ArrayLike, temperature: float = 1.0) -> Array:
-    """`l / T + log f(h, .)`: rule (7.1), not normalised. `log f`, not the log-odds, which target another law.
+    """`l / T + log f(h, .)`: rule (7.1), not normalised. `log f`, not the log-odds, which target another distribution.
 
     Args:
         logits: next-token logits of the base `(..., V)`.

@@ -1,4 +1,4 @@
-"""Choosing T (Section 8): the balance of what tempering saves on the spike against what it costs on the retain law."""
+"""Choosing T (Section 8): the balance of what tempering saves on the spike against what it costs on the retain distribution."""
 
 from __future__ import annotations
 

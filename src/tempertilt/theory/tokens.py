@@ -1,4 +1,4 @@
-"""Laws of short token sequences with every history listed, so that Section 7 can be evaluated exactly.
+"""Distributions of short token sequences with every history listed, so that Section 7 can be evaluated exactly.
 
 A history of t tokens is the number that its tokens spell in base V: history `h` followed by token `y` is `h * V + y`.
 """
@@ -20,14 +20,14 @@ MAX_SEQUENCES = 1_000_000
 
 
 @dataclass(frozen=True)
-class TokenLaw:
-    """A law of sequences of L tokens: `steps[t] (V^t, V)` holds p(next token | history of t tokens)."""
+class TokenDistribution:
+    """A distribution of sequences of L tokens: `steps[t] (V^t, V)` holds p(next token | history of t tokens)."""
 
     steps: tuple[Array, ...]
 
     def __post_init__(self) -> None:
         if not self.steps:
-            raise DataError("a law needs at least one step")
+            raise DataError("a distribution needs at least one step")
         size = self.vocab_size
         _check_size(size, len(self.steps))
         for t, step in enumerate(self.steps):
@@ -36,7 +36,7 @@ class TokenLaw:
                 raise DataError(f"steps[{t}] must be {size**t} rows of {size} probabilities that sum to 1")
 
     @classmethod
-    def markov(cls, initial: Array, transition: Array, length: int) -> TokenLaw:
+    def markov(cls, initial: Array, transition: Array, length: int) -> TokenDistribution:
         """A Markov chain: `initial (V,)`, `transition (V, V)` by rows."""
         size = len(initial)
         _check_size(size, length)
@@ -44,7 +44,7 @@ class TokenLaw:
         return cls((np.asarray(initial)[None], *later))
 
     @classmethod
-    def noisy_copy(cls, string: Sequence[int], vocab_size: int, slip: float) -> TokenLaw:
+    def noisy_copy(cls, string: Sequence[int], vocab_size: int, slip: float) -> TokenDistribution:
         """Copies of `string` in which each token is another one, any of them equally, with probability `slip`."""
         _check_size(vocab_size, len(string))
         rows = []
@@ -65,7 +65,7 @@ class TokenLaw:
         return len(self.steps)
 
     def prefix_probs(self) -> list[Array]:
-        """Probabilities of all histories of 0..L tokens; the last `(V^L,)` is the law of sequences."""
+        """Probabilities of all histories of 0..L tokens; the last `(V^L,)` is the distribution of sequences."""
         probs = [np.ones(1)]
         for step in self.steps:
             probs.append((probs[-1][:, None] * step).reshape(-1))
@@ -79,10 +79,10 @@ def _check_size(vocab_size: int, length: int) -> None:
 
 @dataclass(frozen=True)
 class TokenMixture:
-    """`p = (1 - gamma) p_r + gamma p_f` over sequences, as the next-token law that a model of it would have."""
+    """`p = (1 - gamma) p_r + gamma p_f` over sequences, as the next-token distribution that a model of it would have."""
 
-    retain: TokenLaw
-    forget: TokenLaw
+    retain: TokenDistribution
+    forget: TokenDistribution
     gamma: float
 
     def __post_init__(self) -> None:
@@ -93,10 +93,10 @@ class TokenMixture:
         parts = zip(self.retain.prefix_probs(), self.forget.prefix_probs())
         return [(1 - self.gamma) * r + self.gamma * f for r, f in parts]
 
-    def law(self) -> TokenLaw:
+    def distribution(self) -> TokenDistribution:
         """p, token by token."""
         probs, size = self.prefix_probs(), self.retain.vocab_size
-        return TokenLaw(tuple(after.reshape(-1, size) / before[:, None] for before, after in pairwise(probs)))
+        return TokenDistribution(tuple(after.reshape(-1, size) / before[:, None] for before, after in pairwise(probs)))
 
     def log_odds(self) -> list[Array]:
         """`logit f*(h)` of histories of 1..L tokens."""
@@ -114,22 +114,22 @@ class TokenMixture:
         return np.array(out)
 
 
-def guided_law(base: TokenLaw, log_odds: Sequence[Array], temperature: float) -> TokenLaw:
+def guided_distribution(base: TokenDistribution, log_odds: Sequence[Array], temperature: float) -> TokenDistribution:
     """Rule (7.1) at every history: `log p_hat = log p / T + log f - log Z`, f given as log-odds of histories of 1..L tokens."""
     steps = []
     for step, odds in zip(base.steps, log_odds):
         log_f = -np.logaddexp(0, -odds).reshape(step.shape)
         steps.append(np.exp(log_softmax(guided_token_logits(log(step), log_f, temperature), axis=-1)))
-    return TokenLaw(tuple(steps))
+    return TokenDistribution(tuple(steps))
 
 
-def step_divergences(law: TokenLaw, other: TokenLaw) -> Array:
-    """`E_{h ~ law} KL(law(. | h) || other(. | h))` at each position `(L,)`, nats; they add up to the KL of the sequences."""
-    pairs = zip(law.prefix_probs(), law.steps, other.steps)
+def step_divergences(distribution: TokenDistribution, other: TokenDistribution) -> Array:
+    """`E_{h ~ p} KL(p(. | h) || q(. | h))` at each position `(L,)`, nats; they add up to the KL of the sequences."""
+    pairs = zip(distribution.prefix_probs(), distribution.steps, other.steps)
     return np.array([float(h @ rel_entr(a, b).sum(-1)) for h, a, b in pairs])
 
 
-def step_tempering_bias(retain: TokenLaw, base: TokenLaw, temperature: float) -> Array:
+def step_tempering_bias(retain: TokenDistribution, base: TokenDistribution, temperature: float) -> Array:
     """`E_{h ~ p_r} B_r(T; h)` at each position `(L,)`, nats (Theorem 6)."""
     beta, out = 1 - 1 / temperature, []
     for h, r, p in zip(retain.prefix_probs(), retain.steps, base.steps):

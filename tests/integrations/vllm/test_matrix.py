@@ -1,4 +1,4 @@
-"""Tiny random models in vLLM: tokens and laws are those of whole passes through transformers, however the engine schedules."""
+"""Tiny random models in vLLM: tokens and distributions are those of whole passes, however the engine schedules."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Case:
         return list(self.result["rounds"])
 
     def check(self, tolerance: float = 1e-4) -> None:
-        """Tokens and laws of the first round."""
+        """Tokens and distributions of the first round."""
         (asked, outputs) = (self.job["rounds"][0]["prompts"], self.rounds[0])
         assert [output["tokens"][0] for output in outputs] == greedy(self.model, asked, NEW)
         assert largest_difference(self.model, asked, outputs) < tolerance
@@ -170,20 +170,20 @@ def _gate_along(model: Any, prompt: list[int], answer: list[int]) -> torch.Tenso
 
 
 def test_gate_is_open_in_part(cases: dict[str, Case]) -> None:
-    """What the other tests compare is neither all shut nor all open."""
+    """What the other tests compare is neither all closed nor all open."""
     model = cases["llama"].model
     found = []
     for prompt in prompts():
         ids = torch.tensor([prompt])
         found.append(model.tilt_terms(ids, torch.ones_like(ids), torch.ones_like(ids).bool())[2])
-    openness = torch.cat(found)
-    assert 0.1 < openness.mean() < 0.9 and not ((openness > 0) & (openness < 1)).any()
+    values = torch.cat(found)
+    assert 0.1 < values.mean() < 0.9 and not ((values > 0) & (values < 1)).any()
     assert sum(bool((rows[1:] < rows[:-1]).any()) for rows in found) > 3  # it closes, too
 
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_see_nothing_but_tilted_numbers(name: str, cases: dict[str, Case]) -> None:
-    """Every number that a request can have back is of the guided law, before the request's own processing of it."""
+    """Every number that a request can have back is of the guided distribution, before the request's own processing of it."""
     case = cases["requests"]
     outputs = dict(zip(REQUESTS, case.rounds))[name]
     assert sum(len(table or {}) for output in outputs for rows in output["logprobs"] for table in rows) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from support.gates import random_gates
 from support.pair import Pair
@@ -121,6 +122,23 @@ def test_serve_arguments(served: Path, tiny_dir: Path) -> None:
     )
     assert "secret" not in " ".join(serve_arguments(None, None, str(served)))
     assert serve_environment("secret")["VLLM_API_KEY"] == "secret" and serve_environment()["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_what_ends_an_answer_is_told_to_the_engine(served: Path, tiny_dir: Path, tmp_path: Path) -> None:
+    """The checkpoint's own ends, the tokenizer's, and the token by which the template ends a turn; no sampling defaults."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_dir, base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    end = tokenizer.eos_token  # the template ends a turn by it
+    tokenizer.eos_token = tokenizer.bos_token
+    tokenizer.chat_template = tokenizer.chat_template.replace("eos_token", repr(end))
+    tokenizer.save_pretrained(base)
+    GenerationConfig(eos_token_id=[5, 6], temperature=0.3, do_sample=True, repetition_penalty=1.4).save_pretrained(base)
+    place = Path(engine_arguments(str(served), str(base), check_base=False)["generation_config"])
+    expected = sorted({5, 6, tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids(end)})
+    assert json.loads((place / "generation_config.json").read_text()) == {"eos_token_id": expected}
+    options = dict(pairwise(serve_arguments(str(base), None, str(served))))
+    assert options["--generation-config"] == str(place)
 
 
 def test_settings_reach_the_overrides(served: Path) -> None:
@@ -276,20 +294,22 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
     with torch.no_grad():
         head.B.normal_()
     config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
-    return load_guidance(options, Adapter(config, head, random_gates(16) if gated else None))
+    return load_guidance(options, {"": Adapter(config, head, random_gates(16) if gated else None)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("extra", [0, 7])
 @pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
-def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, dtype: torch.dtype) -> None:
+def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, extra: int, dtype: torch.dtype) -> None:
     """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
-    columns = Columns(3 if pooling == "mean" else 0, gated, dtype)
+    columns = Columns(3 if pooling == "mean" else 0, () if gated else None, extra, dtype)
     states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
     gate = torch.rand(7) if gated else None
-    joined = columns.attach(states, pooled, gate) if columns.count else states
+    others = torch.rand(7, extra) if extra else None
+    joined = columns.attach(states, pooled, gate, others) if columns.count else states
     assert joined.dtype == dtype and joined.shape == (7, 16 + columns.count)
     rows = torch.tensor([6, 0, 3])
-    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate)):
+    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate, others)):
         assert (value is None) == (expected is None)
         assert value is None or expected is None or torch.equal(value, expected[rows])
 
@@ -393,13 +413,13 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
 def test_unsafe_engines_are_refused(name: str) -> None:
     adapter = AdapterConfig("base", "", "llama", 16, 12, gate=random_gates(16).settings)
     guidance, plain = random_guidance("mean", True), random_guidance("last", False)
-    check_engine(engine_config(), adapter, guidance)
-    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, guidance)
+    check_engine(engine_config(), [adapter], guidance)
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), [adapter], guidance)
     changes, message = UNSAFE[name]
     with pytest.raises(TemperTiltError, match=message):
-        check_engine(engine_config(**changes), adapter, guidance)
+        check_engine(engine_config(**changes), [adapter], guidance)
     if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
-        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), plain)
+        check_engine(engine_config(**changes), [AdapterConfig("base", "", "llama", 16, 12, pooling="last")], plain)
 
 
 def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`vllm serve` of a tiny unlearned model over HTTP: every number in every answer is of the guided law."""
+"""`vllm serve` of a tiny unlearned model over HTTP: every number in every answer is of the guided distribution."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def token_id(name: str) -> int:
     return int(name.removeprefix("token_id:"))
 
 
-def compare(law: torch.Tensor, table: dict[Any, Any] | None) -> int:
+def compare(distribution: torch.Tensor, table: dict[Any, Any] | None) -> int:
     """Compare the reported log-probabilities of one position; how many there were."""
     for token, value in (table or {}).items():
-        assert abs(float(law[token_id(str(token))]) - (value["logprob"] if isinstance(value, dict) else value)) < 1e-4
+        assert abs(float(distribution[token_id(str(token))]) - (value["logprob"] if isinstance(value, dict) else value)) < 1e-4
     return len(table or {})
 
 
@@ -104,13 +104,13 @@ def test_completions(name: str, server: Server) -> None:
         found = choice["logprobs"]
         ids = [token_id(token) for token in found["tokens"]]
         whole = ids if REQUESTS[name].get("echo") else PROMPT + ids
-        laws = log_probabilities(server.model, whole)
-        rows = laws[-len(ids) :] if len(ids) < len(whole) else torch.cat([laws[:1], laws])
+        distributions = log_probabilities(server.model, whole)
+        rows = distributions[-len(ids) :] if len(ids) < len(whole) else torch.cat([distributions[:1], distributions])
         assert whole[: len(PROMPT)] == PROMPT
-        for law, token, value, table in zip(rows, ids, found["token_logprobs"], found["top_logprobs"]):
-            numbers += compare(law, {token: value} if value is not None else None) + compare(law, table)
-        for law, table in zip(laws, (choice.get("prompt_logprobs") or [None])[1:]):
-            numbers += compare(law, table)
+        for distribution, token, value, table in zip(rows, ids, found["token_logprobs"], found["top_logprobs"]):
+            numbers += compare(distribution, {token: value} if value is not None else None) + compare(distribution, table)
+        for distribution, table in zip(distributions, (choice.get("prompt_logprobs") or [None])[1:]):
+            numbers += compare(distribution, table)
     assert numbers >= 8
 
 
@@ -120,9 +120,14 @@ def test_chat(server: Server) -> None:
     status, found = server("/v1/chat/completions", body)
     assert status == 200, found
     rows = found["choices"][0]["logprobs"]["content"]
-    laws = log_probabilities(server.model, found["prompt_token_ids"] + [token_id(row["token"]) for row in rows])[-len(rows) :]
-    for law, row in zip(laws, rows):
-        assert compare(law, {row["token"]: row["logprob"]} | {top["token"]: top["logprob"] for top in row["top_logprobs"]}) >= 5
+    distributions = log_probabilities(server.model, found["prompt_token_ids"] + [token_id(row["token"]) for row in rows])[
+        -len(rows) :
+    ]
+    for distribution, row in zip(distributions, rows):
+        assert (
+            compare(distribution, {row["token"]: row["logprob"]} | {top["token"]: top["logprob"] for top in row["top_logprobs"]})
+            >= 5
+        )
 
 
 def test_no_route_hands_out_states(server: Server) -> None:

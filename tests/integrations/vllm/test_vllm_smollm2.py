@@ -88,7 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
 
 
 @pytest.mark.parametrize("method,schedule", CASES)
-def test_same_tokens_and_laws(method: str, schedule: str, served: dict[str, Served]) -> None:
+def test_same_tokens_and_distributions(method: str, schedule: str, served: dict[str, Served]) -> None:
     case = served[method]
     result = case.results[schedule]
     assert "error" not in result, result["error"]
@@ -107,7 +107,7 @@ def test_same_tokens_and_laws(method: str, schedule: str, served: dict[str, Serv
 
 
 def test_the_adapter_shows(served: dict[str, Served]) -> None:
-    """Where the gate is shut the laws are the base engine's; on what is forgotten they are others."""
+    """Where the gate is closed the distributions are the base engine's; on what is forgotten they are others."""
     case = served["t3"]
     base, tilted = case.results["base"]["rounds"][0], case.results["batched"]["rounds"][0]
     assert [a["tokens"] == b["tokens"] for a, b in zip(base, tilted)][8:] == [True] * 4

@@ -1,7 +1,8 @@
 """Classifiers learned from n retain and n forget samples: what tempering does to what they leak, and what it costs.
 
-The retain law is two Gaussians, the forget law a uniform spike in the gap between them. A smooth classifier errs on the spike
-by the same little whatever the spike's width, so that plain guidance leaks in proportion to the spike's height.
+The retain distribution is two Gaussians, the forget distribution a uniform spike in the gap between them. A smooth
+classifier errs on the spike by the same little whatever the spike's width, so that plain guidance leaks in proportion to the
+spike's height.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ CENTRES = np.linspace(-4, 4, 16)
 
 
 class Problem(NamedTuple):
-    """Retain and forget laws on one grid, and the base's density `(k,)`."""
+    """Retain and forget distributions on one grid, and the base's density `(k,)`."""
 
     retain: GridDistribution
     forget: GridDistribution

@@ -25,20 +25,20 @@ GAMMA, SPIKE, SCALE = 0.15, (0.7, 0.4), 0.02
 SAMPLES, PARTICLES, ISLANDS, STEPS, MOVES = 60, 2000, 8, 20, 4
 LENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)
 TEMPERATURES = (1.0, 2.0)
-REACH = 0.15  # radius that counts as the spike: the forget law leaves 6e-13 of its mass outside
+REACH = 0.15  # radius that counts as the spike: the forget distribution leaves 6e-13 of its mass outside
 
 Log = Callable[[Array], Array]
 
 
-class Laws(NamedTuple):
-    """Retain, forget and base law."""
+class Distributions(NamedTuple):
+    """Retain, forget and base distribution."""
 
     retain: GaussianMixture
     forget: GaussianMixture
     base: GaussianMixture
 
     @classmethod
-    def make(cls) -> Laws:
+    def make(cls) -> Distributions:
         """Five Gaussians on a circle, and a spike inside it."""
         turn = 2 * math.pi * np.arange(5) / 5 + math.pi / 2
         means = 3 * np.stack([np.cos(turn), np.sin(turn)], -1)
@@ -52,7 +52,7 @@ class Laws(NamedTuple):
         return cls(retain, forget, base)
 
 
-def learn(laws: Laws, rng: np.random.Generator) -> Log:
+def learn(distributions: Distributions, rng: np.random.Generator) -> Log:
     """Logistic regression on 25 wide bumps from a few samples of each class: `log f` at true prior, as a function of points."""
     try:
         from sklearn.linear_model import LogisticRegression
@@ -64,7 +64,7 @@ def learn(laws: Laws, rng: np.random.Generator) -> Log:
     def bumps(at: Array) -> Array:
         return np.asarray(np.exp(-((at[..., None, :] - centres) ** 2).sum(-1) / (2 * 1.2**2)))
 
-    x = np.vstack([laws.retain.sample(SAMPLES, rng), laws.forget.sample(SAMPLES, rng)])
+    x = np.vstack([distributions.retain.sample(SAMPLES, rng), distributions.forget.sample(SAMPLES, rng)])
     model = LogisticRegression(C=1.0, max_iter=500).fit(bumps(x), np.repeat([1, 0], SAMPLES))
 
     def log_f(at: Array) -> Array:
@@ -74,10 +74,10 @@ def learn(laws: Laws, rng: np.random.Generator) -> Log:
     return log_f
 
 
-def smc(laws: Laws, log_f: Log, temperature: float, rng: np.random.Generator, particles: int) -> Array:
-    """Samples `(particles, 2)` of the law proportional to `p^(1/T) f`."""
-    beta, x = 1 - 1 / temperature, laws.base.sample(particles, rng)
-    log_p, tilt = laws.base.log_density(x), log_f(x)
+def smc(distributions: Distributions, log_f: Log, temperature: float, rng: np.random.Generator, particles: int) -> Array:
+    """Samples `(particles, 2)` of the distribution proportional to `p^(1/T) f`."""
+    beta, x = 1 - 1 / temperature, distributions.base.sample(particles, rng)
+    log_p, tilt = distributions.base.log_density(x), log_f(x)
     for step in range(1, STEPS + 1):
         u = step / STEPS
         weights = (tilt - beta * log_p) / STEPS
@@ -87,7 +87,7 @@ def smc(laws: Laws, log_f: Log, temperature: float, rng: np.random.Generator, pa
         for _ in range(MOVES):
             length = rng.choice(LENGTHS, size=(particles, 1))
             new = x + length * rng.standard_normal(x.shape)
-            new_p, new_tilt = laws.base.log_density(new), log_f(new)
+            new_p, new_tilt = distributions.base.log_density(new), log_f(new)
             gain = (1 - u * beta) * (new_p - log_p) + u * (new_tilt - tilt)
             accept = np.log(rng.random(particles)) < gain
             x = np.where(accept[:, None], new, x)
@@ -103,7 +103,7 @@ class Exact(NamedTuple):
     retain_error: float
 
 
-def quadrature(laws: Laws, log_f: Log, temperature: float) -> Exact:
+def quadrature(distributions: Distributions, log_f: Log, temperature: float) -> Exact:
     """Midpoint sums on a fine grid around the spike and a coarser one elsewhere; Gauss-Hermite for the two errors."""
 
     def midpoints(low: float, high: float, cells: int, centre: tuple[float, float]) -> tuple[Array, float]:
@@ -112,7 +112,7 @@ def quadrature(laws: Laws, log_f: Log, temperature: float) -> Exact:
         return points, ((high - low) / cells) ** 2
 
     def log_raw(at: Array) -> Array:
-        return np.asarray(laws.base.log_density(at) / temperature + log_f(at))
+        return np.asarray(distributions.base.log_density(at) / temperature + log_f(at))
 
     near, small = midpoints(-2 * REACH, 2 * REACH, 240, SPIKE)
     far, large = midpoints(-7, 7, 280, SPIKE)  # cells of 0.05: the finer square is six of them to each side
@@ -121,25 +121,25 @@ def quadrature(laws: Laws, log_f: Log, temperature: float) -> Exact:
     z = inside + float(np.exp(log_raw(far[outside])).sum() * large)
     on = np.linalg.norm(near - SPIKE, axis=-1) < REACH
     mass = float(np.exp(log_raw(near[on])).sum() * small) / z
-    forget_at, forget_w = laws.forget.quadrature(24)
-    retain_at, retain_w = laws.retain.quadrature(24)
-    density = np.exp(laws.retain.log_density(forget_at))
+    forget_at, forget_w = distributions.forget.quadrature(24)
+    retain_at, retain_w = distributions.retain.quadrature(24)
+    density = np.exp(distributions.retain.log_density(forget_at))
     forget = float(forget_w @ np.abs(np.exp(log_raw(forget_at)) / z - density))
-    divergence = float(retain_w @ (laws.retain.log_density(retain_at) - log_raw(retain_at))) + math.log(z)
+    divergence = float(retain_w @ (distributions.retain.log_density(retain_at) - log_raw(retain_at))) + math.log(z)
     return Exact(mass, forget, divergence)
 
 
 def run(seed: int = 0) -> Result:
     """One learned classifier; samples with and without tempering."""
-    rng, laws = np.random.default_rng(seed), Laws.make()
-    log_f = learn(laws, rng)
+    rng, distributions = np.random.default_rng(seed), Distributions.make()
+    log_f = learn(distributions, rng)
     n = PARTICLES * ISLANDS
-    clouds = {"retain data": laws.retain.sample(n, rng), "base model": laws.base.sample(n, rng)}
+    clouds = {"retain data": distributions.retain.sample(n, rng), "base model": distributions.base.sample(n, rng)}
     exact: dict[str, Exact | None] = {"retain data": None, "base model": None}
     for t in TEMPERATURES:
         name = "plain guidance, T = 1" if t == 1 else f"tempered guidance, T = {t:g}"
-        clouds[name] = np.vstack([smc(laws, log_f, t, rng, PARTICLES) for _ in range(ISLANDS)])
-        exact[name] = quadrature(laws, log_f, t)
+        clouds[name] = np.vstack([smc(distributions, log_f, t, rng, PARTICLES) for _ in range(ISLANDS)])
+        exact[name] = quadrature(distributions, log_f, t)
     rows: list[list[Any]] = []
     for name, of in exact.items():
         shares = on_spike(clouds[name]).reshape(ISLANDS, PARTICLES).mean(1)

@@ -10,7 +10,7 @@ from tempertilt.theory.checks import Array
 from tempertilt.theory.experiments import style
 from tempertilt.theory.experiments.result import Result, Table, show
 from tempertilt.theory.sequences import token_retain_error_bound
-from tempertilt.theory.tokens import TokenLaw, TokenMixture, guided_law, step_divergences, step_tempering_bias
+from tempertilt.theory.tokens import TokenDistribution, TokenMixture, guided_distribution, step_divergences, step_tempering_bias
 
 GAMMA, SIZE, SLIP = 0.05, 6, 0.01
 STRING = (0, 3, 1, 5, 2, 4)
@@ -22,16 +22,16 @@ TEMPERATURES = (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 def make(rng: np.random.Generator) -> TokenMixture:
     """Retain: a random Markov chain. Forget: the string, each token another one with probability SLIP."""
     initial, transition = rng.dirichlet(np.full(SIZE, 2.0)), rng.dirichlet(np.full(SIZE, 2.0), size=SIZE)
-    retain = TokenLaw.markov(initial, transition, len(STRING))
-    return TokenMixture(retain, TokenLaw.noisy_copy(STRING, SIZE, SLIP), GAMMA)
+    retain = TokenDistribution.markov(initial, transition, len(STRING))
+    return TokenMixture(retain, TokenDistribution.noisy_copy(STRING, SIZE, SLIP), GAMMA)
 
 
-def continuation(law: TokenLaw, prompt: int = PROMPT) -> Array:
+def continuation(distribution: TokenDistribution, prompt: int = PROMPT) -> Array:
     """Probabilities of the string's tokens after the first `prompt`, each given the ones before, `(L - prompt,)`."""
     history, out = 0, []
     for t, token in enumerate(STRING):
         if t >= prompt:
-            out.append(float(law.steps[t][history, token]))
+            out.append(float(distribution.steps[t][history, token]))
         history = history * SIZE + token
     return np.array(out)
 
@@ -40,7 +40,7 @@ def run(seed: int = 0) -> Result:
     """The source and the noise of the heads are drawn with `seed`."""
     rng = np.random.default_rng(seed)
     mixture = make(rng)
-    base, retain, best = mixture.law(), mixture.retain, mixture.log_odds()
+    base, retain, best = mixture.distribution(), mixture.retain, mixture.log_odds()
     noise = [0.3 * rng.standard_normal(of.size) for of in best]
     heads = {"exact posterior": best}
     heads |= {f"log-odds within {clip:g}": [np.clip(of + by, -clip, clip) for of, by in zip(best, noise)] for clip in CLIPS}
@@ -50,7 +50,7 @@ def run(seed: int = 0) -> Result:
     for name, odds in heads.items():
         deltas = mixture.excess_risks(odds)
         for t in TEMPERATURES:
-            guided = guided_law(base, odds, t)
+            guided = guided_distribution(base, odds, t)
             by_step, bias = step_divergences(retain, guided), step_tempering_bias(retain, base, t)
             p_r, p_hat = retain.prefix_probs()[-1], guided.prefix_probs()[-1]
             whole = float((p_r * (np.log(p_r) - np.log(p_hat))).sum())
@@ -117,7 +117,10 @@ def _draw(rows: list[list[Any]], heads: list[str], steps: dict[tuple[str, float]
         style.line(axes[0, 0], xs, [row[6] for row in of], number, name)
         style.line(axes[0, 1], xs, [max(row[3], 1e-6) for row in of], number, name)
         axes[0, 1].plot(xs[1:], [row[4] for row in of[1:]], "--", color=style.SERIES[number][0], linewidth=1)
-    for level, text, va in ((reference["base"].prod(), "base", "bottom"), (reference["retain"].prod(), "retain law", "top")):
+    for level, text, va in (
+        (reference["base"].prod(), "base", "bottom"),
+        (reference["retain"].prod(), "retain distribution", "top"),
+    ):
         axes[0, 0].axhline(level, color=style.MUTED, linewidth=1)
         axes[0, 0].annotate(text, (4, level), ha="right", va=va, color=style.MUTED, fontsize=9)
     axes[0, 1].plot([], [], "--", color=style.MUTED, linewidth=1, label="bound, Theorem 6(b)")
@@ -132,8 +135,8 @@ def _draw(rows: list[list[Any]], heads: list[str], steps: dict[tuple[str, float]
     worst = heads[1]
     for i, t in enumerate((1.0, 1.5, 2.0, 3.0)):
         style.line(axes[0, 2], positions, steps[worst, t].tolist(), (0, 1, 2, 4)[i], f"T = {t:g}")
-    for of_law, text, mark in ((reference["base"], "base", "-"), (reference["retain"], "retain law", ":")):
-        axes[0, 2].plot(positions, of_law, mark, color=style.MUTED, linewidth=1.4, label=text)
+    for of_distribution, text, mark in ((reference["base"], "base", "-"), (reference["retain"], "retain distribution", ":")):
+        axes[0, 2].plot(positions, of_distribution, mark, color=style.MUTED, linewidth=1.4, label=text)
     axes[0, 2].set(ylim=(0, 1.34), xticks=positions, yticks=np.arange(0, 1.01, 0.2))
     style.label(axes[0, 2], f"Each token of the string, {worst}", "position", "P(next token of the string)")
     axes[0, 2].legend(fontsize=8, ncols=3, loc="upper left")

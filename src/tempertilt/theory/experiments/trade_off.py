@@ -25,7 +25,7 @@ T_MAX, SAMPLES, TOLERANCE = 6.0, 5000, 1.0
 
 
 class Problem(NamedTuple):
-    """A standard normal retain law beside a spike of width EPS where it has no mass."""
+    """A standard normal retain distribution beside a spike of width EPS where it has no mass."""
 
     retain: GridDistribution
     forget: GridDistribution
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def make(cls) -> Problem:
-        """On a grid: the spike at [6, 6 + EPS], right of the normal law cut at 6."""
+        """On a grid: the spike at [6, 6 + EPS], right of the normal distribution cut at 6."""
         edges = np.concatenate([np.linspace(-6, 6, 481), 6 + np.array([EPS])])
         normal = GaussianMixture(np.zeros((1, 1)), np.ones(1), np.ones(1)).on_grid(edges[:-1])
         retain = GridDistribution(edges, np.append(normal.density, 0.0))

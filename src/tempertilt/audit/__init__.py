@@ -1,0 +1,1 @@
+"""Attacks on an unlearned model, what they brought out, and a page of evidence."""

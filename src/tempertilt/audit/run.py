@@ -1,0 +1,364 @@
+"""An audit: which records are attacked, in which order, for how long. A killed run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from tempertilt.audit.attempts import Attempt, Material, Subject, subjects_of
+from tempertilt.audit.collateral import Effect, Innocent, effects, groups
+from tempertilt.audit.judge import Judge, Judgement
+from tempertilt.audit.registry import Attack, attacks
+from tempertilt.audit.signals import Signal, choice_signals, hidden_state_signal, membership_signals
+from tempertilt.audit.target import Target
+from tempertilt.config.keys import key_of
+from tempertilt.config.options import Options, option
+from tempertilt.data.batches import spread
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.facts import facts_of
+from tempertilt.data.records import Record
+from tempertilt.errors import ConfigError, DataError
+from tempertilt.suites.journal import Journal
+from tempertilt.suites.measure import model_digest
+
+BEFORE = "adapter off"
+"""The attack that shows what the base model gives."""
+BEFORE_SHARE = 0.2
+"""Share of the budget that may go into it."""
+BATCH_TOKENS = 4096
+"""Tokens of the prompts that are asked at a time, at most."""
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class AuditConfig(Options):
+    """How much is tried."""
+
+    records: int = option(40, "forget records under attack: those whose facts the base model gives when it is simply asked", ge=1)
+    attempts: int = option(120, "attempts of each kind, at most", ge=1)
+    draws: int = option(16, "answers drawn for each question; 0 = none", ge=0)
+    unchanged: int = option(40, "prompts of each group that must not change, at most; 0 = none", ge=0)
+    max_new_tokens: int = option(64, "length of an answer, tokens", ge=1, advanced=True)
+    audit_batch: int = option(16, "prompts asked at a time", ge=1, advanced=True)
+    seed: int = option(0, "seed of the choice of records and forms, and of drawn answers", ge=0)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an audit is made of: records, and what the user adds."""
+
+    forget: Sequence[Record]
+    retain: Sequence[Record] = ()
+    holdout: Sequence[Record] = ()
+    wordings: Sequence[str] = ()
+    translations: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    everyday: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Skipped(NamedTuple):
+    """What was not done, and why."""
+
+    kind: str
+    left: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What came of it.
+
+    Attributes:
+        records: forget records in all.
+        told: of these, records whose facts can be looked for.
+        subjects: the records under attack, by number.
+        before: judgements of the base model's answers; empty where there is no base.
+        attacks: judgements by kind.
+        kinds: the attacks themselves.
+        effects: by group of prompts.
+        signals: what likelihoods show.
+        skipped: what was not done.
+        seconds: by kind.
+        digest: of the model.
+    """
+
+    records: int
+    told: int
+    subjects: dict[int, Subject]
+    before: list[Judgement]
+    attacks: dict[str, list[Judgement]]
+    kinds: dict[str, Attack]
+    effects: dict[str, list[Effect]]
+    signals: list[Signal]
+    skipped: list[Skipped]
+    seconds: dict[str, float]
+    digest: str
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of a duration such as 90s, 10m or 1.5h.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not match or not float(match[1]):
+        raise ConfigError(f"the budget is {text!r}; must be a time > 0 such as 90s, 10m or 1.5h")
+    return float(match[1]) * UNITS[match[2]]
+
+
+class Unit(NamedTuple):
+    """A part of the work: the name of its result in the journal, how many attempts it holds, and how to do it."""
+
+    name: str
+    weight: int
+    run: Callable[[], list[Any]]
+
+
+def run_audit(
+    model: Any,
+    tokenizer: Any,
+    sources: Sources,
+    config: AuditConfig,
+    journal_path: Path,
+    *,
+    examples: ExampleConfig | None = None,
+    budget: float | None = None,
+    show_values: bool = False,
+    progress: bool = True,
+) -> Audit:
+    """Attack a model.
+
+    Args:
+        journal_path: where finished parts are kept, from which a killed run of the same model, records and options goes on.
+        examples: how chats become tokens.
+        budget: seconds, after which nothing new is begun; None = until all is done. Each kind gets the same time.
+        show_values: keep answers as they are; else values in them are masked before anything is written.
+        progress: on stderr.
+
+    Raises:
+        DataError: no forget record has a fact that can be looked for.
+    """
+    examples = examples or ExampleConfig()
+    subjects = subjects_of(sources.forget, [*sources.retain, *sources.holdout])
+    if not subjects:
+        raise DataError(
+            f"none of the {len(sources.forget)} forget records has a value, or a wording of its own, that no other record "
+            "states; must be at least one"
+        )
+    digest = model_digest(model)
+    options = {**asdict(config), **asdict(examples)}
+    options = {name: value for name, value in options.items() if name not in ("records", "attempts", "draws", "unchanged")}
+    keys = {name: [r.key for r in getattr(sources, name)] for name in ("forget", "retain", "holdout")}
+    journal = Journal(
+        journal_path, key_of("examples", "audit", model=digest, records=keys, options=options, show_values=show_values)
+    )
+    target = Target(model, tokenizer, examples, config.max_new_tokens)
+    work = _Work(target, sources, subjects, config, show_values)
+    pace = Pace(journal, budget, progress)
+    before = work.before(pace)
+    chosen = work.choose(before)
+    pace.run(work.units(chosen))
+    return Audit(
+        records=len(sources.forget),
+        told=len(subjects),
+        subjects={s.number: s for s in chosen},
+        before=before,
+        attacks={name: [Judgement.read(row) for row in pace.rows[name]] for name in work.kinds if pace.rows.get(name)},
+        kinds=work.kinds,
+        effects={
+            name: [Effect(**row) for row in pace.rows[f"unchanged: {name}"]]
+            for name in work.groups
+            if f"unchanged: {name}" in pace.rows
+        },
+        signals=[
+            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in pace.rows.get("likelihoods", ())
+        ],
+        skipped=[*pace.skipped, *work.skipped],
+        seconds=pace.seconds,
+        digest=digest,
+    )
+
+
+class Pace:
+    """Does units in an order that gives each kind the same time, until the budget is spent.
+
+    What the journal holds is not done again.
+    """
+
+    def __init__(self, journal: Journal, budget: float | None, progress: bool) -> None:
+        self.journal, self.budget, self.progress = journal, budget, progress
+        self.rows: dict[str, list[Any]] = {}
+        self.seconds: dict[str, float] = {}
+        self.skipped: list[Skipped] = []
+
+    def run(self, units: Mapping[str, Sequence[Unit]]) -> None:
+        """All units of some kinds, as far as the budget goes."""
+        pending = {kind: list(listed) for kind, listed in units.items() if listed}
+        total = sum(unit.weight for listed in pending.values() for unit in listed)
+        with tqdm(total=total, unit="attempt", disable=not self.progress, file=sys.stderr) as bar:
+            while pending:
+                kind = min(pending, key=lambda kind: self.seconds.get(kind, 0.0))
+                unit = pending[kind][0]
+                if self.is_over(unit):
+                    left = sum(other.weight for other in pending.pop(kind))
+                    self.skipped.append(Skipped(kind, left, "the time was over"))
+                    total -= left
+                    bar.total = total
+                    continue
+                bar.set_description(f"{kind}{self._left()}", refresh=False)
+                self.do(kind, unit)
+                bar.update(unit.weight)
+                del pending[kind][0]
+                if not pending[kind]:
+                    del pending[kind]
+
+    def do(self, kind: str, unit: Unit) -> None:
+        """One unit, or what the journal holds of it."""
+        if unit.name not in self.journal.units:
+            started = time.perf_counter()
+            rows = unit.run()
+            self.journal.add(unit.name, {"rows": rows, "seconds": round(time.perf_counter() - started, 3)})
+        value = self.journal.units[unit.name]
+        self.rows.setdefault(kind, []).extend(value["rows"])
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + value["seconds"]
+
+    def is_over(self, unit: Unit, share: float = 1.0) -> bool:
+        """Whether a share of the budget is spent, and the unit not done already."""
+        if self.budget is None or unit.name in self.journal.units:
+            return False
+        return sum(self.seconds.values()) >= share * self.budget
+
+    def _left(self) -> str:
+        if self.budget is None:
+            return ""
+        return f", {max(0.0, self.budget - sum(self.seconds.values())):.0f} s left"
+
+
+class _Work:
+    """The units of an audit."""
+
+    def __init__(self, target: Target, sources: Sources, subjects: list[Subject], config: AuditConfig, show_values: bool) -> None:
+        self.target, self.config = target, config
+        self.material = Material(subjects, sources.retain, sources.holdout, sources.wordings, sources.translations, config.draws)
+        foreign = [fact for record in sources.retain for fact in facts_of(record)]
+        self.judge = Judge(subjects, list({fact.forms: fact for fact in foreign}.values()), show_values=show_values)
+        self.kinds = attacks()
+        self.groups = groups(self.material, sources.everyday, config.unchanged, config.seed)
+        self.skipped: list[Skipped] = []
+
+    def before(self, pace: Pace) -> list[Judgement]:
+        """What the base model gives of evenly spaced records, until it has given as many as are to be attacked."""
+        if self.target.why_not("off"):
+            return []
+        some = spread(list(self.material.subjects), 3 * self.config.records)
+        random.Random(self.config.seed).shuffle(some)
+        judgements: list[Judgement] = []
+        for unit in self._units(BEFORE, some, len(some)):
+            enough = sum(bool(j.leaked) for j in judgements) >= self.config.records
+            if enough or pace.is_over(unit, BEFORE_SHARE):
+                break
+            pace.do(BEFORE, unit)
+            judgements = [Judgement.read(row) for row in pace.rows[BEFORE]]
+        return judgements
+
+    def choose(self, before: Sequence[Judgement]) -> list[Subject]:
+        """The records to attack: those that the base gives when it is simply asked, or any where it gives none."""
+        known = {judgement.subject for judgement in before if judgement.leaked}
+        subjects = [s for s in self.material.subjects if s.number in known] or list(self.material.subjects)
+        chosen = spread(subjects, self.config.records)
+        random.Random(self.config.seed).shuffle(chosen)
+        return chosen
+
+    def units(self, chosen: Sequence[Subject]) -> dict[str, list[Unit]]:
+        """All kinds but what the base gives, attacks and others in turn, so that a short budget reaches both."""
+        units = {name: self._units(name, chosen, self._count(name, chosen)) for name in self.kinds if name != BEFORE}
+        others: dict[str, list[Unit]] = {}
+        for name, prompts in self.groups.items():
+            parts = _parts(prompts, self.config.audit_batch)
+            others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
+        others["likelihoods"] = [Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))]
+        turns = itertools.zip_longest(units.items(), others.items())
+        return dict(item for pair in turns for item in pair if item is not None)
+
+    def _innocent_unit(self, name: str, number: int, part: Sequence[Innocent]) -> Unit:
+        unit = _name(name, number, [innocent.attempt for innocent in part])
+        return Unit(unit, len(part), lambda: _plain(effects(self.target, part)))
+
+    def _count(self, name: str, chosen: Sequence[Subject]) -> int:
+        """Attempts of a kind, at most; of drawn answers as many as were asked for."""
+        return len(chosen) * self.config.draws if name == "sampling" else self.config.attempts
+
+    def _signals(self, chosen: Sequence[Subject]) -> list[Signal]:
+        count = self.config.attempts
+        signals = [
+            *membership_signals(self.target, self.material, count),
+            *choice_signals(self.target, self.material, chosen, count),
+        ]
+        return [*signals, *hidden_state_signal(self.target, chosen, self.config.audit_batch)]
+
+    def _units(self, name: str, chosen: Sequence[Subject], count: int) -> list[Unit]:
+        """The attempts of one kind in batches: first every record once, each with another form, then the next forms."""
+        attempts = self._attempts(self.kinds[name], chosen)[:count]
+        if not attempts:
+            self.skipped.append(Skipped(name, 0, "nothing to make it of"))
+            return []
+        if why := self.target.why_not(attempts[0].version):
+            self.skipped.append(Skipped(name, len(attempts), why))
+            return []
+        room = [attempt for attempt in attempts if self.target.fits(attempt)]
+        if len(room) < len(attempts):
+            self.skipped.append(Skipped(name, len(attempts) - len(room), "longer than the model's positions"))
+        return [self._unit(name, i, part) for i, part in enumerate(self._batches(room))]
+
+    def _batches(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
+        """Prompts of like length together, among those that are next to each other in the order."""
+        batches: list[list[Attempt]] = []
+        for window in _parts(attempts, 4 * self.config.audit_batch):
+            lengths = {id(attempt): len(self.target.encode(attempt)) for attempt in window}
+            batches.append([])
+            for attempt in sorted(window, key=lambda attempt: lengths[id(attempt)]):
+                rows = len(batches[-1]) + 1
+                if rows > self.config.audit_batch or (rows > 1 and rows * lengths[id(attempt)] > BATCH_TOKENS):
+                    batches.append([])
+                batches[-1].append(attempt)
+        return batches
+
+    def _unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
+        unit = _name(name, number, part)
+
+        def run() -> list[Any]:
+            replies = self.target.ask(part, f"{self.config.seed} {unit}")
+            return _plain([self.judge.judge(reply) for reply in replies])
+
+        return Unit(unit, len(part), run)
+
+    def _attempts(self, attack: Attack, chosen: Sequence[Subject]) -> list[Attempt]:
+        made = []
+        for subject in chosen:
+            rng = random.Random(f"{self.config.seed} {attack.name} {subject.record.key}")
+            made.append(list(attack.make(subject, self.material, rng)))
+        rounds = max(map(len, made), default=0)
+        return [forms[(turn + i) % len(forms)] for turn in range(rounds) for i, forms in enumerate(made) if turn < len(forms)]
+
+
+def _name(kind: str, number: int, attempts: Sequence[Attempt]) -> str:
+    """A unit's name, which changes with its prompts; it shows nothing of them."""
+    return f"{kind} {number} {hashlib.sha256(repr(list(attempts)).encode()).hexdigest()[:16]}"
+
+
+def _parts(items: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def _plain(rows: Sequence[Any]) -> list[Any]:
+    return [row._asdict() for row in rows]

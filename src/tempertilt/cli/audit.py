@@ -1,0 +1,158 @@
+"""`t3 audit`: attack an unlearned model, and write what came of it as a page of evidence."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tempertilt.audit.page import Request, percent, to_html, verdict
+from tempertilt.audit.pdf import print_pdf
+from tempertilt.audit.run import AuditConfig, Sources, parse_budget, run_audit
+from tempertilt.audit.summary import exceeds, summarise
+from tempertilt.audit.texts import read_letter, read_prompts, read_translations, read_wordings
+from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
+from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
+from tempertilt.cli.session import open_model
+from tempertilt.data.examples import ExampleConfig
+from tempertilt.data.lines import json_text
+from tempertilt.errors import ConfigError
+from tempertilt.models.adapter import WEIGHTS
+from tempertilt.storage import file_sha256, make_dir, write_text
+
+CONFIGS = (AuditConfig, ExampleConfig)
+FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
+PLAIN = (*FILES, "model", "peft_adapter", "adapter", "output", "budget", "asked_by", "asked_on", "letter")
+LEAKED = 1
+"""Exit status where more than `--fail-above` comes out."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verb."""
+    data = parser.add_argument_group("records")
+    add_source(data, "--forget", f"records that are to stay unsaid: {FORMATS}")
+    add_source(
+        data, "--retain", "records that are to stay as they are: their values are not looked for, their answers must not change"
+    )
+    add_source(data, "--holdout", "records that the model never saw: for the membership attacks")
+    add_selection(data)
+    add_adapter(parser)
+    more = parser.add_argument_group("prompts of your own")
+    more.add_argument("--wordings", metavar="FILE", help="prompts to attack with, one a line, with {question} or {name} in them")
+    more.add_argument(
+        "--translations", metavar="FILE", help="questions in other languages: JSON lines of record (from 1), language, question"
+    )
+    add_source(
+        more, "--unchanged-prompts", "prompts that must not change: JSON lines, CSV or lines of text; each file is a group"
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--output", metavar="FILE", default="audit.html", help="page to write, with a .json beside it (default: audit.html)"
+    )
+    out.add_argument("--pdf", action="store_true", help="print the page as PDF beside it, by a headless Chromium")
+    out.add_argument("--show-values", action="store_true", help="show personal values in the report instead of masking them")
+    out.add_argument("--budget", metavar="TIME", help="stop after this time, as in 10m; each kind gets the same share")
+    out.add_argument(
+        "--fail-above", type=float, metavar="RATE", help="exit with 1 if the upper bound of the leak rate is above this"
+    )
+    add_config_file(out)  # type: ignore[arg-type]
+    case = parser.add_argument_group("case")
+    case.add_argument("--asked-by", metavar="TEXT", help="who asked for the removal, for the page")
+    case.add_argument("--asked-on", metavar="DATE", help="when, for the page")
+    case.add_argument("--letter", metavar="FILE", help="letter to the person in your own words, with $fields (default: English)")
+    for title, config in zip(("extent", "examples"), CONFIGS):
+        add_config(parser, title, config)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Attack, write the report, print the verdict."""
+    read_config_file(args, [*CONFIGS, *PLAIN])
+    require(args, "forget")
+    if args.fail_above is not None and not 0 <= args.fail_above < 1:
+        raise ConfigError(f"--fail-above is {args.fail_above}; must be a number >= 0 and < 1")
+    output, budget = Path(args.output), None if args.budget is None else parse_budget(args.budget)
+    letter = read_letter(args.letter)
+    config, examples = build(AuditConfig, args), build(ExampleConfig, args)
+    sources = _sources(args)
+    model, tokenizer, system_prompt = open_model(args)
+    if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
+        examples = replace(examples, system_prompt=system_prompt)
+    make_dir(output.parent)
+    journal_path = output.with_name(f".{output.stem}.journal.jsonl")
+    audit = run_audit(
+        model,
+        tokenizer,
+        sources,
+        config,
+        journal_path,
+        examples=examples,
+        budget=budget,
+        show_values=args.show_values,
+        progress=not args.quiet,
+    )
+    summary = summarise(audit)
+    request = _request(args, model)
+    write_text(output.with_suffix(".json"), json_text({"request": asdict(request), **summary}, indent=1) + "\n")
+    write_text(output, to_html(summary, request, letter))
+    if not any(skipped.why == "the time was over" for skipped in audit.skipped):
+        journal_path.unlink(missing_ok=True)
+    files = [output, output.with_suffix(".json")]
+    if args.pdf:
+        files.append(print_pdf(output))
+    print("\n".join(_lines(summary, files)))
+    if args.fail_above is not None and exceeds(summary, args.fail_above):
+        bound = percent(summary["all"]["upper_bound_95"])
+        print(f"t3 audit: the upper bound {bound} is above --fail-above {args.fail_above:g}", file=sys.stderr)
+        return LEAKED
+    return 0
+
+
+def _sources(args: argparse.Namespace) -> Sources:
+    """The records and prompts that the flags name."""
+    forget, retain, holdout = (read_records(args, getattr(args, name)) for name in ("forget", "retain", "holdout"))
+    return Sources(
+        forget,
+        retain,
+        holdout,
+        read_wordings(args.wordings),
+        read_translations(args.translations, len(forget)),
+        read_prompts(args.unchanged_prompts or ()),
+    )
+
+
+def _request(args: argparse.Namespace, model: Any) -> Request:
+    """What the page says of the case: from flags and, of an adapter in a directory, from its files."""
+    config = getattr(model, "adapter_config", None)
+    named = [f"base model {config.base_model if config else args.model}"]
+    named += [f"with the PEFT adapter {peft}"] if (peft := args.peft_adapter or (config and config.peft_adapter)) else []
+    named += [f"and the adapter {args.adapter}"] if args.adapter else []
+    weights = Path(args.adapter or "") / WEIGHTS
+    made = f" on {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if args.adapter and weights.is_file() else ""
+    sources = [path for name in ("forget", "retain", "holdout") for path in getattr(args, name) or () if Path(path).is_file()]
+    files = [*sources, *([str(weights)] if made else [])]
+    return Request(
+        asked_by=args.asked_by or "",
+        asked_on=args.asked_on or "",
+        model=" ".join(named),
+        done=f"a filter on what the model says (adapter {Path(args.adapter).name}) was made{made}"
+        if args.adapter
+        else "nothing: no adapter is named, the model is as it is",
+        command=shlex.join(["t3", "audit", *args.words]),
+        files={Path(path).name: file_sha256(Path(path)) for path in files},
+    )
+
+
+def _lines(summary: dict[str, Any], files: list[Path]) -> list[str]:
+    """What is printed at the end."""
+    judged = verdict(summary)
+    kinds = [
+        f"  {kind['name']:<24}{kind['leaks']:>5} of {kind['n']:<6}at most {percent(kind['upper_bound_95'])}"
+        for kind in summary["kinds"]
+        if kind["n"]
+    ]
+    skipped = [f"  not done: {item['kind']} ({item['left']} attempts: {item['why']})" for item in summary["skipped"]]
+    return [judged.title, judged.text, *kinds, *skipped, *map(str, files)]
