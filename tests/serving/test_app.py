@@ -196,6 +196,23 @@ def test_a_conversation_with_what_the_server_said(running: Running) -> None:
     assert one.choices[0].message == other.choices[0].message and one.usage == other.usage
 
 
+@pytest.mark.parametrize("last", [{"role": "user"}, {"role": "system", "content": None}])
+def test_only_an_assistant_may_have_said_nothing(running: Running, last: dict[str, Any]) -> None:
+    chat = running.client().chat.completions
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}, {"role": "user", "content": "b"}]
+    assert chat.create(model="first", messages=said, max_tokens=1).choices
+    with pytest.raises(openai.BadRequestError, match=r"messages\[3\]\.content is null; must be a text"):
+        chat.create(model="first", messages=[*said, last], max_tokens=1)
+
+
+def test_stream_options_without_a_stream(running: Running) -> None:
+    """They are accepted where they ask for nothing."""
+    completions = running.client().completions
+    assert completions.create(model="first", prompt="a", max_tokens=1, stream_options={"include_usage": False}).choices
+    with pytest.raises(openai.BadRequestError, match="stream_options needs stream=true"):
+        completions.create(model="first", prompt="a", max_tokens=1, stream_options={"include_usage": True})
+
+
 @pytest.mark.parametrize("last", [{"role": "assistant", "content": "Yes"}, {"role": "user", "content": " "}])
 def test_the_last_message_is_the_question(running: Running, last: dict[str, str]) -> None:
     with pytest.raises(openai.BadRequestError, match=r"the last message of messages .*it is the question") as caught:

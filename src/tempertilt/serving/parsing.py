@@ -76,9 +76,9 @@ def _no_number(text: str) -> Any:
 def _explain(kind: type[Sampled], value: Any, errors: Any) -> RequestError:
     """The first wrong field, its value, and what it must be."""
     of_field = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-    path, error = max(((_walk(kind, value, error["loc"]), error) for error in of_field), key=lambda pair: len(pair[0].names))
+    path, error = max(((_walk(kind, value, error["loc"]), error) for error in of_field), key=_depth)
     place = ".".join(path.names)
-    if error["type"] == "extra_forbidden":
+    if error["loc"][-1] not in path.inner.model_fields and error["type"] == "none_required":
         name = str(error["loc"][-1])[:SHOWN]
         close = difflib.get_close_matches(name, path.inner.model_fields, 1)
         guess = f" (did you mean {close[0]}?)" if close else ""
@@ -87,6 +87,12 @@ def _explain(kind: type[Sampled], value: Any, errors: Any) -> RequestError:
         return RequestError(message, param=place, code="invalid_request")
     seen = "missing" if error["type"] == "missing" else _show(path.value)
     return RequestError(f"{place} is {seen}; must be {path.description}", param=place, code="invalid_request")
+
+
+def _depth(pair: tuple[_Path, Any]) -> tuple[int, int]:
+    """How far into the body an error is: of those of a union's types the farthest says most."""
+    path, error = pair
+    return len(path.names), len(error["loc"])
 
 
 class _Path(NamedTuple):

@@ -120,11 +120,14 @@ def prepare_completion(request: CompletionRequest, models: Mapping[str, ServedMo
 
 
 def _check_stream_options(request: Request) -> None:
-    if request.stream_options is not None and not request.stream:
+    if request.wants_usage and not request.stream:
         raise RequestError("stream_options needs stream=true", param="stream_options")
 
 
 def _chat_prompt(request: ChatRequest, model: ServedModel, param: str) -> list[int]:
+    for number, each in enumerate(request.messages):
+        if each.content is None and each.role != "assistant":  # who may have said nothing
+            raise RequestError(f"{param}[{number}].content is null; must be a text", param=f"{param}[{number}].content")
     last, message = f"the last message of {param}", request.messages[-1]
     if message.role != "user":
         raise RequestError(f"{last} has the role {message.role!r}; must be 'user': it is the question", param=param)

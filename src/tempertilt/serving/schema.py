@@ -1,8 +1,8 @@
 """What requests may say: OpenAI's fields that the server carries out, and no others.
 
 A field that would be ignored is refused, so that nobody takes an answer for what it is not. Fields of OpenAI's that the server
-does not carry out are accepted with the values that ask for nothing: null, empty, off, the default. Every field's description
-says what it must be; error messages are made of it (`tempertilt.serving.parsing`).
+does not carry out are accepted with the values that ask for nothing: null, empty, off, the default; any other field with null.
+Every field's description says what it must be; error messages are made of it (`tempertilt.serving.parsing`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ NoKeys = Annotated[dict[str, Any], Field(max_length=0)]
 
 
 class Body(BaseModel):
-    """An object of a request: no field that is not named, no conversion of types."""
+    """An object of a request: no value in a field that is not named, no conversion of types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+    __pydantic_extra__: dict[str, None]
 
 
 class StreamOptions(Body):
@@ -140,8 +141,8 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"] = _must_be(
         "system, developer, user or assistant: this server has no tools that could speak", ...
     )
-    content: Text | Annotated[list[TextPart], Field(max_length=256)] = _must_be(
-        'a text, or a list of at most 256 parts such as {"type": "text", "text": "…"}', ...
+    content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = _must_be(
+        'a text, or a list of at most 256 parts such as {"type": "text", "text": "…"}'
     )
     name: Label | None = _must_be("a text of at most 512 characters")
     tool_calls: NoItems | None = _must_be("null or []: this server has no tools")
@@ -156,7 +157,7 @@ class Message(Body):
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
 class ChatRequest(Request):
@@ -223,7 +224,7 @@ class InputMessage(Body):
     def message(self) -> Message:
         """The same as a message of a chat."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return Message(role=self.role, content=text)
+        return Message.model_validate({"role": self.role, "content": text})
 
 
 class TextFormat(Body):
@@ -274,7 +275,9 @@ class ResponsesRequest(Sampled):
 
     def as_chat(self) -> ChatRequest:
         """The chat that the answer continues, with the same sampling."""
-        given = [Message(role="user", content=self.input)] if isinstance(self.input, str) else [m.message for m in self.input]
-        first = [Message(role="system", content=self.instructions)] if self.instructions else []
+        texts = [("system", self.instructions)] if self.instructions else []
+        texts += [("user", self.input)] if isinstance(self.input, str) else []
+        messages = [Message.model_validate({"role": role, "content": text}) for role, text in texts]
+        messages += [] if isinstance(self.input, str) else [item.message for item in self.input]
         shared = {name: getattr(self, name) for name in Sampled.model_fields}
-        return ChatRequest(**shared, messages=[*first, *given], max_completion_tokens=self.max_output_tokens)
+        return ChatRequest(**shared, messages=messages, max_completion_tokens=self.max_output_tokens)
