@@ -134,7 +134,9 @@ def test_a_part_is_what_unlearning_gives(made: Place, tmp_path: Path) -> None:
         assert torch.allclose(tensor.float(), part[name].float(), rtol=1e-3, atol=1e-3), name
 
 
-def test_all_parts_share_their_readers(made: Place) -> None:
+def test_all_parts_share_their_readers_and_hold_no_tokenizer(made: Place) -> None:
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "unlearn.json"}
+    assert all({path.name for path in part.directory.iterdir()} == names for part in made.ledger.active(NOW))
     weights = [load_file(part.directory / WEIGHTS) for part in made.ledger.active(NOW)]
     for name in ("gate.asked.mean", "gate.asked.reader", "gate.said.mean", "gate.said.reader"):
         assert all(torch.equal(tensors[name], weights[0][name]) for tensors in weights), name

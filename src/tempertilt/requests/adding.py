@@ -33,7 +33,7 @@ from tempertilt.fitting.pipeline import (
     within_context,
 )
 from tempertilt.fitting.readers import load_readers
-from tempertilt.models.adapter import CONFIG, read_config
+from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, read_config
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.replies import ReplyConfig
 from tempertilt.requests.events import Event
@@ -260,6 +260,8 @@ def _link(source: str, target: str) -> None:
 def keep_numbers(part: Path, evidence: Path | None) -> str | None:
     """Take out of an adapter's report what holds text of the records, and out of its configuration a hash that has no key.
 
+    The base's tokenizer goes, too: it would be in every part.
+
     Args:
         part: the adapter's folder.
         evidence: where the whole report goes; None = nowhere.
@@ -277,6 +279,9 @@ def keep_numbers(part: Path, evidence: Path | None) -> str | None:
     if report["facts"] is not None:
         report["facts"]["leaks"] = [leak["record"] for leak in report["facts"]["leaks"]]
     write_text(part / REPORT, json.dumps(report, indent=2) + "\n")
+    for path in part.iterdir():
+        if path.name not in (CONFIG, WEIGHTS, CARD, REPORT):
+            path.unlink()
     config = read_config(part)
     training = {name: value for name, value in config.training.items() if name != "key"}
     write_text(part / CONFIG, json.dumps(asdict(replace(config, training=training)), indent=2, sort_keys=True) + "\n")
