@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from support.servers import adapters  # noqa: F401
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
+from tempertilt.requests.state import ActivePart
 from tempertilt.serving import backends
 from tempertilt.serving.config import ServeConfig
 
@@ -30,6 +32,9 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         assert name == "transformers" and "vLLM" in why
         with pytest.raises(ConfigError, match="--backend transformers"):
             backends.choose_backend("vllm", adapters_, config)
+    name, why = backends.choose_backend("auto", {}, plain, ledger=True)
+    assert name == "transformers" and "changes of a ledger by a restart only" in why
+    assert backends.choose_backend("vllm", {}, plain, ledger=True) == ("vllm", "")
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
         backends.choose_backend("transformers", one, plain)
@@ -80,6 +85,37 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         "reply": None,
     }
     assert environment["VLLM_API_KEY"] == "from-the-environment" and environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_vllm_is_started_with_the_parts_that_act(
+    adapters: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The parts of a ledger by the requests' names; without any there is nothing to put on the engine."""
+    parts = [ActivePart("REQ-1", Path(adapters["first"]), {}), ActivePart("REQ-2", Path(adapters["second"]), {})]
+    asked: list[dict[str, str]] = []
+
+    class Stub:
+        def __init__(self, directory: str) -> None:
+            assert directory == "/srv/ledger"
+
+        def active(self, scope: dict[str, str]) -> list[ActivePart]:
+            asked.append(scope)
+            return parts
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("tempertilt.requests.Ledger", Stub)
+    monkeypatch.setattr("tempertilt.integrations.vllm.serve.serve_arguments", lambda **options: seen.update(options) or [])
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    monkeypatch.setattr("os.execve", lambda *call: None)
+    monkeypatch.setattr("tempertilt.cli.serve._serve", lambda *_: 0)
+    command = ["serve", "--ledger", "hr=/srv/ledger", "--scope", "tenant=acme", "--backend", "vllm"]
+    assert main(command) == 0
+    assert seen["adapter"] == {"REQ-1": adapters["first"], "REQ-2": adapters["second"]} and seen["served_model_name"] == "hr"
+    assert asked == [{"tenant": "acme"}] and "2 parts act" in capsys.readouterr().err
+    parts.clear()
+    assert main(command) == 2 and "no part of the ledger" in capsys.readouterr().err
 
 
 def test_starting_vllm_loads_nothing_of_the_transformers_engine() -> None:

@@ -68,8 +68,24 @@ def run(args: argparse.Namespace) -> int:
 
         if args.trust_remote_code or args.device != "auto" or args.ignore_base_mismatch:
             raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --backend vllm")
-        start_vllm(*vllm_command(adapters, args.model, args.peft_adapter, config, args.dtype, args.reply))
+        [(name, place)] = (adapters or ledger).items()
+        parts = _active_parts(args, place) if ledger else place
+        start_vllm(*vllm_command(name, parts, args.model, args.peft_adapter, config, args.dtype, args.reply))
     return _serve(args, config, adapters, ledger)
+
+
+def _active_parts(args: argparse.Namespace, directory: str) -> dict[str, str]:
+    """The parts of a ledger that act now, for vLLM; what changes later needs a restart, which is said."""
+    from tempertilt.requests import Ledger
+    from tempertilt.requests.state import parse_scope
+
+    parts = Ledger(directory).active(scope=parse_scope(args.scope))
+    if not parts:
+        raise ConfigError(
+            f"no part of the ledger {directory!r} acts here; must be --backend transformers, which serves the base then"
+        )
+    print(f"t3 serve: {len(parts)} parts act; changes of the ledger are taken up by a restart", file=sys.stderr)
+    return {part.request_id: str(part.directory) for part in parts}
 
 
 def _check_ledger(args: argparse.Namespace, config: ServeConfig) -> None:

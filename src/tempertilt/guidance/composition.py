@@ -137,6 +137,16 @@ class Composition(nn.Module):
             self.register_buffer(name, torch.tensor(values, device=self.device))
 
     @property
+    def rank(self) -> int:
+        """Numbers of a position that are pooled, of all parts."""
+        return sum(part.rank for part in self.parts)
+
+    @property
+    def gate_shape(self) -> tuple[int, ...]:
+        """What the shape of gate values ends with after the positions': a number for each part."""
+        return (len(self.parts),)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.gates[0].asked.mean.device if self.gates else torch.device("cpu")
@@ -215,7 +225,7 @@ class Composition(nn.Module):
         terms = []
         for number in (gate > 0).flatten(0, -2).any(0).nonzero()[:, 0].tolist():
             part = self.parts[number]
-            if part.reply is None and not part.tilt.is_neutral:
+            if not part.tilt.is_neutral:
                 own = pooled[..., self.columns[number]].contiguous() if pooled is not None and part.rank else None
                 terms.append(part.terms(logits, last, own, gate[..., number]))
         guided = composed_logits(logits, terms) if terms else logits.float()

@@ -100,6 +100,11 @@ class Guidance(nn.Module):
         return self.head.rank if self.pooling == "mean" else 0
 
     @property
+    def gate_shape(self) -> tuple[int, ...] | None:
+        """What the shape of gate values ends with after the positions': one number each; None without gates."""
+        return None if self.gates is None else ()
+
+    @property
     def layer(self) -> int | None:
         """Number of decoder layers below the states that the gates read; None without gates."""
         return None if self.gates is None else self.gates.layer

@@ -27,13 +27,15 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     if wanted == "transformers":
         _require_transformers()
         return wanted, ""
-    obstacle = "vLLM can't serve the parts of a ledger" if ledger else _obstacle(adapters, config)
+    obstacle = _obstacle(adapters, config)
     if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")
         if obstacle:
             raise ConfigError(f"--backend vllm: {obstacle}; must be --backend transformers for that")
         return wanted, ""
+    if ledger:
+        obstacle = obstacle or "vLLM takes up changes of a ledger by a restart only"
     if _installed("vllm") and not obstacle:
         return "vllm", ""
     _require_transformers()

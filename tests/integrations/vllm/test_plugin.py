@@ -294,7 +294,7 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
     with torch.no_grad():
         head.B.normal_()
     config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
-    return load_guidance(options, Adapter(config, head, random_gates(16) if gated else None))
+    return load_guidance(options, {"": Adapter(config, head, random_gates(16) if gated else None)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -302,7 +302,7 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
 @pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
 def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, extra: int, dtype: torch.dtype) -> None:
     """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
-    columns = Columns(3 if pooling == "mean" else 0, gated, extra, dtype)
+    columns = Columns(3 if pooling == "mean" else 0, () if gated else None, extra, dtype)
     states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
     gate = torch.rand(7) if gated else None
     others = torch.rand(7, extra) if extra else None
@@ -413,13 +413,13 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
 def test_unsafe_engines_are_refused(name: str) -> None:
     adapter = AdapterConfig("base", "", "llama", 16, 12, gate=random_gates(16).settings)
     guidance, plain = random_guidance("mean", True), random_guidance("last", False)
-    check_engine(engine_config(), adapter, guidance)
-    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), adapter, guidance)
+    check_engine(engine_config(), [adapter], guidance)
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), [adapter], guidance)
     changes, message = UNSAFE[name]
     with pytest.raises(TemperTiltError, match=message):
-        check_engine(engine_config(**changes), adapter, guidance)
+        check_engine(engine_config(**changes), [adapter], guidance)
     if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
-        check_engine(engine_config(**changes), AdapterConfig("base", "", "llama", 16, 12, pooling="last"), plain)
+        check_engine(engine_config(**changes), [AdapterConfig("base", "", "llama", 16, 12, pooling="last")], plain)
 
 
 def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
-from tempertilt.guidance.gate import EVENTS, Gates
+from tempertilt.guidance.composition import Composition
+from tempertilt.guidance.gate import EVENTS
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.pooling import Memory
 from tempertilt.guidance.reply import Reply
 from tempertilt.integrations.vllm import text_architectures
 from tempertilt.integrations.vllm.memory import CausalMemory, Heads, plan_layers
-from tempertilt.integrations.vllm.serve import KEY, PREFIX, REPLY_PROCESSOR, SETTINGS, check_overrides, said_reply
+from tempertilt.integrations.vllm.serve import (
+    KEY,
+    PREFIX,
+    REPLY_PROCESSOR,
+    SETTINGS,
+    check_overrides,
+    places_of,
+    said_reply,
+)
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
 
@@ -70,27 +80,29 @@ class _Unlearned(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         model_config = vllm_config.model_config
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
-        adapter = load_adapter(options["adapter"])
-        reply = said_reply(adapter.config, options.get("reply"))
-        check_processor(model_config.logits_processors, reply)
-        guidance = load_guidance(options, adapter, reply)
-        check_engine(vllm_config, adapter.config, guidance)
+        adapters = {name: load_adapter(place) for name, place in places_of(options).items()}
+        guidance = load_guidance(options, adapters)
+        check_engine(vllm_config, [adapter.config for adapter in adapters.values()], guidance)
+        says = bool(guidance.follows(None))
+        check_processor(model_config.logits_processors, says)
         with _base_name(model_config.hf_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         from vllm.distributed import get_pp_group
 
-        self._watch = WeightsWatch(adapter.config.base_fingerprint) if options["check_base"] else None
+        expected = next(iter(adapters.values())).config.base_fingerprint
+        self._watch = WeightsWatch(expected) if options["check_base"] else None
         self._hf_config = model_config.hf_config
         # not a submodule: the engine must not look for its weights in the checkpoint
-        self._guidance = [guidance.to(self._device())]
-        extra = 0 if reply is None else EVENTS + 2
-        self._columns = Columns(guidance.rank, guidance.gates is not None, extra, model_config.dtype)
+        self._guidance: list[Guidance | Composition] = [guidance.to(self._device())]
+        shape = guidance.gate_shape
+        events = 0 if shape is None else EVENTS * math.prod(shape)
+        self._columns = Columns(guidance.rank, shape, events + 2 if says else 0, model_config.dtype)
         self._replies: ReplyRows | None = None
-        if guidance.reply is not None and guidance.gates is not None:
+        if says:
             from tempertilt.integrations.vllm.replies import ReplyRows
 
-            self._replies = ReplyRows(guidance.reply, guidance.gates, model_config.hf_config)
-        self._lower = LowerStates.of(self, guidance.gates, vllm_config) if guidance.gates is not None else None
+            self._replies = ReplyRows(guidance, model_config.hf_config)
+        self._lower = None if guidance.layer is None else LowerStates.of(self, guidance.layer, vllm_config)
         self._memory = None
         if get_pp_group().is_last_rank and guidance.needs_memory:
             heads = Heads(
@@ -99,7 +111,7 @@ class _Unlearned(nn.Module):
                 model_config.get_head_size(),
                 model_config.dtype,
             )
-            layouts = plan_layers(guidance.rank, 0 if guidance.gates is None else EVENTS, heads)
+            layouts = plan_layers(guidance.rank, events, heads)
             # the engine tells the place of a layer by the number in its name: ours are those after the last
             depth = model_config.hf_text_config.num_hidden_layers
             names = [f"{prefix}.t3_memory.{depth + i}.attn".lstrip(".") for i in range(len(layouts))]
@@ -134,7 +146,7 @@ class _Unlearned(nn.Module):
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
         states, pooled, gate, extra = self._columns.detach(hidden_states)
         if self._replies is not None and extra is not None:
-            self._replies.note(extra[:, :EVENTS], extra[:, EVENTS], extra[:, EVENTS + 1])
+            self._replies.note(extra[:, :-2], extra[:, -2], extra[:, -1])
         logits = super().compute_logits(states, *args, **kwargs)  # type: ignore[misc]
         if logits is None:
             return None
@@ -170,18 +182,19 @@ class Columns:
 
     Args:
         rank: numbers of the pooled projections, 0 for none.
-        gate: whether there is a gate value.
+        gate_shape: of the gate values of a token; None without gates.
         extra: further numbers.
         dtype: of the hidden states.
     """
 
-    def __init__(self, rank: int, gate: bool, extra: int, dtype: torch.dtype) -> None:
-        self.sizes = (rank, int(gate), extra)
+    def __init__(self, rank: int, gate_shape: tuple[int, ...] | None, extra: int, dtype: torch.dtype) -> None:
+        self.gate_shape = gate_shape
+        self.sizes = (rank, 0 if gate_shape is None else math.prod(gate_shape), extra)
         self.count = sum(self.sizes) * 4 // dtype.itemsize
 
     def attach(self, states: Tensor, pooled: Tensor | None, gate: Tensor | None, extra: Tensor | None = None) -> Tensor:
-        """Hidden states `(n, d)`, projections `(n, r)`, gate values `(n,)` and `extra` numbers as one `(n, d + count)`."""
-        given = (pooled, None if gate is None else gate.unsqueeze(-1), extra)
+        """Hidden states `(n, d)`, projections `(n, r)`, gate values and `extra` numbers as one `(n, d + count)`."""
+        given = (pooled, None if gate is None else gate.reshape(len(states), -1), extra)
         parts = [part for part, size in zip(given, self.sizes) if part is not None and size]
         return torch.cat([states, torch.cat(parts, -1).float().view(states.dtype)], -1)
 
@@ -192,24 +205,41 @@ class Columns:
         states = joined[:, : -self.count].contiguous()
         numbers = joined[:, -self.count :].contiguous().view(torch.float32)
         pooled, gate, extra = (part if part.shape[1] else None for part in numbers.split(self.sizes, -1))
-        return states, pooled, None if gate is None else gate[:, 0], extra
+        return states, pooled, None if gate is None else gate.reshape(-1, *(self.gate_shape or ())), extra
 
 
-def check_processor(processors: Sequence[Any] | None, reply: dict[str, Any] | None) -> None:
-    """Raise `ConfigError` where there is a reply, and the engine was not given what says it."""
-    if reply is not None and REPLY_PROCESSOR not in (processors or []):
+def check_processor(processors: Sequence[Any] | None, says: bool) -> None:
+    """Raise `ConfigError` where a reply is to be said, and the engine was not given what says it."""
+    if says and REPLY_PROCESSOR not in (processors or []):
         raise ConfigError(
-            f"the adapter has a reply: give vLLM logits_processors=[{REPLY_PROCESSOR!r}] (--logits-processors "
+            f"an adapter has a reply: give vLLM logits_processors=[{REPLY_PROCESSOR!r}] (--logits-processors "
             f"{REPLY_PROCESSOR}), as tempertilt.integrations.vllm.engine_arguments does, or the reply 'guess'"
         )
 
 
-def load_guidance(options: dict[str, Any], adapter: Adapter, reply: dict[str, Any] | None = None) -> Guidance:
-    """The guidance of an adapter with the settings that the engine was given instead of its own, and with a reply's."""
+def load_guidance(options: dict[str, Any], adapters: Mapping[str, Adapter]) -> Guidance | Composition:
+    """The guidance of one adapter with the settings that the engine was given instead of its own, or that of several parts.
+
+    Raises:
+        ConfigError: a reply stands beside a neutral tilt: the engine's log-probabilities would be the base's.
+    """
+    guidance: Guidance | Composition
+    if "adapters" in options:
+        guidance = Composition({name: adapter.guidance for name, adapter in adapters.items()})
+    else:
+        guidance = _one_guidance(options, next(iter(adapters.values())))
+    for part in guidance.parts if isinstance(guidance, Composition) else [guidance]:
+        if part.reply is not None and part.tilt.is_neutral:
+            raise ConfigError("an adapter with a reply has temperature 1 and guidance_scale 0; must tilt, or have no reply")
+    return guidance.requires_grad_(False)
+
+
+def _one_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
+    reply = said_reply(adapter.config, options.get("reply"))
     given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
     tilt = replace(adapter.config.tilt, **given)
     made = None if reply is None else Reply.from_settings(reply)
-    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling, made).requires_grad_(False)
+    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling, made)
 
 
 class LowerStates:
@@ -223,8 +253,12 @@ class LowerStates:
         self.buffer = buffer
 
     @classmethod
-    def of(cls, model: nn.Module, gates: Gates, vllm_config: VllmConfig) -> LowerStates:
-        """Arrange it for a model that was just built; `ModelError` if the states between its layers can't be told."""
+    def of(cls, model: nn.Module, depth_below: int, vllm_config: VllmConfig) -> LowerStates:
+        """Arrange it for a model that was just built; `ModelError` if the states between its layers can't be told.
+
+        Args:
+            depth_below: number of decoder layers below the states.
+        """
         from vllm.model_executor.models.interfaces import EagleModelMixin
 
         name = type(model).__name__.removeprefix(PREFIX)
@@ -232,15 +266,16 @@ class LowerStates:
         depth = vllm_config.model_config.hf_text_config.num_hidden_layers
         pipeline = vllm_config.parallel_config.pipeline_parallel_size > 1
         if len(bodies) == 1 and (not pipeline or bodies[0].supports_aux_hidden_states_over_pp):
-            bodies[0]._set_aux_hidden_state_layers((gates.layer,))
+            bodies[0]._set_aux_hidden_state_layers((depth_below,))
             return cls()
         if pipeline:
             raise ModelError(f"vLLM's {name} hands no lower states to the next rank: serve it without pipeline parallelism")
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
         if not lists:
             raise ModelError(f"vLLM's {name} has no list of {depth} decoder layers: an adapter with a gate can't be served on it")
-        layer = lists[0][gates.layer - 1]
-        shape = (vllm_config.scheduler_config.max_num_batched_tokens, gates.hidden_size)
+        layer = lists[0][depth_below - 1]
+        width = vllm_config.model_config.hf_text_config.hidden_size
+        shape = (vllm_config.scheduler_config.max_num_batched_tokens, width)
         device = next(model.parameters()).device
         buffer = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=device)
         lower = cls(buffer)
@@ -280,14 +315,21 @@ def sum_of(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out
     return states if is_whole else states + residual  # type: ignore[no-any-return]
 
 
-def check_engine(vllm_config: VllmConfig, adapter: AdapterConfig, guidance: Guidance) -> None:
+def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], guidance: Guidance | Composition) -> None:
     """Raise an error that names what of the engine's settings would pass the tilt by, or is not known to keep it exact."""
     model, name = vllm_config.model_config, vllm_config.model_config.architecture.removeprefix(PREFIX)
     text = model.hf_text_config
-    if adapter.vocab_size != text.vocab_size:
-        raise AdapterError(
-            f"the adapter is for {adapter.vocab_size} tokens; the model has {text.vocab_size}: give the base model that it was "
-            "fitted on"
+    for adapter in adapters:
+        if adapter.vocab_size != text.vocab_size:
+            raise AdapterError(
+                f"an adapter is for {adapter.vocab_size} tokens; the model has {text.vocab_size}: give the base model that it "
+                "was fitted on"
+            )
+    if len({adapter.base_fingerprint for adapter in adapters}) > 1:
+        raise AdapterError("the adapters were fitted on different base models; must be one")
+    if isinstance(guidance, Composition) and not model.enforce_eager and vllm_config.device_config.device_type != "cpu":
+        raise ConfigError(
+            "enforce_eager is False; must be True for several adapters: which of them act is decided token by token"
         )
     guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
     if model.runner_type != "generate":

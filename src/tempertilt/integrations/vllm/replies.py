@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from tempertilt.guidance.gate import Gates
-from tempertilt.guidance.reply import FORMS, Reply, reply_logits
+from tempertilt.guidance.composition import Composition
+from tempertilt.guidance.guidance import Guidance
+from tempertilt.guidance.pooling import Memory
+from tempertilt.guidance.reply import FORMS, reply_logits
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -25,16 +27,17 @@ _ROWS: WeakValueDictionary[int, ReplyRows] = WeakValueDictionary()
 
 
 class ReplyRows:
-    """A model's reply and gates, and what its latest `compute_logits` knew of each row.
+    """The guidance of a model, and what its latest `compute_logits` knew of each row.
 
     Attributes:
-        latest: `(n, 5)` positions of the latest events, see `Gates.value`.
+        latest: `(n, k)` positions of the latest events, see `Memory`.
         position: `(n,)` of the last token, counted from 1.
         token: `(n,)` its id.
     """
 
-    def __init__(self, reply: Reply, gates: Gates, config: Any) -> None:
-        self.reply, self.gates = reply, gates
+    def __init__(self, guidance: Guidance | Composition, config: Any) -> None:
+        self.guidance = guidance
+        self.numbers = FORMS * len(guidance.follows(None))
         self.latest = self.position = self.token = torch.zeros(0)
         _ROWS[id(config)] = self
 
@@ -42,20 +45,28 @@ class ReplyRows:
         """Keep what belongs to the rows whose logits are about to be sampled from."""
         self.latest, self.position, self.token = latest, position, token
 
+    def follow(self, tokens: list[int], before: Tensor) -> Tensor:
+        """How much of each reply `(numbers,)` a text ends with after more tokens, of the same `before` them."""
+        ids = torch.tensor([tokens])
+        counts = zip(self.guidance.follows(ids), before[None].split(FORMS, -1))
+        return torch.cat([follow(torch.ones_like(ids), own)[0, -1] for follow, own in counts])
+
     def next_tokens(self, ends: Tensor) -> Tensor:
-        """The reply's next token of each row `(n,)`, -1 where the gates are closed; `ends` `(n, 2)` as `Reply.follow` gives."""
-        gate = self.gates.value(self.position - self.reply.said(ends), self.latest)
-        return torch.where(gate > 0, self.reply.next_tokens(ends), -1)
+        """The token that a reply goes on with in each row `(n,)`, -1 for none; `ends` `(n, numbers)` as of `follow`."""
+        means = ends.new_zeros(len(ends), self.guidance.rank)
+        reply = self.guidance.read(Memory(means, self.position, self.latest, ends)).reply
+        assert reply is not None, "there is a reply"
+        return reply
 
 
 @dataclass
 class Sequence:
-    """A request's tokens, and how much of each form of the reply they end with.
+    """A request's tokens, and how much of each reply they end with.
 
     Attributes:
         prompt, output: token ids; the engine appends to `output`.
         position: up to which `ends` holds.
-        ends: `(2,)`.
+        ends: see `ReplyRows.follow`.
     """
 
     prompt: list[int]
@@ -63,14 +74,13 @@ class Sequence:
     position: int = 0
     ends: Tensor | None = None
 
-    def advance(self, reply: Reply, position: int, token: int) -> Tensor:
+    def advance(self, rows: ReplyRows, position: int, token: int) -> Tensor:
         """`ends` at `position`, whose token is `token`; tokens between are looked up where more than one has come."""
         if self.ends is None or position != self.position + 1:
-            new, before = [*self.prompt, *self.output][: position - 1], torch.zeros(1, FORMS)
+            new, before = [*self.prompt, *self.output][: position - 1], torch.zeros(rows.numbers)
         else:
-            new, before = [], self.ends[None]
-        ids = torch.tensor([[*new, token]])
-        self.position, self.ends = position, reply.follow(ids, torch.ones_like(ids), before.to(ids.device))[0, -1]
+            new, before = [], self.ends
+        self.position, self.ends = position, rows.follow([*new, token], before)
         return self.ends
 
 
@@ -107,8 +117,8 @@ class ReplyProcessor(LogitsProcessor):  # type: ignore[misc]
         if rows is None or not self._sequences:  # a pass that tries the memory out
             return logits
         assert len(rows.position) == len(logits), "the engine samples from other rows than those whose logits it asked for"
-        ends = torch.zeros(len(logits), FORMS)
+        ends = torch.zeros(len(logits), rows.numbers)
         for index, sequence in self._sequences.items():
             if index < len(logits):
-                ends[index] = sequence.advance(rows.reply, int(rows.position[index]), int(rows.token[index]))
+                ends[index] = sequence.advance(rows, int(rows.position[index]), int(rows.token[index]))
         return reply_logits(logits, rows.next_tokens(ends.to(rows.latest.device)))

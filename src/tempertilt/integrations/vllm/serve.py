@@ -45,7 +45,7 @@ log = logging.getLogger("tempertilt")
 def serve_arguments(
     model: str | None,
     peft_adapter: str | None,
-    adapter: str,
+    adapter: str | Mapping[str, str],
     host: str = LOOPBACK,
     port: int = 8000,
     api_key: str | None = None,
@@ -59,12 +59,12 @@ def serve_arguments(
     Args:
         model: hub id, directory or alias of the base; None takes the one that the adapter names.
         peft_adapter: to merge into the base; None takes the adapter's own where the base is the adapter's.
-        adapter: the directory that `t3 unlearn` wrote.
+        adapter: the directory that `t3 unlearn` wrote; or several by name, as of a ledger's parts, which act together.
         host, port: to listen on.
         api_key: without it no request but /health is answered. Other users of the machine can read a command line: to keep it
             out of there, leave it None here and give it to `serve_environment`.
         max_model_len: positions of a sequence; None is the model's own limit.
-        served_model_name: the names that clients call it by; None is the adapter directory's name.
+        served_model_name: the names that clients call it by; None is the adapter directory's name, or the first part's.
         dtype: "auto", "float32", "float16" or "bfloat16".
         reply: said where a gate is open instead of the adapter's own reply; "guess" = drawn from the tilt.
 
@@ -76,7 +76,7 @@ def serve_arguments(
     engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype, reply=reply)
     names = [served_model_name] if isinstance(served_model_name, str) else served_model_name
     arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
-    arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [Path(adapter).resolve().name])]
+    arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [_name_of(adapter)])]
     arguments += ["--generation-config", engine["generation_config"], "--disable-uvicorn-access-log"]
     if "logits_processors" in engine:
         arguments += ["--logits-processors", *engine["logits_processors"]]
@@ -87,23 +87,27 @@ def serve_arguments(
     return arguments
 
 
+def _name_of(adapter: str | Mapping[str, str]) -> str:
+    return Path(adapter).resolve().name if isinstance(adapter, str) else next(iter(adapter))
+
+
 def vllm_command(
-    adapters: Mapping[str, str],
+    name: str,
+    adapter: str | Mapping[str, str],
     model: str | None,
     peft_adapter: str | None,
     config: ServeConfig,
     dtype: str,
     reply: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM with the one adapter, and its environment.
+    """The command that starts vLLM with an adapter, or with parts that act together, under a name; and its environment.
 
     vLLM's own key guards only what is under /v1, so ours stands before everything.
     """
-    [(name, place)] = adapters.items()
     arguments = serve_arguments(
         model=model,
         peft_adapter=peft_adapter,
-        adapter=place,
+        adapter=adapter,
         host=config.host,
         port=config.port,
         api_key=None,
@@ -128,7 +132,7 @@ def serve_environment(api_key: str | None = None) -> dict[str, str]:
 
 
 def engine_arguments(
-    adapter: str,
+    adapter: str | Mapping[str, str],
     model: str | None = None,
     peft_adapter: str | None = None,
     *,
@@ -146,48 +150,68 @@ def engine_arguments(
         settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapter's.
 
     Raises:
-        AdapterError, ConfigError, ModelError: as in `serve_arguments`, or a setting is out of range.
+        AdapterError, ConfigError, ModelError: as in `serve_arguments`, a setting is out of range, or there are no adapters.
     """
-    directory = Path(adapter).expanduser().resolve()
-    config = read_config(directory) if directory.is_dir() else None
-    if config is None:
-        raise AdapterError(f"no adapter directory {adapter!r}; must be a directory made by t3 unlearn")
-    name, peft_adapter = config.base(model, peft_adapter)
-    source = base_checkpoint(name, peft_adapter, config if check_base else None)
+    configs = [_config_at(place) for place in ([adapter] if isinstance(adapter, str) else adapter.values())]
+    if not configs:
+        raise ConfigError("there is no adapter to serve; must be at least one")
+    name, peft_adapter = configs[0].base(model, peft_adapter)
+    source = base_checkpoint(name, peft_adapter, configs[0] if check_base else None)
     given = reply if reply in (None, GUESS) else _reply_settings(reply, source)
-    overrides = hf_overrides(str(directory), _architecture(source), check_base=check_base, reply=given, **settings)
-    processors = {} if said_reply(config, given) is None else {"logits_processors": [REPLY_PROCESSOR]}
+    overrides = hf_overrides(adapter, _architecture(source), check_base=check_base, reply=given, **settings)
+    says = any(said_reply(config, given) for config in configs)
+    processors = {"logits_processors": [REPLY_PROCESSOR]} if says else {}
     from tempertilt.integrations.vllm.stops import generation_config
 
     ends = generation_config(source)
     return {"model": source, "dtype": dtype, "generation_config": ends, "hf_overrides": overrides, **processors}
 
 
+def _config_at(place: str) -> AdapterConfig:
+    directory = Path(place).expanduser().resolve()
+    config = read_config(directory) if directory.is_dir() else None
+    if config is None:
+        raise AdapterError(f"no adapter directory {place!r}; must be a directory made by t3 unlearn")
+    return config
+
+
 def hf_overrides(
-    adapter: str,
+    adapter: str | Mapping[str, str],
     architecture: str,
     *,
     check_base: bool = True,
     reply: str | dict[str, Any] | None = None,
     **settings: float,
 ) -> dict[str, Any]:
-    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter.
+    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter,
+    or with several by name, which act together.
 
     `reply` is "guess", or the settings of a `Reply`, instead of the adapter's own.
     """
     given = settings if reply is None else {**settings, "reply": reply}
-    options = check_overrides({"adapter": str(Path(adapter).expanduser().resolve()), "check_base": check_base, **given})
+    if isinstance(adapter, str):
+        places: dict[str, Any] = {"adapter": _absolute(adapter)}
+    else:
+        places = {"adapters": {name: _absolute(place) for name, place in adapter.items()}}
+    options = check_overrides({**places, "check_base": check_base, **given})
     return {"architectures": [PREFIX + architecture], KEY: options}
+
+
+def _absolute(place: str) -> str:
+    return str(Path(place).expanduser().resolve())
 
 
 def check_overrides(options: Any) -> dict[str, Any]:
     """Options in the model's configuration: `adapter`, and if wanted `check_base`, `reply` and the tilt's settings.
 
+    Or `adapters`, directories by the names of the parts that act together, and if wanted `check_base`.
+
     Raises:
         ConfigError: they are missing, unknown or out of range.
     """
-    valid = {"adapter", "check_base", "reply", *SETTINGS}
-    if not isinstance(options, dict) or not isinstance(options.get("adapter"), str):
+    several = isinstance(options, dict) and _is_mapping_of_text(options.get("adapters"))
+    valid = {"adapters", "check_base"} if several else {"adapter", "check_base", "reply", *SETTINGS}
+    if not several and (not isinstance(options, dict) or not isinstance(options.get("adapter"), str)):
         raise ConfigError(
             f"the model's configuration has no {KEY!r} with an adapter (it is {options!r}): give vLLM the hf_overrides that "
             "tempertilt.integrations.vllm.hf_overrides makes"
@@ -200,6 +224,15 @@ def check_overrides(options: Any) -> dict[str, Any]:
             f"{KEY} option reply is {options['reply']!r}; must be {GUESS!r}, or what engine_arguments makes of a text"
         )
     return {"check_base": True, **options}
+
+
+def _is_mapping_of_text(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(text, str) for text in (*value, *value.values()))
+
+
+def places_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """The adapters' directories by name, of options as `check_overrides` returns them."""
+    return dict(options.get("adapters") or {"": options["adapter"]})
 
 
 def said_reply(adapter: AdapterConfig, reply: str | dict[str, Any] | None) -> dict[str, Any] | None:
