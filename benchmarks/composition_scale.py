@@ -2,9 +2,9 @@
 
 python benchmarks/composition_scale.py [--model smollm2] [--parts 1 10 100 1000] [--pairs 9] [--tokens 32] [--clock wall|cpu]
 
-A part is as large as one of ten records can be: random exemplars, two for each of 100 prompts and answers, 24 for each of ten
-answers; a head of 300 tokens. All share their readers, as the parts of a ledger do. Answers are greedy, of a fixed length; base
-and composition take turns. In "closed" no gate opens, in "one open" one part tilts every token.
+Exemplars are random. There are as many as ten records can give, unless told otherwise: two for each of 100 prompts and answers,
+24 for each of ten answers. A head has 300 tokens. All parts share their readers, as those of a ledger do. Answers are greedy, of
+a fixed length; base and composition take turns. In "closed" no gate opens, in "one open" one part tilts every token.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from tempertilt.models.composed import ComposedLM
 from tempertilt.models.generation import pad_left
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-ASKED, SAID = (200, 96), (240, 64)  # exemplars of a part, and numbers of each
+SIZES = (96, 64)  # numbers of an exemplar of the input gate, and of the output gate
 RANK, TOKENS_WITH_A_ROW = 96, 300
 
 
@@ -42,15 +42,16 @@ def random_gate(size: tuple[int, int], reader: Reader, generator: torch.Generato
     return EvidenceGate(reader, exemplars, torch.full((size[0],), 0.4), threshold=threshold, weak_threshold=threshold)
 
 
-def make_parts(base: Any, count: int) -> tuple[dict[str, Guidance], Guidance]:
-    """Parts whose gates are closed, and one whose gates are open."""
+def make_parts(base: Any, count: int, exemplars: Sequence[int]) -> tuple[dict[str, Guidance], Guidance]:
+    """Parts whose gates are closed, and one whose gates are open, with so many exemplars of each gate."""
     generator = torch.Generator().manual_seed(0)
     hidden, layers = base.get_input_embeddings().embedding_dim, len(decoder_layers(base))
-    readers = [Reader(torch.zeros(hidden), torch.randn(size, hidden, generator=generator)) for _, size in (ASKED, SAID)]
-    turns = TurnStarts([1], F.normalize(torch.randn(4, ASKED[1], generator=generator), dim=-1), 0.5)
+    readers = [Reader(torch.zeros(hidden), torch.randn(size, hidden, generator=generator)) for size in SIZES]
+    turns = TurnStarts([1], F.normalize(torch.randn(4, SIZES[0], generator=generator), dim=-1), 0.5)
 
     def part(threshold: float) -> Guidance:
-        gates = (random_gate(size, reader, generator, threshold) for size, reader in zip((ASKED, SAID), readers))
+        shapes = zip(exemplars, SIZES)
+        gates = (random_gate(shape, reader, generator, threshold) for shape, reader in zip(shapes, readers))
         tokens = torch.randperm(base.config.vocab_size, generator=generator)[:TOKENS_WITH_A_ROW]
         head = GuidanceHead(hidden, RANK, tokens, bias=True)
         return Guidance(head, Gates(max(1, round(0.3 * layers)), *gates, turns, 256), TiltConfig(1.0, 1.0, 0.9), "last")
@@ -100,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 10, 100, 1000])
+    parser.add_argument("--exemplars", type=int, nargs=2, default=[200, 240], help="of the input gate, and of the output gate")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
@@ -109,17 +111,17 @@ def main() -> None:
     loaded, clock = load_base(args.model), CLOCKS[args.clock]
     base, tokenizer = loaded.model, loaded.tokenizer
     header(f"parts of ten records in one model, {args.model}; {args.tokens} tokens an answer; {args.clock} time")
-    every, opened = make_parts(base, max(args.parts))
+    every, opened = make_parts(base, max(args.parts), args.exemplars)
     results: dict[str, Any] = {"adapter_bytes": adapter_bytes(opened, base), "parts": {}}
     print(f"adapter: {results['adapter_bytes']:,} bytes each")
     for count in args.parts:
         names = list(every)[:count]
-        started = time.perf_counter()
+        started = clock()
         closed = ComposedLM(base, {name: every[name] for name in names})
-        first = time.perf_counter() - started
-        started = time.perf_counter()
+        first = clock() - started
+        started = clock()
         model = ComposedLM(base, {name: every[name] for name in names[1:]} | {"open": opened})
-        again = time.perf_counter() - started
+        again = clock() - started
         facts: dict[str, Any] = {"bytes": tensor_bytes(closed), "cache_bytes_a_position": 4 * (1 + 5 * count)}
         facts |= {"seconds_to_compose": first, "seconds_to_add_one_and_drop_one": again}
         print(f"\n{count} parts: {facts['bytes'] / 2**20:.1f} MiB, {facts['cache_bytes_a_position']:,} bytes of cache a position")

@@ -116,7 +116,6 @@ def test_a_ledger_is_served_and_looked_at_on_sighup(
         (["--adapter", "x"], "must be one"),
         (["--reply", "No."], "--reply is for --adapter"),
         (["--tilt-parameters", "any"], "must be refuse with --ledger"),
-        (["--backend", "vllm"], "vLLM can't serve the parts of a ledger; must be --backend transformers"),
     ],
 )
 def test_flags_that_do_not_go_with_a_ledger(
