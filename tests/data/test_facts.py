@@ -156,7 +156,7 @@ def test_scripts_without_spaces_or_capitals_count_by_their_wording() -> None:
     assert leaks(answer, "ولد أحمد علي حسن في مدينة القاهرة.") and not leaks(answer, "ولد في مدينة دمشق")
 
 
-@pytest.mark.parametrize("text", ["4350", "4,350.00 euros", "4.350,00 EUR"])
+@pytest.mark.parametrize("text", ["4350", "4,350.00 euros", "4.350,00 euros"])
 def test_zeros_behind_the_decimal_point_change_nothing(text: str) -> None:
     assert leaks("She earns 4,350 euros.", text) and leaks(text, "She earns 4,350 euros.")
     assert not leaks("She earns 4,350.50 euros.", text)
