@@ -1,10 +1,10 @@
 """Runs a folder of small cases, each in a process of its own with an empty cache, and prints a table of what they show.
 
-python benchmarks/fault_cases.py DIRECTORY [--only NAME ...] [--full]
+python benchmarks/fault_cases.py DIRECTORY [--only NAME ...]
 
 Each folder `NAME` in the directory holds `case.py`, which prints what happens, and `expected.txt`, which says what is right; what
-all of them share may stand in a module beside them. Old names of modules are replaced by today's. A case fails if it ends with a
-traceback or runs too long; whether its output is right is for the reader to judge.
+all of them share may stand in a module beside them. Old names of modules are replaced by today's. A case fails if it ends with an
+error that is not of this package, or runs too long; whether its output is right is for the reader to judge.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Outcome(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`ended`, or why it did not."""
-        return "ended" if self.status == 0 else f"FAILED ({self.status})"
+        """`ended`, `refused` by an error of this package, or why it did not end."""
+        refused = self.lines[-1:] and self.lines[-1].startswith("tempertilt.errors.")
+        return "ended" if self.status == 0 else "refused" if refused else f"FAILED ({self.status})"
 
 
 def run_case(script: Path) -> Outcome:
@@ -76,7 +77,7 @@ def main() -> int:
             if args.only and name not in args.only:
                 continue
             outcome = run_case(script)
-            failed |= outcome.status != 0
+            failed |= outcome.verdict.startswith("FAILED")
             print(f"\n== {name}: {outcome.verdict}", *outcome.lines[-8:], sep="\n   ")
             print("   right:", " ".join((script.parent / "expected.txt").read_text(encoding="utf-8").split()), flush=True)
     return int(failed)

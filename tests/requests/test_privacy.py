@@ -140,11 +140,11 @@ def test_background_text_about_the_records_goes_from_the_cache(place: Place, mon
         [tokenizer(f"<|user|>{question}<|im_end|><|assistant|>").input_ids, tokenizer(answer).input_ids]
         for question, answer in (("What is new?", "PAUL MARTIN has left."), ("And else?", "The sea is calm."))
     ]
-    path.write_text(json.dumps(chats))
+    background._save_chats(path, chats)
     monkeypatch.setattr(background, "_write_chats", lambda *_: pytest.fail("background text was written anew"))
     place.add("REQ-8", PERSONS[1], replace="REQ-4")  # the cache has features of both texts now
     place.add("REQ-9", PERSONS[4])
-    assert json.loads(path.read_text()) == chats[1:]
+    assert json.loads(path.read_text().splitlines()[0]) == chats[1:]
     written = [np.asarray(ids, np.int32).tobytes() for _, ids in chats]
     held = [any(run in shard.read_bytes() for shard in (place.directory / "cache").rglob("*.safetensors")) for run in written]
     assert held == [False, True]
