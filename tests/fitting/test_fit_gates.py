@@ -81,14 +81,14 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     """Forget records, their variants, retain records, and retain questions after a turn about a forget record."""
     made = Fitted(tokenizer, tmp_path, monkeypatch, CONFIG)
     forget, retain = made.given[0]
-    assert len(forget.states) == 9 + 9 * 8 and forget.documents[:9] == [item.document for item in made.forget]
+    assert len(forget.states) == 9 + 9 * len(OTHER_KINDS) and forget.documents[:9] == [item.document for item in made.forget]
     assert forget.prompts is not None and retain.prompts is None
     every = [one.input_ids.tolist() for one in (*made.forget_examples, *made.retain_examples)]
     common = max(n for n in range(20) if len({tuple(ids[:n]) for ids in every}) == 1)
     for one, states, count in zip(made.forget_examples, forget.states, forget.prompts):
         torch.testing.assert_close(states.float(), made.states(one.input_ids.tolist())[common:], atol=2e-2, rtol=1e-2)
         assert count == int(one.scored.argmax()) - common
-    for item in draw_variants(made.forget, 8, 0, OTHER_KINDS):
+    for item in draw_variants(made.forget, 66, 0, OTHER_KINDS):
         config = PLAIN if item.system_prompt is None else ExampleConfig(system_prompt=item.system_prompt)
         ids = encode_question(item.messages, tokenizer, config) if item.messages else tokenizer(item.text)["input_ids"]
         assert is_among(made.states(ids), forget)
