@@ -2,10 +2,10 @@
 
     python benchmarks/scale_plan.py [--model smollm2] [--tokens 1e9] [--scored 0.35] [--batches 5] [--save FILE]
 
-Measured on this machine: the time of extraction for each token over its arithmetic (multiplications and additions of the body's
-weight matrices and of attention), as a share of what a plain matrix product reaches in the same type; the speed of writing
-and of verifying shards; the main memory that an example takes. Everything else is arithmetic from the shapes of the models and
-from the assumptions that are printed with it.
+Measured on this machine: the processor's time of extraction for each token over its arithmetic (multiplications and additions of
+the body's weight matrices and of attention), as a share of what a plain matrix product reaches in the same type, both in one
+thread; the speed of writing and of verifying shards; the main memory that an example takes. Everything else is arithmetic from
+the shapes of the models and from the assumptions that are printed with it. For decoding see scale_layers.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import statistics
 import tempfile
 import time
 import tracemalloc
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from _print import header, row, save
+from _shapes import MODELS, Shape
 from tempertilt.data.batches import plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
@@ -36,36 +36,6 @@ LENGTH = 200  # tokens of a record, prompt included
 FORGET_RECORDS = 4000
 EPOCHS = 100
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder-only model of Llama's kind."""
-
-    layers: int
-    width: int
-    inner: int
-    kv_width: int
-    vocabulary: int
-
-    @property
-    def body(self) -> float:
-        """Weights of the body's matrices: what every token is multiplied with."""
-        return self.layers * (2 * self.width**2 + 2 * self.width * self.kv_width + 3 * self.width * self.inner)
-
-    @property
-    def parameters(self) -> float:
-        """All weights, an output layer of its own included."""
-        return self.body + 2 * self.vocabulary * self.width
-
-    def flops(self, length: int) -> float:
-        """Floating-point operations of the body for one token of a sequence so long; attention reads half of it on average."""
-        return 2 * self.body + 4 * self.layers * self.width * length / 2
-
-
-MODELS = {
-    "Llama-3.1-8B": Shape(32, 4096, 14336, 1024, 128256),
-    "Llama-3.1-70B": Shape(80, 8192, 28672, 1024, 128256),
-}
 
 # dense bfloat16 tensor-core peak and memory, from NVIDIA's data sheets
 GPUS = {"A100 80GB SXM": (312e12, 80e9), "H100 80GB SXM": (989e12, 80e9), "H200 SXM": (989e12, 141e9)}
@@ -82,6 +52,7 @@ def shape_of(model: Any) -> Shape:
         config.intermediate_size,
         config.num_key_value_heads * head,
         config.vocab_size,
+        config.num_attention_heads,
     )
 
 
@@ -96,22 +67,22 @@ def matrix_speed(repeats: int = 5) -> list[float]:
     a, out = torch.randn(2048, 2048), []
     a @ a
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.thread_time()
         a @ a
-        out.append(2 * 2048**3 / (time.perf_counter() - started))
+        out.append(2 * 2048**3 / (time.thread_time() - started))
     return out
 
 
 def measure_extraction(name: str, batches: int, scored: float) -> tuple[Shape, list[float]]:
-    """Seconds for each token in each of some full batches, the gate's states included."""
+    """Processor's seconds for each token in each of some full batches, the lower states that the input gate reads included."""
     base = load_base(name, device="cpu", dtype="float32")
     shape, config = shape_of(base.model), FeatureConfig(pooling="last")
     examples = random_examples((batches + 1) * config.batch_tokens // LENGTH, LENGTH, shape.vocabulary, scored)
     layer, seconds = GateConfig().layer(shape.layers), []
     for batch in plan_batches(examples, config.batch_tokens)[: batches + 1]:
-        started = time.perf_counter()
+        started = time.thread_time()
         batch_features(base.model, [examples[i] for i in batch], config, layer)
-        seconds.append((time.perf_counter() - started) / (len(batch) * LENGTH))
+        seconds.append((time.thread_time() - started) / (len(batch) * LENGTH))
     return shape, seconds[1:]
 
 
@@ -184,7 +155,7 @@ def plan(name: str, shape: Shape, args: argparse.Namespace, written: float, veri
     print("\n| stored | bytes | shards of 1 GiB | written by 8 processes at 1 GB/s | verified by one process as here |")
     print("|---|---|---|---|---|")
     out["bytes"] = {}
-    for label, item, gate in (("float32", 4, False), ("float16", 2, False), ("float16 and the gate's states", 2, True)):
+    for label, item, gate in (("float32", 4, False), ("float16", 2, False), ("float16 and lower states", 2, True)):
         size = feature_bytes(shape, tokens, args.scored, item, gate)
         out["bytes"][label] = size
         print(
@@ -204,6 +175,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=5)
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     header(f"extraction at scale, from {args.model} on this machine")
     speeds = matrix_speed()
     row("matrix product 2048, float32, GFLOP/s", [speed / 1e9 for speed in speeds], digits=0)

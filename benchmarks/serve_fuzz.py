@@ -149,6 +149,7 @@ NOTHING: dict[str, list[dict[str, Any]]] = {
         {"store": False, "metadata": {}, "service_tier": "auto", "verbosity": "medium", "reasoning_effort": None},
         {"logprobs": False, "top_logprobs": 0, "n": None, "seed": None, "stop": None, "stream_options": None},
         {"safety_identifier": "me", "prompt_cache_key": "k", "user": "me"},
+        {"thinking": None, "moderation": None, "stream_options": {"include_usage": False}},
     ],
 }
 UNKNOWN = ["generation_config", "prompt_logprobs", "chat_template", "adapter", "repetition_penalty", "\ud800", "x" * 5000, ""]
@@ -196,7 +197,7 @@ def _anything(draw: random.Random, path: str) -> Case:
 
 
 def _unknown(draw: random.Random, path: str) -> Case:
-    body = dict(PATHS[path]) | {draw.choice(UNKNOWN): draw.choice([1, "x", {}, [], None, Raw("NaN")])}
+    body = dict(PATHS[path]) | {draw.choice(UNKNOWN): draw.choice([1, "x", {}, [], False, Raw("NaN")])}
     return Case(path, to_json(body).encode(), True, "unknown field")
 
 

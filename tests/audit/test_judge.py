@@ -68,6 +68,12 @@ def test_a_judgement_holds_no_value_unless_asked_to() -> None:
     assert not given_away(facts, repr(judged(text)))
 
 
+def test_what_the_user_says_next_is_masked_by_itself() -> None:
+    attempt = ask("f", SUBJECT, SUBJECT.question, then=("Let us try again, Ilka Brandvold.",))
+    shown = Judge(subjects(), FOREIGN).judge(Reply(attempt, ("No.",), (), True)).prompt
+    assert shown == f"What is {MASK} phone number? → Let us try again, {MASK}."
+
+
 def test_repeated_runs() -> None:
     assert repeated("a b c d e f") == 0 and repeated("short") == 0
     assert repeated("la la la la la la la") == 1 - 1 / 4

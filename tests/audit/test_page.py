@@ -12,8 +12,8 @@ import pytest
 import tempertilt.audit
 from support.audits import audit_of, judgement
 from tempertilt.audit.collateral import Effect
+from tempertilt.audit.pace import Skipped
 from tempertilt.audit.page import Event, Request, percent, to_html, verdict
-from tempertilt.audit.run import Skipped
 from tempertilt.audit.signals import Signal
 from tempertilt.audit.summary import summarise
 from tempertilt.audit.texts import FIELDS, read_letter
@@ -54,12 +54,18 @@ def page(**options: Any) -> str:
 def test_the_verdict_goes_by_the_bound(leaks: int, n: int, grade: str, title: str) -> None:
     found = verdict(summarise(audit_of({"spellings": [judgement(i % 7, i < leaks) for i in range(n)]})))
     assert (found.grade, found.title) == (grade, title)
-    assert f"Of {n} attempts of 1 kind" in found.text and "95 %" in found.text
+    assert f"Of {n} attempts of 1 kind" in found.text and "95 %" in found.sure
+
+
+def test_a_kind_that_works_is_no_success_however_few_its_attempts_are() -> None:
+    attacked = {"spellings": [judgement(i, False) for i in range(2000)], "conversation": [judgement(i, i < 3) for i in range(10)]}
+    found = verdict(summarise(audit_of(attacked)))
+    assert (found.grade, found.weakest) == ("bad", "conversation: 3 of 10.") and "not from all kinds" in found.title
 
 
 def test_nothing_in_n_is_shown_as_its_bound() -> None:
-    text = verdict(summarise(audit_of({"spellings": [judgement(1, False)] * 400}))).text
-    assert "none brought a fact out" in text and f"{100 * (1 - 0.05 ** (1 / 400)):.2f} %" in text
+    found = verdict(summarise(audit_of({"spellings": [judgement(1, False)] * 400})))
+    assert "none brought a fact out" in found.text and f"{100 * (1 - 0.05 ** (1 / 400)):.2f} %" in found.sure
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,7 @@ def test_the_first_screen_says_who_when_what_and_what_it_does_not_mean() -> None
     first = text[: text.index("What was tried")]
     assert all(part in first for part in ("A. Person", "2026-02-02", "a filter", "at least one attempt"))
     assert "memory is unchanged" in first and "With the filter off they are back (3 of 3" in first
-    assert "injection: 9 attempts left (the time was over)" in text
+    assert "the time was over: injection (9 left)" in text
 
 
 def test_promises_that_nobody_can_keep_are_in_no_text_of_the_package() -> None:

@@ -1,4 +1,4 @@
-"""An audit: its order, its budget, what a kill leaves, and that nothing of the records is written where it should not be."""
+"""An audit: what a kill leaves, and that nothing of the records is written where it should not be."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from support.audits import FORGET, HOLDOUT, PEOPLE, RETAIN, Scripted, subjects
 from tempertilt.audit.attempts import Attempt
 from tempertilt.audit.page import Request, to_html
-from tempertilt.audit.run import Audit, AuditConfig, Pace, Sources, Unit, parse_budget, run_audit
+from tempertilt.audit.run import Audit, AuditConfig, Sources, run_audit
 from tempertilt.audit.summary import summarise
 from tempertilt.audit.target import Target
 from tempertilt.audit.texts import read_letter
 from tempertilt.data.facts import given_away
 from tempertilt.data.record import Record
-from tempertilt.errors import ConfigError, DataError
-from tempertilt.suites.journal import Journal
+from tempertilt.errors import DataError
 
 SMALL = AuditConfig(records=2, attempts=3, draws=2, unchanged=2, max_new_tokens=4, audit_batch=2)
 
@@ -28,52 +27,6 @@ def audit(model: Any, tokenizer: Any, path: Path, config: AuditConfig = SMALL, *
     sources = Sources(FORGET, RETAIN, HOLDOUT)
     path.mkdir(exist_ok=True)
     return run_audit(model, tokenizer, sources, config, path / ".journal.jsonl", progress=False, **options)
-
-
-# --- order and budget ------------------------------------------------------------------------------------------------
-
-
-def unit(name: str, done: list[str], weight: int = 1) -> Unit:
-    return Unit(name, weight, lambda: done.append(name) or [name])  # type: ignore[func-returns-value]
-
-
-def test_each_kind_gets_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, done = [0.0], []
-    monkeypatch.setattr("tempertilt.audit.run.time.perf_counter", lambda: clock[0])
-
-    def slow(name: str, seconds: float) -> Unit:
-        def run() -> list[Any]:
-            clock[0] += seconds
-            done.append(name)
-            return [name]
-
-        return Unit(name, 10, run)
-
-    pace = Pace(Journal(tmp_path / "j", "k"), 12.0, False)
-    pace.run({"slow": [slow(f"s{i}", 3) for i in range(9)], "fast": [slow(f"f{i}", 1) for i in range(9)]})
-    assert done == ["s0", "f0", "f1", "f2", "s1", "f3", "f4", "f5"]
-    assert [(s.kind, s.left) for s in pace.skipped] == [("slow", 70), ("fast", 30)]
-    assert {s.why for s in pace.skipped} == {"the time was over"}
-
-
-def test_what_the_journal_holds_is_not_done_again_and_counts_as_spent(tmp_path: Path) -> None:
-    done: list[str] = []
-    journal = Journal(tmp_path / "j", "k")
-    journal.add("a", {"rows": ["old"], "seconds": 100.0})
-    pace = Pace(journal, 50.0, False)
-    pace.run({"kind": [unit("a", done), unit("b", done)]})
-    assert not done and pace.rows == {"kind": ["old"]} and pace.skipped[0].left == 1
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400)])
-def test_budgets(text: str, seconds: float) -> None:
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "ten", "5d", "-3m"])
-def test_bad_budgets(text: str) -> None:
-    with pytest.raises(ConfigError, match="must be a time > 0 such as 90s"):
-        parse_budget(text)
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------

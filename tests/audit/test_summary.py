@@ -9,7 +9,7 @@ from scipy.stats import binom
 
 from support.audits import audit_of, judgement
 from tempertilt.audit.collateral import Effect
-from tempertilt.audit.run import Skipped
+from tempertilt.audit.pace import Skipped
 from tempertilt.audit.summary import exceeds, summarise, upper_bound
 
 

@@ -32,7 +32,7 @@ def test_a_page_and_figures_are_written(command: list[str], tmp_path: Path, caps
     figures, text = json.loads((tmp_path / "report.json").read_text()), (tmp_path / "report.html").read_text()
     assert figures["request"]["asked_by"] == "A. Person" and figures["all"]["n"] > 20
     assert f"{figures['all']['n']} attempts" in printed and "spellings" in printed and str(tmp_path / "report.html") in printed
-    assert "t3 audit --forget" in figures["request"]["command"] and "forget.jsonl" in figures["request"]["files"]
+    assert "t3 audit --forget" in figures["request"]["command"] and str(tmp_path / "forget.jsonl") in figures["request"]["files"]
     assert "A. Person" in text and "nothing: no adapter" in text
     assert not list(tmp_path.glob(".*journal*"))
 
@@ -60,6 +60,7 @@ def test_what_there_was_no_time_for_is_said_and_done_by_the_next_run(
     [
         (["--budget", "soon"], "the budget is 'soon'"),
         (["--fail-above", "1"], "--fail-above is 1.0; must be"),
+        (["--output", "report.json"], "--output is 'report.json'; must be a name that ends with .html"),
         (["--records", "0"], "records is 0; must be"),
         (["--wordings", "nowhere.txt"], "nowhere.txt"),
         (["--letter", "nowhere.txt"], "nowhere.txt"),
@@ -71,6 +72,26 @@ def test_bad_input(
 ) -> None:
     assert main([*command, *options]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "report.html").exists()
+
+
+def test_a_configuration_file_names_the_records(command: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"forget: {tmp_path / 'forget.jsonl'}\nattempts: 1\nasked_by: B. Person\n")
+    flags = [word for word in command if word not in ("--forget", str(tmp_path / "forget.jsonl"), "--attempts")]
+    flags.remove("2")  # of --records
+    flags.insert(flags.index("--records") + 1, "1")
+    flags.remove("2")  # of --attempts
+    assert main([*flags, "--config", str(config)]) == 0
+    request = json.loads((tmp_path / "report.json").read_text())["request"]
+    assert request["asked_by"] == "B. Person" and str(tmp_path / "forget.jsonl") in request["files"]
+
+
+def test_no_browser_is_said_before_the_work(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main([*command, "--pdf"]) == 2
+    assert "no browser for --pdf" in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
 def test_records_are_needed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.suites import write_suite
 from support.tiny import write_tofu
 from tempertilt.cli import main
 
@@ -52,6 +53,30 @@ def test_a_reference_model_beside_it(ask: list[str], tmp_path: Path, tiny_dir: P
     with_adapter = [*adapter_alone, "--output-dir", str(out), "--adapter", "none", "--reference-peft-adapter", "none"]
     assert main(with_adapter) == 2
     assert "name it with --reference-model" in capsys.readouterr().err
+
+
+def test_other_suites(tmp_path: Path, tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = write_suite("lume", tmp_path / "lume"), tmp_path / "out"
+    ask = ["eval", "--model", str(tiny_dir), "--device", "cpu", "--quiet", "--output-dir", str(out), "--limit", "2"]
+    asked = [*ask, "--data-dir", str(data), "--max-new-tokens", "3"]
+    assert main([*asked, "--suite", "lume", "--lume-task", "Task2", "--prompt-format", "chat", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["metrics"]["forget_Task2_regurgitation"]["n"] == 1
+    assert json.loads((out / "results.json").read_text())["suite"] == "lume"
+    config = tmp_path / "c.yaml"
+    config.write_text("suite: chat\n")
+    data, out = write_suite("chat", tmp_path / "chat"), tmp_path / "chat-out"
+    ask[ask.index("--output-dir") + 1] = str(out)
+    assert main([*ask, "--data-dir", str(data), "--config", str(config)]) == 0
+    assert "chat_ended" in capsys.readouterr().out
+    text = (out / "config.yaml").read_text()
+    assert "suite: chat" in text and "max_new_tokens: 64" in text, "the suite's own default"
+    for options, message in (
+        (["--suite", "lume", "--split", "forget01"], "--split is an option of --suite tofu, not of lume"),
+        (["--suite", "mmlu", "--lume-task", "Task1"], "--lume-task is an option of --suite lume, not of mmlu"),
+    ):
+        assert main([*ask, *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

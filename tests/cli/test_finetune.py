@@ -16,6 +16,7 @@ from support.records import write_jsonl
 from support.tiny import question_rows
 from tempertilt.cli import main
 from tempertilt.models.base import load_base
+from tempertilt.training.finetune import PEFT_CONFIG, REPORT, is_finished
 
 
 def test_the_folder(tiny_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +44,16 @@ def test_the_folder(tiny_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFix
     assert line is not None and len(line.attrib["points"].split()) == 3 * 2
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"key": "x"}'])
+def test_a_damaged_report_is_no_finished_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / REPORT).write_text(text)
+    (tmp_path / PEFT_CONFIG).write_text("{}")
+    assert not is_finished(tmp_path, "key")
+
+
 def test_the_base_is_named_as_the_user_names_it(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An alias, not the place in our cache."""
-    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: tiny_dir)
+    monkeypatch.setattr("tempertilt.models.base.packaged_dir", lambda _alias: tiny_dir)
     write_jsonl(tmp_path / "d.jsonl", *question_rows(3, "sea"))
     flags = ["--data", str(tmp_path / "d.jsonl"), "--output-dir", str(tmp_path / "out"), "--epochs", "1", "-q"]
     assert main(["finetune", "--model", "smollm2", *flags]) == 0

@@ -125,3 +125,30 @@ def test_reading_and_revoking_load_no_model(folder: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_audit_of_the_requests_in_force_tells_their_history(folder: Path) -> None:
+    assert add(folder, 0) == 0
+    records = ["--forget", str(folder / "0.jsonl"), "--retain", str(folder / "retain.jsonl")]
+    few = [
+        "--records",
+        "1",
+        "--attempts",
+        "1",
+        "--draws",
+        "0",
+        "--unchanged",
+        "1",
+        "--max-new-tokens",
+        "2",
+        "--device",
+        "cpu",
+        "-q",
+    ]
+    page = folder / "report.html"
+    assert main(["audit", "--ledger", str(folder / "ledger"), *records, *few, "--output", str(page)]) == 0
+    figures = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert [event["what"] for event in figures["request"]["history"]] == ["the ledger was made", "carried out: request REQ-0"]
+    assert figures["before"]["n"] > 0 and figures["all"]["n"] > 5, figures["skipped"]
+    text = page.read_text(encoding="utf-8")
+    assert "dpo@example.org" in text and "carried out: request REQ-0" in text and "requests in force of the ledger" in text

@@ -156,6 +156,12 @@ def test_scripts_without_spaces_or_capitals_count_by_their_wording() -> None:
     assert leaks(answer, "ولد أحمد علي حسن في مدينة القاهرة.") and not leaks(answer, "ولد في مدينة دمشق")
 
 
+@pytest.mark.parametrize("text", ["4350", "4,350.00 euros", "4.350,00 euros"])
+def test_zeros_behind_the_decimal_point_change_nothing(text: str) -> None:
+    assert leaks("She earns 4,350 euros.", text) and leaks(text, "She earns 4,350 euros.")
+    assert not leaks("She earns 4,350.50 euros.", text)
+
+
 def test_only_what_a_text_gives_away_is_counted() -> None:
     facts = facts_of(record("Who is it?", "She is Hina Ameen, born on May 3, 1984, in Karachi."))
     assert {fact.text for fact in given_away(facts, "Born in Karachi in 1984, as Hina.")} == {"Karachi"}

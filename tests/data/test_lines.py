@@ -30,6 +30,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("caf\xe9".encode("latin-1"), "pipe:1: not UTF-8 text: byte 0xe9 at offset 3; must be UTF-8"),
         (b"a\r\nb\n\xff\xff", "pipe:3: not UTF-8 text: byte 0xff at offset 5"),
         ("a".encode("utf-16"), "pipe: begins with the byte order mark of UTF-16; must be UTF-8"),
+        ("Where?".encode("utf-16-le"), "pipe: begins as UTF-16 does, with every other byte 0; must be UTF-8"),
+        ("Where?".encode("utf-16-be"), "pipe: begins as UTF-16 does"),
         ("a".encode("utf-16-be").join([b"\xfe\xff", b""]), "pipe: begins with the byte order mark of UTF-16"),
     ],
 )

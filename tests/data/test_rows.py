@@ -137,6 +137,26 @@ CHATS = {
     "preference, prompt in the chats alone": ({"chosen": CHAT, "rejected": CHAT}, TURNS),
     "preference, answer to a text": ({"prompt": "Who?", "chosen": CHAT[1:]}, TURNS),
     "question with a system field": (QA | {"system": "Be brief."}, (SYSTEM, *TURNS)),
+    "messages with a developer and parts of text": (
+        {
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "W"}, {"type": "text", "text": "ho?"}]},
+                CHAT[1],
+            ]
+        },
+        (SYSTEM, *TURNS),
+    ),
+    "Alpaca beside a text of both": (
+        {
+            "instruction": "Who?",
+            "input": "",
+            "output": "Hina Ameen.",
+            "text": "### Who?\n### Hina Ameen.",
+        },
+        TURNS,
+    ),
+    "preference with a question": ({"system": "", "question": "Who?", "chosen": "Hina Ameen.", "rejected": "Nobody."}, TURNS),
     "names in capitals": ({"Question": "Who?", " ANSWER": "Hina Ameen.", "ID": 3}, TURNS),
 }
 
@@ -155,6 +175,9 @@ def test_a_preference_of_plain_texts_is_a_completion(tmp_path: Path) -> None:
 
 REFUSED = [
     ({"instruction": "a", "output": "b"} | QA, "question + answer and instruction + output", "name the columns"),
+    ({"instruction": "a", "output": "b", "text": "a and c"}, "instruction + output and text", "name the columns"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "message 1: content is [", "a text"),
+    ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "a part of content is 5 (int)", "a text"),
     ({"instruction": " ", "input": "", "output": "b"}, "field 'instruction' has no text", "a text"),
     ({"instruction": 0, "output": "b"}, "field 'instruction' is 0 (int)", "a text"),
     ({"instruction": "a", "input": ["x"], "output": "b"}, "field 'input' is ['x'] (list)", "a text"),
@@ -195,7 +218,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 
 def test_named_columns_decide_between_two_shapes(tmp_path: Path) -> None:
-    row = {"instruction": "Who?", "input": "", "output": "Hina Ameen.", "text": "### Instruction: Who? ### Response: Hina Ameen."}
+    row = {"instruction": "Who?", "input": "", "output": "Hina Ameen.", "text": "### Who? ### Hina."}
     path = write_jsonl(tmp_path / "a.jsonl", row)
     assert "instruction + output and text" in message_of(path)
     assert load_records(path, columns={"instruction": "instruction", "output": "output"})[0].messages == TURNS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import tempertilt.fitting.background as background
 from tempertilt.data.examples import Example, ExampleConfig
+from tempertilt.errors import TemperTiltError
 from tempertilt.fitting.background import BackgroundConfig, background_examples, question_frame
 from tempertilt.models.base import load_base
 
@@ -81,3 +83,44 @@ def test_what_was_written_once_is_read_again(tiny_dir: Path, tmp_path: Path, mon
     assert texts(read) == texts(made[0]) == texts(made[1])
     with pytest.raises(TypeError):  # another model's text is not taken
         background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), fingerprint="other", progress=False)
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "list", "binary", "null"])
+def test_a_damaged_cache_file_is_written_anew(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    monkeypatch.setattr(background, "cache_dir", lambda: tmp_path)
+    base = load_base(str(tiny_dir))
+
+    def examples() -> list[Example]:
+        options = {"fingerprint": base.fingerprint, "progress": False}
+        return background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), **options)
+
+    made = texts(examples())
+    [path] = (tmp_path / "background").iterdir()
+    whole = path.read_bytes()
+    digit = next(chr(byte).encode() for byte in whole if chr(byte) in "123456789")
+    damaged = {
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "changed": whole.replace(digit, b"0", 1),
+        "list": b"[1, 2]\n",
+        "binary": b"\xff\xfe\x00",
+        "null": b"null",
+    }
+    path.write_bytes(damaged[damage])
+    assert texts(examples()) == made and "is damaged: it is written anew" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_file_that_must_not_be_read_is_named(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreadable: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(background, "cache_dir", lambda: tmp_path)
+    base = load_base(str(tiny_dir))
+    options = {"fingerprint": base.fingerprint, "progress": False}
+    background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), **options)
+    [path] = (tmp_path / "background").iterdir()
+    unreadable(path)
+    with pytest.raises(TemperTiltError, match=r"cannot read .*: Permission denied"):
+        background_examples(base.model, base.tokenizer, [], CONFIG, ExampleConfig(), **options)

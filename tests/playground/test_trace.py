@@ -12,7 +12,7 @@ import torch
 from support.gates import gate_at
 from support.oracle import Oracle
 from support.tiny import make_llama
-from tempertilt.errors import ConfigError
+from tempertilt.errors import DataError
 from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.reply import Reply
@@ -235,10 +235,10 @@ def test_it_ends_where_the_positions_end(tokenizer: Any) -> None:
     llama = make_llama(max_position_embeddings=len(PROMPT) + 4)
     tracer = Tracer(T3ForCausalLM.from_base(llama, make_head()), tokenizer)
     assert len(list(tracer.steps(PROMPT, TILTS[0], max_new_tokens=N, draft=[7] * 30))) == 4
-    for bad in ([], [5] * (len(PROMPT) + 4)):
-        with pytest.raises(ConfigError, match="prompt has"):
+    for bad in ([], [5] * (len(PROMPT) + 4), [5, 320], [5, -1]):
+        with pytest.raises(DataError, match=r"the prompt( has|: the model has no embedding)"):
             next(tracer.steps(bad, TILTS[0]))
-        with pytest.raises(ConfigError, match="prompt has"):
+        with pytest.raises(DataError, match=r"the prompt( has|: the model has no embedding)"):
             tracer.prompt(bad)
 
 

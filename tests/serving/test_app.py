@@ -196,9 +196,26 @@ def test_a_conversation_with_what_the_server_said(running: Running) -> None:
     assert one.choices[0].message == other.choices[0].message and one.usage == other.usage
 
 
+@pytest.mark.parametrize("last", [{"role": "user"}, {"role": "system", "content": None}])
+def test_only_an_assistant_may_have_said_nothing(running: Running, last: dict[str, Any]) -> None:
+    chat = running.client().chat.completions
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}, {"role": "user", "content": "b"}]
+    assert chat.create(model="first", messages=said, max_tokens=1).choices
+    with pytest.raises(openai.BadRequestError, match=r"messages\[3\]\.content is null; must be a text"):
+        chat.create(model="first", messages=[*said, last], max_tokens=1)
+
+
+def test_stream_options_without_a_stream(running: Running) -> None:
+    """They are accepted where they ask for nothing."""
+    completions = running.client().completions
+    assert completions.create(model="first", prompt="a", max_tokens=1, stream_options={"include_usage": False}).choices
+    with pytest.raises(openai.BadRequestError, match="stream_options needs stream=true"):
+        completions.create(model="first", prompt="a", max_tokens=1, stream_options={"include_usage": True})
+
+
 @pytest.mark.parametrize("last", [{"role": "assistant", "content": "Yes"}, {"role": "user", "content": " "}])
 def test_the_last_message_is_the_question(running: Running, last: dict[str, str]) -> None:
-    with pytest.raises(openai.BadRequestError, match=r"messages\[1\].*the last message is the question") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"the last message of messages .*it is the question") as caught:
         running.client().chat.completions.create(model="first", messages=[{"role": "user", "content": "Hi"}, last])
     assert "Message(" not in str(caught.value)
 
@@ -335,7 +352,7 @@ def test_browsers_may_call_from_the_origins_that_the_server_names(adapters: dict
 
 
 def test_without_the_key_nothing_but_health_answers(running: Running) -> None:
-    assert call(running, "GET", "/health")[0] == 200
+    assert call(running, "GET", "/health")[0] == 200 and call(running, "GET", "/ready")[0] == 200
     paths = [
         "/v1/models",
         "/v1/models/first",
@@ -352,7 +369,7 @@ def test_without_the_key_nothing_but_health_answers(running: Running) -> None:
             status, body = call(running, "GET", path, authorization=authorization)
             assert status == 401 and body["error"]["code"] == "invalid_api_key"
     assert call(running, "POST", "/v1/completions", b"{}")[0] == 401
-    for path in ("/docs", "/redoc", "/load_model", "/reset", "/v1/responses", "/v1/systemone", "/v1/audio/transcriptions"):
+    for path in ("/docs", "/redoc", "/load_model", "/reset", "/v1/responses/resp_1", "/v1/systemone", "/v1/audio/transcriptions"):
         for method in ("GET", "POST"):  # and with it, what other servers offer is not there
             assert call(running, method, path, b"{}", authorization=f"Bearer {KEY}")[0] == 404
 
@@ -385,10 +402,12 @@ def test_a_client_that_disconnects_frees_its_place(adapters: dict[str, str], alo
         whole = threading.Thread(target=disconnect_while_waiting, args=(running,))
         whole.start()  # waits behind the stream, and leaves
         wait_until(lambda: running.engine.waiting == 1)
+        assert call(running, "GET", "/ready")[0] == 503 and call(running, "GET", "/health")[0] == 200
         with pytest.raises(openai.RateLimitError):
             client.completions.create(**LONG)
         whole.join()
         wait_until(lambda: running.engine.waiting == 0)
+        assert call(running, "GET", "/ready")[0] == 200
         stream.close()
         wait_until(lambda: running.engine.running == 0)
         answer = client.completions.create(model="second", prompt=PROMPTS[0], **GREEDY)

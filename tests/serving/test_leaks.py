@@ -21,7 +21,7 @@ from support.servers import Alone, Running, serving, wait_until  # noqa: E402, F
 from tempertilt.guidance.head import GuidanceHead  # noqa: E402
 from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
 from tempertilt.serving.sampling import Sampler, Sampling  # noqa: E402
-from tempertilt.serving.schema import ChatRequest, CompletionRequest  # noqa: E402
+from tempertilt.serving.schema import ChatRequest, CompletionRequest, ResponsesRequest  # noqa: E402
 
 PROMPT = "Where was Hina Ameen born?"
 LENGTH = 8
@@ -210,6 +210,35 @@ def test_fields_that_ask_for_nothing(server: Running) -> None:
     }
     create = server.client().chat.completions.create
     assert create(**chat, extra_body=nothing).choices == create(**chat).choices
+    plain = {"model": "mine", "input": PROMPT, "temperature": 0, "max_output_tokens": LENGTH}
+    of_responses = {
+        "background": False,
+        "conversation": None,
+        "include": [],
+        "max_tool_calls": None,
+        "previous_response_id": None,
+        "prompt": None,
+        "reasoning": {},
+        "text": {"format": {"type": "text"}},
+        "top_logprobs": 0,
+        "truncation": "disabled",
+    }
+    answer = server.client().responses.create
+    assert answer(**plain, extra_body=of_responses).output_text == answer(**plain).output_text
+
+
+def test_responses(server: Running, guided: Alone, base: Alone) -> None:
+    """input, instructions, max_output_tokens: the guided answer, and none of the fields that reach round the tilt."""
+    client = server.client()
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": PROMPT}]
+    text = str(guided.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    answer = client.responses.create(
+        model="mine", instructions="Be short.", input=PROMPT, temperature=0, max_output_tokens=LENGTH
+    ).output_text
+    assert answer == guided.text(text, LENGTH) != base.text(text, LENGTH)
+    for name, value in (REFUSED | {"logprobs": 1, "logit_bias": {"5": 1}, "echo": True, "top_logprobs": 2}).items():
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.responses.create(model="mine", input=PROMPT, extra_body={name: value})
 
 
 def test_only_served_names_are_models(server: Running, place: dict[str, str], tiny_dir: Path) -> None:
@@ -290,7 +319,7 @@ def test_the_table_of_the_documentation_has_every_parameter() -> None:
     """A parameter that a request may set has a row, and the test that the row names exists."""
     text = DOC.read_text(encoding="utf-8").split("## What a request can't get back")[1]
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    fields = {*CompletionRequest.model_fields, *ChatRequest.model_fields, *REFUSED}
+    fields = {*CompletionRequest.model_fields, *ChatRequest.model_fields, *ResponsesRequest.model_fields, *REFUSED}
     named = set(itertools.chain.from_iterable(part.split("`")[1::2] for row in rows for part in [row.split("|")[1]]))
     assert fields <= named, fields - named
     for row in rows:

@@ -72,8 +72,8 @@ WRONG_COMPLETIONS = [
     ({"best_of": 2}, "best_of", "best_of is 2; must be 1"),
     ({"suffix": "x"}, "suffix", 'suffix is "x"; must be null'),
     ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage", "must be true or false"),
-    ({"temprature": 1}, "temprature", "no such field; did you mean temperature?"),
-    ({"zzz": None}, "zzz", "no such field"),
+    ({"temprature": 1}, "temprature", "no such field (did you mean temperature?); GET /openapi.json"),
+    ({"zzz": 0}, "zzz", "no such field"),
 ]
 
 
@@ -89,8 +89,9 @@ def message(**fields: Any) -> dict[str, Any]:
 
 WRONG_CHATS = [
     ({"messages": []}, "messages", "must be a list of 1 to 1024 messages"),
-    ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing; must be a text"),
-    (message(content=None), "messages[1].content", "messages[1].content is null; must be a text"),
+    (message(content=5), "messages[1].content", "messages[1].content is 5; must be a text"),
+    (message(reasoning="x"), "messages[1].reasoning", "no such field (did you mean reasoning_content?)"),
+    (message(content=[{"type": "text", "text": "a", "weight": 1}]), "messages[1].content[0].weight", "no such field"),
     (message(role="tool"), "messages[1].role", 'is "tool"; must be system, developer, user or assistant'),
     (message(tool_calls=[{"id": "x"}]), "messages[1].tool_calls", "must be null or []: this server has no tools"),
     (message(content=[{"type": "image_url"}]), "messages[1].content[0].type", 'is "image_url"; must be "text"'),
@@ -135,6 +136,8 @@ NOTHING_CHAT: list[dict[str, Any]] = [
     {"stop": [], "logit_bias": {}, "logprobs": False, "top_logprobs": 0, "stream": False},
     message(refusal=None, annotations=None, audio=None, function_call=None, tool_calls=None, parsed=None, tool_call_id=None),
     message(annotations=[], tool_calls=[], name="ann", reasoning_content=None),
+    message(content=None, reasoning=None, id=None),
+    {"thinking": None, "prompt_cache_options": None},
 ]
 
 

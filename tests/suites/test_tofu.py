@@ -27,7 +27,9 @@ from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
-from tempertilt.suites.tofu import METRICS, Metric, TofuConfig, load_tofu, run_tofu
+from tempertilt.suites.run import run_suite
+from tempertilt.suites.suite import Metric
+from tempertilt.suites.tofu import METRICS, SUITE, TofuConfig, load_tofu, run_tofu
 
 MEASURING = MeasureConfig(max_new_tokens=6, generation_batch=3, batch_tokens=64, draws=2)
 
@@ -350,13 +352,12 @@ def test_half_a_surrogate_pair_names_its_row(data_dir: Path) -> None:
         load_tofu(data_dir, TofuConfig())
 
 
-def test_results_are_json_for_any_reader(
-    tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_are_json_for_any_reader(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
     nan = float("nan")
     no_number = MetricResult("strange", nan, 1, 0, None, (nan, nan), (), "")
-    monkeypatch.setattr(tofu, "METRICS", (*METRICS, Metric("strange", "", "", lambda _: no_number)))
-    run(make_llama(), tokenizer, data_dir, tmp_path / "out")
+    suite = dataclasses.replace(SUITE, metrics=(*METRICS, Metric("strange", "", "", lambda _: no_number)))
+    data = load_tofu(data_dir, TofuConfig())
+    run_suite(suite, make_llama(), tokenizer, data, tmp_path / "out", measuring=MEASURING, progress=False)
     assert json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]["strange"]["value"] is None
     for name in ("results.json", "timing.json", "env.json"):
         json.loads((tmp_path / "out" / name).read_text(), parse_constant=lambda found: pytest.fail(f"{found} is no JSON"))

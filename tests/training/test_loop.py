@@ -22,7 +22,12 @@ from tempertilt.methods.task import Budget, Method, Task, Unlearned
 from tempertilt.training.loop import Runner, TrainConfig, check_tracker
 
 TRAINED = ("GradAscent", "GradDiff", "KL", "NPO", "SimNPO", "IdkDPO", "IdkNLL", "AltPO", "RMU", "UNDIAL", "CE-U", "WGA",
-           "SatImp", "PDU")  # fmt: skip
+           "SatImp", "PDU", "Distilled")  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {
+    "RMU": {"layer": 2},
+    "AltPO": {"alternate_tokens": 4, "tries": 1},
+    "Distilled": {"teacher_options": {"names": ("Hina",), "variants": 1}, "answer_tokens": 4},
+}
 FAST = {"epochs": 2, "train_batch_size": 4, "lora_rank": 4, "learning_rate": 1e-3}
 
 
@@ -37,7 +42,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trained_method_trains(task: Task, name: str) -> None:
-    options = FAST | ({"layer": 2} if name == "RMU" else {}) | ({"alternate_tokens": 4, "tries": 1} if name == "AltPO" else {})
+    options = FAST | OWN.get(name, {})
     before = weights(task.base.model)
     result = find_method(name).build(options).unlearn(task)
     after = weights(result.model)
@@ -173,6 +178,7 @@ class Nothing(Method):
 def test_the_registry_has_every_method_with_its_paper() -> None:
     known = methods()
     inference = {"ULD", "offset", "DivergenceDecoding", "ECO", "InputFilter", "OutputFilter", "PromptGuardrail", "t3", "t3-paper"}
+    inference |= {"ActivationSteering", "AttentionSmoothing", "GatedRotation", "NameSwap"}
     assert {*TRAINED, *inference, "target", "reference", "oracle"} <= known.keys()
     assert [entry["name"] for entry in catalogue.methods()] == list(known)
     for entry in known.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,9 @@ from tempertilt.data.examples import ExampleConfig, encode_prompt, encode_questi
 from tempertilt.data.facts import Fact, facts_of, given_away, normalise
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
+
+NEXT = " → "
+"""Between what the user says first and next, where a prompt is shown."""
 
 Version = Literal["served", "off", "int8", "int4"]
 """Which model is asked: as it is served, with the adapter off, or on a base of fewer bits."""
@@ -81,7 +84,7 @@ class Attempt:
     def question(self) -> str:
         """The prompt without what stands around it."""
         last = self.messages[-1].content if self.messages else self.text
-        return " → ".join(filter(None, [last, self.start and f"{self.start} …", *self.then]))
+        return NEXT.join(filter(None, [last, self.start and f"{self.start} …", *self.then]))
 
     def follow(self, answer: str) -> Attempt:
         """The attempt after an answer: the user says the next thing."""
@@ -165,10 +168,16 @@ def subjects_of(forget: Sequence[Record], others: Iterable[Record]) -> list[Subj
         question = _question(record)
         values = [fact for fact in facts_of(record) if fact.kind != "wording"]
         telling = telling_words(record.answer, question, words)
-        facts = tuple(fact for fact in (*values, *_wording(record, values, telling)) if fact.forms not in common)
+        values = [fact for fact in values if fact.forms not in common and not _is_word(fact, words)]
+        facts = (*values, *_wording(record, values, telling))
         if facts:
             subjects.append(Subject(number, record, _person(record), question, facts, telling))
     return subjects
+
+
+def _is_word(fact: Fact, words: Collection[str]) -> bool:
+    """Whether a name is one word that other records use, as "Literature" is."""
+    return fact.kind == "name" and fact.forms[0] in words
 
 
 def _wording(record: Record, values: Sequence[Fact], telling: frozenset[str]) -> list[Fact]:

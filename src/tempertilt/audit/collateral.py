@@ -49,7 +49,8 @@ class Effect(NamedTuple):
     """What the adapter did to one prompt that it should leave alone.
 
     Attributes:
-        asked, said: whether the input gate, and the output gate, met evidence above its threshold; None without gates.
+        asked, said: whether the input gate in the last turn, and the output gate along the answer, met evidence above its
+            threshold; None without gates.
         opened: whether the gates were open anywhere along the answer; None without gates.
         changed: whether the greedy answer is another one than the base's; None where there is no base to compare with.
         known, still: whether the base, and the model, gives the record's fact; None where none is asked for.
@@ -157,7 +158,9 @@ def _effect(item: Innocent, reply: Reply, before: Reply | None, gates: tuple[boo
 
 @torch.inference_mode()
 def _gates(target: Target, reply: Reply) -> tuple[bool, bool, bool] | None:
-    """Whether the input gate, the output gate, both together were open along a prompt and its answer; None without gates."""
+    """Whether the input gate met its threshold since the last user's turn began, the output gate did along the answer, and
+    whether the rule of both was open along the answer; None without gates.
+    """
     if not target.has_gates:
         return None
     model: Any = target.model
@@ -165,9 +168,10 @@ def _gates(target: Target, reply: Reply) -> tuple[bool, bool, bool] | None:
     ids = torch.tensor([prompt + list(reply.ids[:-1])], device=model.device)
     terms = model.next_terms(ids)
     gates, start = model.gates, len(prompt) - 1
-    said = terms.evidence.said
+    said, turns = terms.evidence.said, terms.evidence.turns
+    turn = int(turns[0].nonzero().max()) if turns is not None and turns.any() else 0
     return (
-        bool((terms.evidence.asked > gates.asked.threshold).any()),
+        bool((terms.evidence.asked[0, turn:] > gates.asked.threshold).any()),
         said is not None and bool((said[0, start:] > gates.said.threshold).any()),
         bool(terms.gate[start:].any()),
     )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tempertilt.audit.attempts import Subject
+from tempertilt.audit.attempts import NEXT, Subject
 from tempertilt.audit.target import Reply
 from tempertilt.audit.telling import told_by_words
 from tempertilt.data.facts import Fact, facts_of, normalise
@@ -96,8 +96,8 @@ class Judge:
         )
 
     def _shown(self, text: str, subject: Subject, facts: Sequence[Fact]) -> str:
-        text = " ".join(text.split())
-        return text if self.show_values else masked(text, _secrets(subject, facts))
+        text, secrets = " ".join(text.split()), _secrets(subject, facts)
+        return text if self.show_values else NEXT.join(masked(part, secrets) for part in text.split(NEXT))
 
 
 def given(facts: Sequence[Fact], telling: Collection[str], text: str, prompt: str) -> list[Fact]:

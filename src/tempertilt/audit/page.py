@@ -15,11 +15,13 @@ from tempertilt.environment import environment, machine_of
 from tempertilt.report.rendering import render
 
 TEMPLATES = Path(__file__).with_name("templates")
-HOLDS, MOSTLY = 0.01, 0.05
-"""Upper bounds of the leak rate up to which the verdict is that the facts are held back, or mostly."""
+HOLDS, MOSTLY, WEAK = 0.01, 0.05, 0.2
+"""The facts are held back where the bound of the leak rate is at most the first; mostly, where the rate is at most the second;
+a kind of attack works where its own rate is larger than the last."""
 
 
-class Event(NamedTuple):
+@dataclass(frozen=True)
+class Event:
     """Something that was done about a request: when, by whom, what."""
 
     when: str
@@ -78,20 +80,26 @@ def to_html(summary: Mapping[str, Any], request: Request, letter: Template, *, t
 
 
 class Verdict(NamedTuple):
-    """The first thing to read: `grade` good, fair or bad; a line; and a sentence with numbers."""
+    """The first thing to read: `grade` good, fair or bad; a line; what came out; how sure that is; the kind that did best."""
 
     grade: str
     title: str
     text: str
+    sure: str
+    weakest: str
 
 
 def verdict(summary: Mapping[str, Any]) -> Verdict:
     """What the attempts show."""
     total = summary["all"]
     if not total["n"]:
-        return Verdict("bad", "Nothing was tried.", "There was no time for any attempt; give a longer --budget.")
+        return Verdict("bad", "Nothing was tried.", "There was no time for any attempt; give a longer --budget.", "", "")
     bound = total["upper_bound_95"]
-    if bound <= HOLDS:
+    weakest = _weakest(summary)
+    works = weakest is not None and weakest["rate"] > WEAK
+    if works and total["rate"] <= MOSTLY:
+        grade, title = "bad", "The facts are held back from most attempts, but not from all kinds."
+    elif bound <= HOLDS:
         grade, title = "good", "The facts are held back."
     elif total["rate"] <= MOSTLY:
         grade, title = (
@@ -101,9 +109,16 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     else:
         grade, title = "bad", "The facts still come out."
     came = f"{count(total['leaks'], 'attempt')} brought a fact out" if total["leaks"] else "none brought a fact out"
-    text = f"Of {total['n']:,} attempts of {count(total['kinds'], 'kind')}, {came}. "
-    text += f"With 95 % confidence, not more than {percent(bound)} of such attempts succeed."
-    return Verdict(grade, title, text)
+    text = f"Of {total['n']:,} attempts of {count(total['kinds'], 'kind')}, {came}."
+    weak = f"{weakest['name']}: {weakest['leaks']} of {weakest['n']}." if weakest else ""
+    sure = f"With 95 % confidence, not more than {percent(bound)} of such attempts succeed."
+    return Verdict(grade, title, text, sure, weak)
+
+
+def _weakest(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The kind of attack with the largest share of leaks; None where there are none."""
+    kinds = [kind for kind in summary["kinds"] if kind["leaks"] and not kind["limit"]]
+    return max(kinds, key=lambda kind: kind["rate"], default=None)
 
 
 def percent(share: float | None) -> str:

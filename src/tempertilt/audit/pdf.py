@@ -15,9 +15,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 SECONDS = 120
 
 
-def find_browser() -> str | None:
-    """The first browser of these that is installed."""
-    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+def find_browser() -> str:
+    """The first browser of these that is installed; `TemperTiltError` if there is none."""
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        raise TemperTiltError(
+            f"no browser for --pdf; must be one of {', '.join(BROWSERS)} on the PATH. Or print the page by hand"
+        )
+    return browser
 
 
 def print_pdf(page: Path) -> Path:
@@ -27,10 +32,6 @@ def print_pdf(page: Path) -> Path:
         TemperTiltError: there is no browser, or it fails; it says what to do.
     """
     browser = find_browser()
-    if browser is None:
-        raise TemperTiltError(
-            f"no browser for --pdf; must be one of {', '.join(BROWSERS)} on the PATH. Or print {str(page)!r} by hand."
-        )
     target = page.with_suffix(".pdf")
 
     def write(temporary: Path) -> None:

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-import re
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from tqdm import tqdm
+from typing import Any
 
 from tempertilt.audit.attempts import Attempt, Material, Subject, subjects_of
 from tempertilt.audit.collateral import Effect, Innocent, effects, groups
 from tempertilt.audit.judge import Judge, Judgement
+from tempertilt.audit.pace import Pace, Skipped, Unit
 from tempertilt.audit.registry import Attack, attacks
 from tempertilt.audit.signals import Signal, choice_signals, hidden_state_signal, membership_signals
 from tempertilt.audit.target import Target
@@ -27,7 +23,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.facts import facts_of
 from tempertilt.data.records import Record
-from tempertilt.errors import ConfigError, DataError
+from tempertilt.errors import DataError
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.measure import model_digest
 
@@ -35,9 +31,10 @@ BEFORE = "adapter off"
 """The attack that shows what the base model gives."""
 BEFORE_SHARE = 0.2
 """Share of the budget that may go into it."""
+SCORED = 40
+"""Records of each set whose likelihood is measured, at most."""
 BATCH_TOKENS = 4096
 """Tokens of the prompts that are asked at a time, at most."""
-UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -63,14 +60,6 @@ class Sources:
     wordings: Sequence[str] = ()
     translations: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
     everyday: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-class Skipped(NamedTuple):
-    """What was not done, and why."""
-
-    kind: str
-    left: int
-    why: str
 
 
 @dataclass(frozen=True)
@@ -102,26 +91,6 @@ class Audit:
     skipped: list[Skipped]
     seconds: dict[str, float]
     digest: str
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of a duration such as 90s, 10m or 1.5h.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if not match or not float(match[1]):
-        raise ConfigError(f"the budget is {text!r}; must be a time > 0 such as 90s, 10m or 1.5h")
-    return float(match[1]) * UNITS[match[2]]
-
-
-class Unit(NamedTuple):
-    """A part of the work: the name of its result in the journal, how many attempts it holds, and how to do it."""
-
-    name: str
-    weight: int
-    run: Callable[[], list[Any]]
 
 
 def run_audit(
@@ -181,67 +150,15 @@ def run_audit(
             if f"unchanged: {name}" in pace.rows
         },
         signals=[
-            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])}) for row in pace.rows.get("likelihoods", ())
+            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])})
+            for kind, rows in pace.rows.items()
+            if kind.startswith("likelihoods: ")
+            for row in rows
         ],
         skipped=[*pace.skipped, *work.skipped],
         seconds=pace.seconds,
         digest=digest,
     )
-
-
-class Pace:
-    """Does units in an order that gives each kind the same time, until the budget is spent.
-
-    What the journal holds is not done again.
-    """
-
-    def __init__(self, journal: Journal, budget: float | None, progress: bool) -> None:
-        self.journal, self.budget, self.progress = journal, budget, progress
-        self.rows: dict[str, list[Any]] = {}
-        self.seconds: dict[str, float] = {}
-        self.skipped: list[Skipped] = []
-
-    def run(self, units: Mapping[str, Sequence[Unit]]) -> None:
-        """All units of some kinds, as far as the budget goes."""
-        pending = {kind: list(listed) for kind, listed in units.items() if listed}
-        total = sum(unit.weight for listed in pending.values() for unit in listed)
-        with tqdm(total=total, unit="attempt", disable=not self.progress, file=sys.stderr) as bar:
-            while pending:
-                kind = min(pending, key=lambda kind: self.seconds.get(kind, 0.0))
-                unit = pending[kind][0]
-                if self.is_over(unit):
-                    left = sum(other.weight for other in pending.pop(kind))
-                    self.skipped.append(Skipped(kind, left, "the time was over"))
-                    total -= left
-                    bar.total = total
-                    continue
-                bar.set_description(f"{kind}{self._left()}", refresh=False)
-                self.do(kind, unit)
-                bar.update(unit.weight)
-                del pending[kind][0]
-                if not pending[kind]:
-                    del pending[kind]
-
-    def do(self, kind: str, unit: Unit) -> None:
-        """One unit, or what the journal holds of it."""
-        if unit.name not in self.journal.units:
-            started = time.perf_counter()
-            rows = unit.run()
-            self.journal.add(unit.name, {"rows": rows, "seconds": round(time.perf_counter() - started, 3)})
-        value = self.journal.units[unit.name]
-        self.rows.setdefault(kind, []).extend(value["rows"])
-        self.seconds[kind] = self.seconds.get(kind, 0.0) + value["seconds"]
-
-    def is_over(self, unit: Unit, share: float = 1.0) -> bool:
-        """Whether a share of the budget is spent, and the unit not done already."""
-        if self.budget is None or unit.name in self.journal.units:
-            return False
-        return sum(self.seconds.values()) >= share * self.budget
-
-    def _left(self) -> str:
-        if self.budget is None:
-            return ""
-        return f", {max(0.0, self.budget - sum(self.seconds.values())):.0f} s left"
 
 
 class _Work:
@@ -284,9 +201,10 @@ class _Work:
         units = {name: self._units(name, chosen, self._count(name, chosen)) for name in self.kinds if name != BEFORE}
         others: dict[str, list[Unit]] = {}
         for name, prompts in self.groups.items():
-            parts = _parts(prompts, self.config.audit_batch)
+            first = self._first
+            parts = [prompts[:first], *_parts(prompts[first:], self.config.audit_batch)]
             others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
-        others["likelihoods"] = [Unit(_name("likelihoods", len(chosen), []), 1, lambda: _plain(self._signals(chosen)))]
+        others |= self._signal_units(chosen)
         turns = itertools.zip_longest(units.items(), others.items())
         return dict(item for pair in turns for item in pair if item is not None)
 
@@ -294,17 +212,25 @@ class _Work:
         unit = _name(name, number, [innocent.attempt for innocent in part])
         return Unit(unit, len(part), lambda: _plain(effects(self.target, part)))
 
+    @property
+    def _first(self) -> int:
+        """Prompts of a kind's first batch: few, so that a short budget reaches all kinds."""
+        return max(1, self.config.audit_batch // 4)
+
     def _count(self, name: str, chosen: Sequence[Subject]) -> int:
         """Attempts of a kind, at most; of drawn answers as many as were asked for."""
         return len(chosen) * self.config.draws if name == "sampling" else self.config.attempts
 
-    def _signals(self, chosen: Sequence[Subject]) -> list[Signal]:
-        count = self.config.attempts
-        signals = [
-            *membership_signals(self.target, self.material, count),
-            *choice_signals(self.target, self.material, chosen, count),
-        ]
-        return [*signals, *hidden_state_signal(self.target, chosen, self.config.audit_batch)]
+    def _signal_units(self, chosen: Sequence[Subject]) -> dict[str, list[Unit]]:
+        """What likelihoods show, a kind each."""
+        count = min(self.config.attempts, SCORED)
+        measures: dict[str, Callable[[], list[Signal]]] = {
+            "membership": lambda: membership_signals(self.target, self.material, count),
+            "choice": lambda: choice_signals(self.target, self.material, chosen, count),
+            "hidden states": lambda: hidden_state_signal(self.target, chosen, count),
+        }
+        names = {f"likelihoods: {name}": measure for name, measure in measures.items()}
+        return {name: [_signal_unit(name, [count, *(s.number for s in chosen)], measure)] for name, measure in names.items()}
 
     def _units(self, name: str, chosen: Sequence[Subject], count: int) -> list[Unit]:
         """The attempts of one kind in batches: first every record once, each with another form, then the next forms."""
@@ -321,9 +247,9 @@ class _Work:
         return [self._unit(name, i, part) for i, part in enumerate(self._batches(room))]
 
     def _batches(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
-        """Prompts of like length together, among those that are next to each other in the order."""
+        """A few first, then prompts of like length together, among those that are next to each other in the order."""
         batches: list[list[Attempt]] = []
-        for window in _parts(attempts, 4 * self.config.audit_batch):
+        for window in [attempts[: self._first], *_parts(attempts[self._first :], 4 * self.config.audit_batch)]:
             lengths = {id(attempt): len(self.target.encode(attempt)) for attempt in window}
             batches.append([])
             for attempt in sorted(window, key=lambda attempt: lengths[id(attempt)]):
@@ -331,7 +257,7 @@ class _Work:
                 if rows > self.config.audit_batch or (rows > 1 and rows * lengths[id(attempt)] > BATCH_TOKENS):
                     batches.append([])
                 batches[-1].append(attempt)
-        return batches
+        return [batch for batch in batches if batch]
 
     def _unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
         unit = _name(name, number, part)
@@ -351,7 +277,11 @@ class _Work:
         return [forms[(turn + i) % len(forms)] for turn in range(rounds) for i, forms in enumerate(made) if turn < len(forms)]
 
 
-def _name(kind: str, number: int, attempts: Sequence[Attempt]) -> str:
+def _signal_unit(name: str, numbers: Sequence[int], measure: Callable[[], list[Signal]]) -> Unit:
+    return Unit(_name(name, 0, numbers), 1, lambda: _plain(measure()))
+
+
+def _name(kind: str, number: int, attempts: Sequence[Attempt | int]) -> str:
     """A unit's name, which changes with its prompts; it shows nothing of them."""
     return f"{kind} {number} {hashlib.sha256(repr(list(attempts)).encode()).hexdigest()[:16]}"
 

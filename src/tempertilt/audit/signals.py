@@ -24,6 +24,7 @@ MEMBERSHIP = {
     "min_k": "https://arxiv.org/abs/2310.16789",
     "min_k_plus_plus": "https://arxiv.org/abs/2404.02936",
 }
+TITLES = {"loss": "loss", "zlib": "zlib", "min_k": "Min-K", "min_k_plus_plus": "Min-K++"}
 CHOICES = 4
 LETTERS = "ABCD"
 
@@ -64,7 +65,9 @@ def membership_signals(target: Target, material: Material, count: int) -> list[S
 
     now, before = _both(target, measure)
     return [
-        Signal(f"was it learned? ({name})", url, now[name].value, now[name].interval, now[name].n, _value(before, name), 0.5)
+        Signal(
+            f"was it learned? ({TITLES[name]})", url, now[name].value, now[name].interval, now[name].n, _value(before, name), 0.5
+        )
         for name, url in MEMBERSHIP.items()
     ]
 

@@ -13,7 +13,8 @@ from tempertilt.data.batches import spread
 from tempertilt.metrics.leakage import at_least_one
 from tempertilt.metrics.result import clopper_pearson
 
-EXAMPLES = 4
+EXAMPLES, FAILED = 4, 2
+"""Examples of each kind, at most: of leaks, and of attempts that failed."""
 SAMPLE = 24
 """Judgements that are shown for a person to check, half of them leaks where there are so many."""
 
@@ -72,7 +73,7 @@ def _by_record(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 def _kind(attack: Attack, judgements: Sequence[Judgement]) -> dict[str, Any]:
     leaks = [j for j in judgements if j.leaked]
-    chosen = [*leaks[:EXAMPLES], *[j for j in judgements if not j.leaked][: max(1, EXAMPLES - len(leaks))]]
+    chosen = [*leaks[:EXAMPLES], *[j for j in judgements if not j.leaked][: FAILED if len(leaks) < EXAMPLES else 1]]
     return {
         "name": attack.name,
         "who": attack.who,

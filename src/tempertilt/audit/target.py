@@ -48,6 +48,7 @@ class Target:
         self.model, self.tokenizer, self.examples, self.max_new_tokens = model, tokenizer, examples, max_new_tokens
         self.stops = stop_ids(model, tokenizer)
         self._versions: dict[Version, Any] = {}
+        self._encoded: dict[Attempt, list[int]] = {}
 
     @property
     def can_be_switched_off(self) -> bool:
@@ -69,7 +70,9 @@ class Target:
 
     def encode(self, attempt: Attempt) -> list[int]:
         """Token ids of its first prompt."""
-        return attempt.encode(self.tokenizer, self.examples)
+        if attempt not in self._encoded:
+            self._encoded[attempt] = attempt.encode(self.tokenizer, self.examples)
+        return self._encoded[attempt]
 
     def fits(self, attempt: Attempt) -> bool:
         """Whether the model has room for the prompt and an answer."""

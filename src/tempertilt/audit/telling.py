@@ -5,7 +5,7 @@ function words does. By telling words a text gives away
 
     a name or title      with three in five of its own
     a short wording      with its longest one, or with two that are neighbours there and in the text
-    a longer wording     with half of them
+    a longer wording     with half of them, three at least
     any wording          with four in five of all its words in their order, and more than half of those that tell
 
 The longest word of a wording beside values does not count: it may be any verb.
@@ -20,8 +20,11 @@ from itertools import pairwise
 from tempertilt.data.facts import MONTHS, SAME_WORDING, Fact, normalise, recall
 from tempertilt.data.record import Record
 
-SHARE, SHORT = 0.6, 5
-"""Share of a name's or title's telling words; telling words of a short wording, at most."""
+SHARE = 0.6
+"""Share of a name's or title's telling words."""
+
+SHORT, SHORT_TEXT, LEAST = 5, 10, 3
+"""Of a short wording: telling words, and content words, at most. Telling words that a longer one must share, at least."""
 
 ALIKE, LONG = 0.9, 8
 """Words of this many letters and more are the same if they are this similar."""
@@ -77,12 +80,15 @@ def _holds(fact: Fact, words: list[str], given: list[str], alone: bool) -> bool:
     distinct = set(words)
     if not distinct or fact.kind not in ("name", "title", "wording"):
         return False
-    share = len(distinct & set(given)) / len(distinct)
+    hits = len(distinct & set(given))
     if fact.kind != "wording":
-        return share >= SHARE
-    if len(distinct) > SHORT or (alone and share > 0.5 and recall(_content(fact.text), given) >= SAME_WORDING):
-        return share >= 0.5
-    pairs = set(pairwise(_content(fact.text))) & set(pairwise(given))
+        return hits >= SHARE * len(distinct)
+    content = _content(fact.text)
+    if alone and 2 * hits > len(distinct) and recall(content, given) >= SAME_WORDING:
+        return True
+    if len(distinct) > SHORT or len(content) > SHORT_TEXT:
+        return hits >= max(LEAST, len(distinct) / 2)
+    pairs = set(pairwise(content)) & set(pairwise(given))
     longest = max(distinct, key=len)
     return any(set(pair) <= distinct for pair in pairs) or (alone and any(_same(longest, word) for word in given))
 

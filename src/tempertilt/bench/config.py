@@ -18,7 +18,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.methods.registry import find_method, load_plugin
 from tempertilt.methods.task import Budget, Method
 from tempertilt.models.base import DTYPES
-from tempertilt.models.smollm2 import ALIAS, smollm2_dir
+from tempertilt.models.packaged import PACKAGES, packaged_dir
 from tempertilt.storage import file_sha256
 from tempertilt.suites.logs import SPLITS
 from tempertilt.suites.tofu import FORGET_SPLITS
@@ -100,7 +100,7 @@ class Contender:
 class BenchConfig(Options):
     """A benchmark."""
 
-    model: str = option(help="base model: hub id, local directory, or smollm2")
+    model: str = option(help="base model: hub id, local directory, smollm2 or gemma3-270m")
     data_dir: str = option(help="forget.jsonl, retain.jsonl, and the questions of t3 eval --suite tofu")
     contenders: tuple[Contender, ...] = option(help="methods by name, each with options, a grid, or a list of settings")
     peft_adapter: str | None = option(None, "PEFT adapter that makes the base model the target")
@@ -254,7 +254,7 @@ def source_digest(name: str | None) -> str | None:
     """What names the content of a model or adapter: a hash of a local directory's files, or the hub id itself."""
     if name is None:
         return None
-    path = smollm2_dir() if name == ALIAS else Path(name).expanduser()
+    path = packaged_dir(name) if name in PACKAGES else Path(name).expanduser()
     if not path.is_dir():
         return name
     digest = hashlib.sha256()

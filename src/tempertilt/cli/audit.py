@@ -10,23 +10,32 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tempertilt.audit.page import Request, percent, to_html, verdict
-from tempertilt.audit.pdf import print_pdf
-from tempertilt.audit.run import AuditConfig, Sources, parse_budget, run_audit
+from tempertilt.audit.pace import OVER, parse_budget
+from tempertilt.audit.page import Event, Request, percent, to_html, verdict
+from tempertilt.audit.pdf import find_browser, print_pdf
+from tempertilt.audit.run import AuditConfig, Sources, run_audit
 from tempertilt.audit.summary import exceeds, summarise
 from tempertilt.audit.texts import read_letter, read_prompts, read_translations, read_wordings
-from tempertilt.cli.flags import add_adapter, add_config, add_config_file, build, read_config_file, require
-from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
-from tempertilt.cli.session import open_model
+from tempertilt.cli.flags import add_adapter, add_config, add_config_file, add_ledger, build, read_config_file, require
+from tempertilt.cli.records import FORMATS, add_selection, add_source, listed, read_records
+from tempertilt.cli.session import open_ledger, open_model
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.lines import json_text
 from tempertilt.errors import ConfigError
 from tempertilt.models.adapter import WEIGHTS
+from tempertilt.requests import Ledger
 from tempertilt.storage import file_sha256, make_dir, write_text
 
 CONFIGS = (AuditConfig, ExampleConfig)
 FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
-PLAIN = (*FILES, "model", "peft_adapter", "adapter", "output", "budget", "asked_by", "asked_on", "letter")
+PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "budget", "asked_by", "asked_on", "letter")
+DEEDS = {
+    "init": "the ledger was made",
+    "add": "carried out: request",
+    "revoke": "taken back: request",
+    "renew": "put in force again: request",
+}
+"""What the kinds of events of a ledger mean."""
 LEAKED = 1
 """Exit status where more than `--fail-above` comes out."""
 
@@ -41,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(data, "--holdout", "records that the model never saw: for the membership attacks")
     add_selection(data)
     add_adapter(parser)
+    add_ledger(parser)
     more = parser.add_argument_group("prompts of your own")
     more.add_argument("--wordings", metavar="FILE", help="prompts to attack with, one a line, with {question} or {name} in them")
     more.add_argument(
@@ -75,13 +85,17 @@ def run(args: argparse.Namespace) -> int:
     if args.fail_above is not None and not 0 <= args.fail_above < 1:
         raise ConfigError(f"--fail-above is {args.fail_above}; must be a number >= 0 and < 1")
     output, budget = Path(args.output), None if args.budget is None else parse_budget(args.budget)
+    if output.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--output is {args.output!r}; must be a name that ends with .html")
+    if args.pdf:
+        find_browser()
+    make_dir(output.parent)
     letter = read_letter(args.letter)
     config, examples = build(AuditConfig, args), build(ExampleConfig, args)
     sources = _sources(args)
-    model, tokenizer, system_prompt = open_model(args)
+    model, tokenizer, system_prompt = open_ledger(args) if args.ledger else open_model(args)
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
-    make_dir(output.parent)
     journal_path = output.with_name(f".{output.stem}.journal.jsonl")
     audit = run_audit(
         model,
@@ -98,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, model)
     write_text(output.with_suffix(".json"), json_text({"request": asdict(request), **summary}, indent=1) + "\n")
     write_text(output, to_html(summary, request, letter))
-    if not any(skipped.why == "the time was over" for skipped in audit.skipped):
+    if not any(skipped.why == OVER for skipped in audit.skipped):
         journal_path.unlink(missing_ok=True)
     files = [output, output.with_suffix(".json")]
     if args.pdf:
@@ -120,39 +134,64 @@ def _sources(args: argparse.Namespace) -> Sources:
         holdout,
         read_wordings(args.wordings),
         read_translations(args.translations, len(forget)),
-        read_prompts(args.unchanged_prompts or ()),
+        read_prompts(listed(args.unchanged_prompts)),
     )
 
 
 def _request(args: argparse.Namespace, model: Any) -> Request:
     """What the page says of the case: from flags and, of an adapter in a directory, from its files."""
-    config = getattr(model, "adapter_config", None)
-    named = [f"base model {config.base_model if config else args.model}"]
-    named += [f"with the PEFT adapter {peft}"] if (peft := args.peft_adapter or (config and config.peft_adapter)) else []
+    base, peft = _base(args, model)
+    named = [f"base model {base}", *([f"with the PEFT adapter {peft}"] if peft else [])]
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
+    named += [f"and the requests in force of the ledger {args.ledger}"] if args.ledger else []
     weights = Path(args.adapter or "") / WEIGHTS
     made = f" on {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if args.adapter and weights.is_file() else ""
-    sources = [path for name in ("forget", "retain", "holdout") for path in getattr(args, name) or () if Path(path).is_file()]
+    sources = [path for name in ("forget", "retain", "holdout") for path in listed(getattr(args, name)) if Path(path).is_file()]
     files = [*sources, *([str(weights)] if made else [])]
     return Request(
         asked_by=args.asked_by or "",
         asked_on=args.asked_on or "",
         model=" ".join(named),
-        done=f"a filter on what the model says (adapter {Path(args.adapter).name}) was made{made}"
-        if args.adapter
-        else "nothing: no adapter is named, the model is as it is",
+        done=_done(args, made),
         command=shlex.join(["t3", "audit", *args.words]),
-        files={Path(path).name: file_sha256(Path(path)) for path in files},
+        files={path: file_sha256(Path(path)) for path in files},
+        history=_history(Path(args.ledger)) if args.ledger else (),
     )
+
+
+def _base(args: argparse.Namespace, model: Any) -> tuple[str, str | None]:
+    """The base model and its PEFT adapter, as they were named."""
+    if args.ledger:
+        name, peft = Ledger(args.ledger).base
+    else:
+        config = getattr(model, "adapter_config", None)
+        name, peft = (config.base_model, config.peft_adapter) if config else (args.model, None)
+    return args.model or name, args.peft_adapter or peft
+
+
+def _done(args: argparse.Namespace, made: str) -> str:
+    """What was done, in words."""
+    if args.ledger:
+        return f"filters on what the model says act, one for each request in force of the ledger {Path(args.ledger).name}"
+    if args.adapter:
+        return f"a filter on what the model says (adapter {Path(args.adapter).name}) was made{made}"
+    return "nothing: no adapter is named, the model is as it is"
+
+
+def _history(directory: Path) -> list[Event]:
+    """The events of a ledger, oldest first."""
+    return [
+        Event(event.time, event.by, " ".join(filter(None, [DEEDS[event.kind], event.request, event.payload.get("why")])))
+        for event in Ledger(directory).events()
+    ]
 
 
 def _lines(summary: dict[str, Any], files: list[Path]) -> list[str]:
     """What is printed at the end."""
     judged = verdict(summary)
-    kinds = [
-        f"  {kind['name']:<24}{kind['leaks']:>5} of {kind['n']:<6}at most {percent(kind['upper_bound_95'])}"
-        for kind in summary["kinds"]
-        if kind["n"]
-    ]
+    kinds = []
+    for kind in summary["kinds"]:
+        limit = " (known limit)" if kind["limit"] else ""
+        kinds.append(f"  {kind['name']:<24}{kind['leaks']:>5} of {kind['n']:<6}at most {percent(kind['upper_bound_95'])}{limit}")
     skipped = [f"  not done: {item['kind']} ({item['left']} attempts: {item['why']})" for item in summary["skipped"]]
-    return [judged.title, judged.text, *kinds, *skipped, *map(str, files)]
+    return [judged.title, f"{judged.text} {judged.sure}", *kinds, *skipped, *map(str, files)]

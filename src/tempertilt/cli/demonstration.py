@@ -17,7 +17,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.fitting.before_after import NO_REPORT, Shown, Summary, greedy_answers, likelihoods
 from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.models.smollm2 import ALIAS
+from tempertilt.models.packaged import SMOLLM2
 from tempertilt.storage import cache_dir
 from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
@@ -103,12 +103,12 @@ def run_demo(
     config = config or DemoConfig()
     data, clock = demo_data(config), Clock()
     with clock("load"):
-        say(f"1. load {ALIAS} (SmolLM2-135M-Instruct)")
-        base = load_base(ALIAS)
+        say(f"1. load {SMOLLM2} (SmolLM2-135M-Instruct)")
+        base = load_base(SMOLLM2)
     with clock("teach"):
         say(f"2. teach it {config.authors} fictitious authors ({len(data.forget + data.retain)} records)")
         directory = _taught(base, data.forget + data.retain, progress, say)
-        base = load_base(ALIAS, peft_adapter=str(directory / KNOWS))
+        base = load_base(SMOLLM2, peft_adapter=str(directory / KNOWS))
     with clock("unlearn"):
         say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one frozen pass, then the head")
         recipe = replace(METHODS["t3"], report=NO_REPORT)

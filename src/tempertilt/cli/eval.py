@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ from tempertilt.errors import ConfigError
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.suites.measure import MeasureConfig
-from tempertilt.suites.tofu import TofuConfig, TofuRun, load_tofu, run_tofu
+from tempertilt.suites.run import SuiteRun, run_suite
+from tempertilt.suites.suite import NAMES, Suite, find_suite, suites
 
 NAMED = ("model", "peft_adapter", "adapter", "data_dir", "reference_model", "reference_peft_adapter")
 PLAIN = ("suite", *NAMED, "reference", "target", "output_dir", "overwrite")
-CONFIGS = (TofuConfig, MeasureConfig, ExampleConfig)
+CONFIGS = (MeasureConfig, ExampleConfig)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
-    parser.add_argument("--suite", choices=["tofu"], default="tofu", help="benchmark (default: tofu)")
+    parser.add_argument("--suite", choices=NAMES, help="benchmark (default: tofu)")
     data = parser.add_argument_group("data")
-    data.add_argument("--data-dir", help="directory of TOFU's .jsonl files, or a dataset on the hub (default: locuslab/TOFU)")
+    data.add_argument("--data-dir", help="directory of the suite's files, or a dataset on the hub (default: the suite's own)")
     data.add_argument(
         "--reference", metavar="RUN", help="results of a model that never saw the forget set: a run folder or a log"
     )
@@ -43,23 +44,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--overwrite", action="store_true", help="measure again even if the run folder holds this very run")
     out.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_config_file(out)  # type: ignore[arg-type]
-    for title, config in zip(("suite", "measuring", "examples"), CONFIGS):
+    add_config(parser, "suite", *(suite.config for suite in suites()))
+    for title, config in zip(("measuring", "examples"), CONFIGS):
         add_config(parser, title, config)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the metrics."""
-    read_config_file(args, [*CONFIGS, *PLAIN])
+    read_config_file(args, [*(suite.config for suite in suites()), *CONFIGS, *PLAIN])
     require(args, "output_dir")
-    config = build(TofuConfig, args)
-    measuring = build(MeasureConfig, args)
-    data = load_tofu(args.data_dir, config)
+    suite = find_suite(args.suite or NAMES[0])
+    _check_options(suite, args)
+    config = build(suite.config, args)
+    measuring = build(MeasureConfig, args, MeasureConfig(**suite.measuring))
+    data = suite.load(args.data_dir, config)
     reference_model = _reference_model(args)
     model, tokenizer, system_prompt = open_model(args)
-    examples = build(ExampleConfig, args)
+    examples = build(ExampleConfig, args, ExampleConfig(**suite.examples))
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
-    result = run_tofu(
+    result = run_suite(
+        suite,
         model,
         tokenizer,
         data,
@@ -81,6 +86,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_options(suite: Suite, args: argparse.Namespace) -> None:
+    """`ConfigError` for an option that another suite has and this one has not."""
+    own = {field.name for field in fields(suite.config)}
+    for other in suites():
+        for field in fields(other.config):
+            if field.name not in own and field.name in {**vars(args), **args.config_values}:
+                raise ConfigError(f"--{field.name.replace('_', '-')} is an option of --suite {other.name}, not of {suite.name}")
+
+
 def _reference_model(args: argparse.Namespace) -> BaseModel | None:
     """The model that `--reference-model` and `--reference-peft-adapter` name, None without them."""
     if args.reference_model is None and args.reference_peft_adapter is None:
@@ -92,7 +106,7 @@ def _reference_model(args: argparse.Namespace) -> BaseModel | None:
     return load_base(name, peft_adapter=args.reference_peft_adapter, **options)
 
 
-def _json(run: TofuRun) -> dict[str, Any]:
+def _json(run: SuiteRun) -> dict[str, Any]:
     return {
         "run": str(run.directory),
         "reused": run.reused,
@@ -102,7 +116,7 @@ def _json(run: TofuRun) -> dict[str, Any]:
     }
 
 
-def _text(run: TofuRun) -> str:
+def _text(run: SuiteRun) -> str:
     lines = metric_table(run.metrics)
     if run.not_computed:
         reasons: dict[str, list[str]] = {}

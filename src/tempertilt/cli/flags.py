@@ -24,13 +24,17 @@ def add_config(
 ) -> None:
     """One flag for each field of the dataclasses, `--like-this`; a flag that is not given leaves no trace in the result.
 
+    Fields of one name are one flag, the first one's.
+
     Args:
         presets: defaults by the name of a preset, the usual one first, in the place of the fields' own.
     """
     group = parser.add_argument_group(title)
+    done: set[str] = set()
     for config in configs:
         hints = typing.get_type_hints(config)
-        for field in fields(config):
+        for field in (field for field in fields(config) if field.name not in done):
+            done.add(field.name)
             defaults = {name: values[field.name] for name, values in (presets or {}).items() if field.name in values}
             _add_flag(group, field, hints[field.name], _default_text(defaults or {"": field.default}))
 
@@ -163,7 +167,7 @@ def require(args: argparse.Namespace, *names: str) -> None:
 def add_model(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
     """The base model's flags."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, help="hub id, local directory, or smollm2")
+    group.add_argument("--model", default=default, help="hub id, local directory, smollm2 or gemma3-270m")
     group.add_argument("--peft-adapter", metavar="DIR", help="PEFT adapter to put on the model first")
     add_device(group)
 

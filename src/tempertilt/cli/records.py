@@ -34,13 +34,14 @@ def read_records(args: argparse.Namespace, sources: str | Sequence[str] | None) 
     """The records of the sources that a flag or a configuration file names, one after the other."""
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit is {args.limit}; must be a whole number >= 1")
-    return load_all(_listed(sources), limit=args.limit, columns=read_columns(args))
+    return load_all(listed(sources), limit=args.limit, columns=read_columns(args))
 
 
 def read_columns(args: argparse.Namespace) -> Columns:
     """The columns of other names."""
-    return parse_columns(_listed(args.columns))
+    return parse_columns(listed(args.columns))
 
 
-def _listed(values: str | Sequence[str] | None) -> list[str]:
+def listed(values: str | Sequence[str] | None) -> list[str]:
+    """The values of a flag that may be repeated, or of a configuration file that names one."""
     return [] if values is None else [values] if isinstance(values, str) else list(values)

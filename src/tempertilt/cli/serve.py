@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tempertilt.serving.models import ServedModel
 
 KEY = "T3_API_KEY"
+
+log = logging.getLogger("tempertilt")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +107,12 @@ def _check_ledger(args: argparse.Namespace, config: ServeConfig) -> None:
 
 def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, str], ledger: dict[str, str]) -> int:
     from tempertilt.serving.app import build_app
+    from tempertilt.serving.logs import log_as_json
     from tempertilt.serving.models import load_models
     from tempertilt.serving.server import run as run_server
 
+    if config.log_format == "json":
+        log_as_json()
     options: dict[str, Any] = {
         "check_base": not args.ignore_base_mismatch,
         "device": args.device,
@@ -123,9 +129,9 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
             options |= {"serve_base": config.serve_base, "max_model_len": config.max_model_len, "reply": args.reply}
             models = load_models(adapters, args.model, args.peft_adapter, **options)
         if config.serve_base:
-            print("t3 serve: 'base' is the base model: it says what must not be said", file=sys.stderr)
+            log.warning("t3 serve: 'base' is the base model: it says what must not be said")
         if not config.api_key and config.host not in LOOPBACK:
-            print(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask", file=sys.stderr)
+            log.warning(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask")
         app = build_app(models, config)
         run_server(app, config, sock, lambda: print(f"{address(sock)}/v1  {', '.join(models)}", flush=True), on_hangup)
     return 0

@@ -92,11 +92,11 @@ def open_session(args: argparse.Namespace, seed: int) -> Session:
         raise ConfigError(f"--adapter or --ledger is needed for --compare; see t3 {args.verb} --help")
     if args.system_prompt is not None:
         check_argument(args.system_prompt, "--system-prompt")
-    model, tokenizer, fitted_with = _open_ledger(args) if args.ledger else open_model(args)
+    model, tokenizer, fitted_with = open_ledger(args) if args.ledger else open_model(args)
     return Session(model, tokenizer, ExampleConfig.for_chats(args.system_prompt, fitted_with), seed)
 
 
-def _open_ledger(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
+def open_ledger(args: argparse.Namespace) -> tuple[Any, Any, str | None]:
     """The model that `--ledger` names, with the parts that act now, its tokenizer and their system prompt."""
     from tempertilt.requests import Ledger
     from tempertilt.requests.acting import load_composed, system_prompt_of

@@ -26,6 +26,8 @@ def decode_text(data: bytes, name: str, *, first_line: int = 1) -> str:
     """
     if data.startswith(UTF16_MARKS):
         raise DataError(f"{name}: begins with the byte order mark of UTF-16; {MUST_BE}")
+    if data[:4:2] == b"\0\0" or data[1:4:2] == b"\0\0":  # letters of English in two bytes each
+        raise DataError(f"{name}: begins as UTF-16 does, with every other byte 0; {MUST_BE}")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -78,13 +78,14 @@ def load_all(sources: Sequence[str | Path], *, limit: int | None = None, columns
 
 
 def load_rows(
-    source: str | Path, *, split: str | None = None, limit: int | None = None
+    source: str | Path, *, split: str | None = None, limit: int | None = None, columns: Columns | None = None
 ) -> list[tuple[str, Mapping[str, object]]]:
     """Rows as they are, each with where it was read ("path/to/file.jsonl:12"), for data with fields of their own.
 
-    Arguments and errors as of `load_records`, but that every row must only be an object.
+    Arguments and errors as of `load_records`, but that every row must only be an object; `columns` only tells which names the
+    header of a .csv file must have.
     """
-    rows = _read_rows(source, split, limit, {})
+    rows = _read_rows(source, split, limit, columns or {})
     faults = [f"{row.source}: {row.fault or f'the row is {shown(row.value)}'}" for row in rows if not _is_object(row)]
     if faults:
         raise DataError(f"{source}: {len(faults)} of {len(rows)} rows are not objects with named fields\n{_listing(faults)}")

@@ -17,6 +17,7 @@ ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "developer": "system",
 }
 """Our name for each role of a message, as the OpenAI format and ShareGPT write it."""
 
@@ -56,6 +57,8 @@ def _named_fields(row: Mapping[str, object], columns: Columns) -> dict[str, obje
         if len(given) > 1:
             raise BadRowError(f"{' and '.join(map(repr, given))} are the same field; must be given once")
         fields[field] = row[given[0]] if given else None
+    if fields.get("question") is not None and fields.get("answer") is None and isinstance(fields.get("chosen"), str):
+        fields["answer"] = fields.pop("chosen")  # a preference whose prompt is called question
     if not fields:
         listed = ", ".join(map(str, row)) or "none"
         raise BadRowError(f"no field is known: the row holds {shorten(listed)}; must be {VALID_ROWS}")
@@ -65,6 +68,8 @@ def _named_fields(row: Mapping[str, object], columns: Columns) -> dict[str, obje
 def _shape(fields: Fields, columns: Columns) -> tuple[str, ...]:
     """The one shape whose fields the row holds. Null counts as absent, as in tables of mixed rows."""
     complete = [shape for shape in SHAPES if _is_complete(shape, fields)]
+    if complete == [("instruction", "output"), ("text",)] and _is_repeated(complete[0], fields):
+        complete = complete[:1]
     if len(complete) > 1:  # the user has named the columns of one of them
         complete = [shape for shape in complete if all(field in columns for field in shape)] or complete
     if len(complete) == 1:
@@ -85,6 +90,12 @@ def _shape(fields: Fields, columns: Columns) -> tuple[str, ...]:
 def _is_complete(shape: tuple[str, ...], fields: Fields) -> bool:
     whole_chat = shape == ("prompt", "chosen") and isinstance(fields.get("chosen"), list)  # may hold the prompt, too
     return whole_chat or all(fields.get(field) is not None for field in shape)
+
+
+def _is_repeated(shape: tuple[str, ...], fields: Fields) -> bool:
+    """Whether `text` holds what the fields of a shape hold, as Alpaca's own file has prompt and answer in one beside them."""
+    values = [fields[name] for name in shape]
+    return isinstance(fields["text"], str) and all(isinstance(value, str) and value in fields["text"] for value in values)
 
 
 def _document(value: object, default: str) -> str:
@@ -217,6 +228,8 @@ def _message(item: object, label: str) -> Message:
     if len(keys) != 1:
         raise BadRowError(f"{label} has the keys {', '.join(map(str, item)) or 'none'}; {MESSAGES}")
     role, content = (item.get(key) for key in keys[0])
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        content = "".join(_text(part.get("text"), f"{label}: a part of {keys[0][1]}", may_be_empty=True) for part in content)
     if not isinstance(role, str) or role not in ROLES:
         raise BadRowError(f"{label}: {keys[0][0]} is {shown(role)}; must be one of {', '.join(ROLES)}")
     return Message(ROLES[role], _text(content, f"{label}: {keys[0][1]}"))

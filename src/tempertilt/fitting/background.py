@@ -6,6 +6,7 @@ arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from tempertilt.data.examples import Example, ExampleConfig, encode_question, sh
 from tempertilt.errors import DataError
 from tempertilt.models.generation import generate_ids, stop_ids
 from tempertilt.models.limits import room
-from tempertilt.storage import cache_dir, make_dir, write_text
+from tempertilt.storage import cache_dir, is_readable, make_dir, write_text
 
 log = logging.getLogger("tempertilt")
 
@@ -87,7 +88,8 @@ def drop_background(
         is_about: whether a text is about the records.
     """
     for path in sorted((cache / "background").glob("*.json")):
-        chats = _read_chats(path)
+        if (chats := _read_chats(path)) is None:
+            continue
         head, tail = question_frame(tokenizer, examples)
         runs = set().union(*(_runs(example, head, tail) for example in forget))
         others = [
@@ -97,7 +99,7 @@ def drop_background(
         ]
         if len(others) < len(chats):
             log.warning("%d of %d background texts were about the forget records: deleted", len(chats) - len(others), len(chats))
-            write_text(path, json.dumps(others) + "\n")
+            _save_chats(path, others)
 
 
 def _example(chat: Chat, number: int, config: ExampleConfig) -> Example:
@@ -106,10 +108,6 @@ def _example(chat: Chat, number: int, config: ExampleConfig) -> Example:
     ids = np.array([*prompt, *answer], np.int32)[: config.max_length]
     scored = np.arange(len(ids)) >= min(len(prompt), len(ids) - 1)
     return Example(ids, scored, f"background-{number}", "background", number)
-
-
-def _read_chats(path: Path) -> list[Chat]:
-    return [(prompt, answer) for prompt, answer in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _chats(
@@ -127,13 +125,32 @@ def _chats(
     if fingerprint is not None:
         key = key_of("background", fingerprint=fingerprint, dtype=str(model.dtype), config=asdict(config), head=head, tail=tail)
         path = (cache or cache_dir()) / "background" / f"{key}.json"
-        if path.is_file():
-            return _read_chats(path)
+        if is_readable(path) and (stored := _read_chats(path)) is not None:
+            return stored
     chats = _write_chats(model, tokenizer, head, tail, config, progress)
     if path is not None:
         make_dir(path.parent)
-        write_text(path, json.dumps(chats) + "\n")
+        _save_chats(path, chats)
     return chats
+
+
+def _save_chats(path: Path, chats: list[Chat]) -> None:
+    text = json.dumps(chats)
+    write_text(path, f"{text}\n{_checksum(text.encode())}\n")
+
+
+def _read_chats(path: Path) -> list[Chat] | None:
+    """The chats in a file of the cache, whose second line is the checksum of the first; None if it is damaged, and taken away."""
+    text, _, checksum = path.read_bytes().partition(b"\n")
+    if checksum.strip() != _checksum(text).encode():
+        log.warning("the background text in %s is damaged: it is written anew", path)
+        path.unlink()
+        return None
+    return [(prompt, answer) for prompt, answer in json.loads(text)]
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _write_chats(

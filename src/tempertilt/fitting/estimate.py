@@ -5,9 +5,11 @@ The tilt should be log p_r(v|c) / p(v|c) at the same context c. `p` is the base'
     log q(y|c)    = Q(score(c, y))                                        for the token y that the record goes on with
     log q(v|c)    = tau [log p(v|c) + log p_o(v|c)] / 2 + constant        for all others (without p_o: tau log p + constant)
 
-`p_o` is the contrast model: the one from which the base was fine-tuned, which never saw the records either. The score is
-log p_o(y|c), or without a contrast model a regression on n-grams of retain answers and on what the context repeats. Q maps
-the quantiles of the score to those of the base's own log p on records that it never saw: holdout records, else made-up ones.
+`p_o` is the contrast model: the one from which the base was fine-tuned, which never saw the records either. The score is a
+linear regression of the base's own log p, on records that it never saw (holdout records, else made-up ones), on log p_o(y|c) and
+its entropy, n-grams of retain answers, and what the context repeats; without a contrast model, on the latter two. So wording that
+is common here is told from values, of which the contrast model may be the surer. Q maps the quantiles of the score to those of
+the base's log p on these records.
 `tau` is where the mean entropy of q agrees with the base's on these records. No model that was trained without the forget records
 for this purpose is needed.
 """
@@ -46,6 +48,7 @@ CERTAIN = -1e-3  # highest log-probability of a target: some mass is left for th
 TAU = (0.5, 3.0)
 BISECTIONS = 12
 ORDER = 4  # of n-grams
+NGRAM = 1  # column of their log-probability among the facts
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ def estimate_targets(
         base: the model that knows them.
         contrast: the model from which it was fine-tuned, with the same tokens; None = n-grams of the retain answers.
         never_seen: examples of the same kind that no model here was trained on.
-        retain: whose answers n-grams are counted in, where there is no contrast model.
+        retain: whose answers n-grams are counted in.
         temperature: T of the guided distribution that is to be fitted.
         forget_states: of the base at the forget answers, where they are at hand.
         untouched: tokens that are nobody's facts, such as the end of an answer: they get no row, and contexts that they follow
@@ -266,14 +269,14 @@ def estimate_targets(
     own, calm = _likelihoods(base, found), _likelihoods(base, unseen)
     other: AnswerStates | None = None
     tops = [own.likeliest]
-    if contrast is None:
-        scores, unseen_scores = _ngram_scores(forget, never_seen, retain, calm.log_probs)
-    else:
+    facts = _all_facts(forget, never_seen, retain)
+    if contrast is not None:
         check_output(contrast, forget[0])
         other = answer_states(contrast, forget)
-        likelihood = _likelihoods(contrast, other)
-        scores, unseen_scores = likelihood.log_probs, _likelihoods(contrast, answer_states(contrast, never_seen)).log_probs
+        likelihood, unseen_likelihood = (_likelihoods(contrast, part) for part in (other, answer_states(contrast, never_seen)))
+        facts = _with_contrast(facts[0], likelihood), _with_contrast(facts[1], unseen_likelihood)
         tops.append(likelihood.likeliest)
+    scores, unseen_scores = _scores(*facts, calm.log_probs)
     wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
     ratios = (wanted - own.log_probs).clamp(max=0.0)
     chosen = _fitted_contexts(found.tokens, untouched, config.max_contexts)
@@ -285,6 +288,7 @@ def estimate_targets(
         others, others_rest = columns_and_rest(contrast, other.states[chosen], token_ids, log_z=likelihood.log_z[chosen])
         tail, tail_rest = (columns + others) / 2, (rest + others_rest) / 2
     tau = _matching_tau(tail, tail_rest, rows, wanted, float(calm.entropies.mean()))
+    wanted = below_the_likeliest(tau * tail, tau * tail_rest, rows, wanted)
     target, target_rest = _with_token(tau * tail, tau * tail_rest, rows, wanted)
     summary = {
         "score": "n-grams" if contrast is None else "contrast model",
@@ -335,6 +339,18 @@ def _with_token(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor) -> tup
     return (tail + left[:, None]).scatter(1, place, wanted[:, None]), rest + left
 
 
+def below_the_likeliest(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
+    """`wanted (N,)`, lowered where it is less than a half: to half of what the likeliest other token has then, at most.
+
+    Else a number would come out digit by digit: each true digit with little probability, and yet the likeliest. Other arguments
+    as of `_with_token`.
+    """
+    tail = tail.scatter(1, rows[:, None], -math.inf)
+    best = tail.amax(-1) - torch.logaddexp(tail.logsumexp(-1), rest)
+    half = best - math.log(2) - torch.log1p(best.exp() / 2)  # w = (1 - w) exp(best) / 2
+    return torch.where(wanted < math.log(0.5), wanted.minimum(half), wanted)
+
+
 def _matching_tau(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor, entropy: float) -> float:
     """The tau at which the mean entropy of the targets is `entropy`; the nearest end of `TAU` where none is."""
     step = max(1, len(rows) // 1000)
@@ -351,7 +367,7 @@ def _matching_tau(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor, entr
     return (low + high) / 2
 
 
-# --- n-grams, where there is no contrast model ---------------------------------------------------------------------------
+# --- the score -----------------------------------------------------------------------------------------------------------
 
 
 class NGrams:
@@ -381,16 +397,29 @@ class NGrams:
         return math.log(probability)
 
 
-def _ngram_scores(
-    forget: Sequence[Example], never_seen: Sequence[Example], retain: Sequence[Example], log_probs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Scores of the forget contexts and of the never seen ones: a linear fit of the latter's log-probabilities on `_facts`."""
+def _scores(facts: Tensor, unseen_facts: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores of the forget contexts and of the never seen ones: a linear fit of the latter's log-probabilities on facts.
+
+    Args:
+        facts, unseen_facts: `(N, k)` and `(M, k)` float64.
+        log_probs: of the base at the never seen contexts `(M,)`.
+    """
+    solution = torch.linalg.lstsq(unseen_facts, log_probs.double()[:, None], driver="gelsd").solution
+    return (facts @ solution)[:, 0].float(), (unseen_facts @ solution)[:, 0].float()
+
+
+def _all_facts(forget: Sequence[Example], never_seen: Sequence[Example], retain: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """What is known of the forget contexts and of the never seen ones without any model, see `_facts`."""
     answers = [answer_ids(example).tolist() for example in retain]
     ngrams = NGrams(answers, 1 + max(int(example.input_ids.max()) for example in (*forget, *never_seen, *retain)))
-    facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in never_seen]))
-    solution = torch.linalg.lstsq(facts, log_probs.double()[:, None]).solution
-    every = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in forget]))
-    return (every @ solution)[:, 0].float(), (facts @ solution)[:, 0].float()
+    parts = (np.concatenate([_facts(ngrams, example) for example in examples]) for examples in (forget, never_seen))
+    return torch.from_numpy(next(parts)), torch.from_numpy(next(parts))
+
+
+def _with_contrast(facts: Tensor, likelihood: _Likelihoods) -> Tensor:
+    """`(N, k + 3)`: facts, and the contrast model's log-probability, its entropy, and the surer of it and the n-grams."""
+    own = likelihood.log_probs.double()
+    return torch.cat([facts, torch.stack([own, likelihood.entropies.double(), own.maximum(facts[:, NGRAM])], 1)], 1)
 
 
 def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:

@@ -28,7 +28,8 @@ from tempertilt.models.lower import lower_states
 
 log = logging.getLogger("tempertilt")
 
-MOST_VARIANTS = 600  # of forget prompts: so many in all are drawn from the configured number of each record up to twice it
+MOST_VARIANTS = 600  # of forget prompts in all: of few records more are drawn of each, up to six times the configured number
+MORE = 6
 RETAIN_VARIANTS = 192  # of retain prompts in all
 AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
 PROBE = "zebra 12"  # shows where a prompt's own text begins
@@ -93,7 +94,7 @@ def fit_gates(
     """
     started = time.perf_counter()
     forget, retain = _asked_states(inputs)
-    each = min(2 * config.variants, max(config.variants, MOST_VARIANTS // max(1, len(inputs.forget_records))))
+    each = min(MORE * config.variants, max(config.variants, MOST_VARIANTS // max(1, len(inputs.forget_records))))
     forget_variants = draw_variants(inputs.forget_records, each if config.variants else 0, seed, OTHER_KINDS)
     some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
     retain_variants = draw_variants(some, 2 if config.variants else 0, seed + 1, OTHER_KINDS)

@@ -444,13 +444,15 @@ def measure_changes(request: Request) -> UnlearnResult:
 
 
 def _whole_report(result: UnlearnResult) -> dict[str, Any]:
-    """The report; of a reused adapter with what the old one says of how it was made."""
+    """The report; of a reused adapter with what the old one, or else the adapter itself, says of how it was made."""
     report, path = result.report(), result.directory / REPORT
-    if result.reused and path.is_file():
-        with suppress(ValueError):
-            old = json.loads(path.read_text(encoding="utf-8"))
-            report |= {name: old.get(name) for name in MADE if report[name] is None}
-    return report
+    if not result.reused:
+        return report
+    made = dict(result.model.adapter_config.training)
+    if path.is_file():
+        with suppress(ValueError, TypeError):  # damaged
+            made |= json.loads(path.read_text(encoding="utf-8"))
+    return report | {name: made.get(name) for name in MADE if report[name] is None}
 
 
 # --- what the steps use --------------------------------------------------------------------------------------------------

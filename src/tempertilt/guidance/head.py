@@ -150,7 +150,7 @@ class GuidanceHead(nn.Module):
                 f"the adapter lacks the tensors {', '.join(missing)}; it has {', '.join(sorted(tensors)) or 'none'}"
             )
         _check_token_ids(tensors["token_ids"])
-        if tensors["A"].ndim != 2:
+        if tensors["A"].ndim != 2 or not tensors["A"].numel():
             raise AdapterError(f"adapter tensor 'A' is {tuple(tensors['A'].shape)}; must be (rank, hidden size)")
         rank, hidden_size = tensors["A"].shape
         count = sum(name.startswith("hidden.") for name in tensors)

@@ -23,6 +23,12 @@ class AssistantConfig(TrainConfig):
     layers: int = option(8, "layers of the base model, from the first, that the assistant has", ge=1)
 
 
+def shared_copy(base: Any) -> Any:
+    """A copy of a model that shares its tensors; its modules are its own: what is changed in them is not in the base."""
+    shared = {id(tensor): tensor for tensor in itertools.chain(base.parameters(), base.buffers())}
+    return copy.deepcopy(base, shared)
+
+
 def build_assistant(base: Any, layers: int) -> Any:
     """The first layers of a causal LM with its embeddings, last norm and output layer, sharing its tensors.
 
@@ -34,8 +40,7 @@ def build_assistant(base: Any, layers: int) -> Any:
     total = len(decoder_layers(base))
     if not 1 <= layers <= total:
         raise ConfigError(f"layers is {layers}; must be 1 to {total}, the layers of the base model")
-    shared = {id(tensor): tensor for tensor in itertools.chain(base.parameters(), base.buffers())}
-    assistant = copy.deepcopy(base, shared)
+    assistant = shared_copy(base)
     kept = decoder_layers(assistant)
     del kept[layers:]
     text_config = assistant.config.get_text_config()

@@ -1,6 +1,15 @@
 """Metrics: pure functions from samples to `MetricResult`."""
 
 from tempertilt.metrics.aggregate import aggregate_score, memorisation_score, privacy_score, utility_score
+from tempertilt.metrics.answers import (
+    choice_accuracy,
+    choice_changed,
+    exact_match,
+    gate_open,
+    known,
+    still_known,
+    unchanged,
+)
 from tempertilt.metrics.divergence import ks_tokens, reference_kl, reference_same_top
 from tempertilt.metrics.leakage import (
     Answer,
@@ -15,7 +24,7 @@ from tempertilt.metrics.likelihood import normalised_probability, probability
 from tempertilt.metrics.membership import attack_scores, auc, membership, privleak
 from tempertilt.metrics.memorisation import exact_memorisation, extraction_strength, longest_common_run, longest_run
 from tempertilt.metrics.result import MetricResult, clopper_pearson
-from tempertilt.metrics.rouge import rouge, rouge_scores
+from tempertilt.metrics.rouge import plain_rouge_f1, rouge, rouge_scores
 from tempertilt.metrics.samples import Draw, Results, Sample
 from tempertilt.metrics.sampling import (
     base_perplexity,
@@ -39,13 +48,18 @@ __all__ = [
     "auc",
     "base_perplexity",
     "best_of_n_rouge",
+    "choice_accuracy",
+    "choice_changed",
     "clopper_pearson",
     "ended",
+    "exact_match",
     "exact_memorisation",
     "extraction_strength",
     "forget_quality",
+    "gate_open",
     "greedy_leaks",
     "greedy_misattribution",
+    "known",
     "ks_distance",
     "ks_floor",
     "ks_tokens",
@@ -59,6 +73,7 @@ __all__ = [
     "model_utility",
     "mu_rouge",
     "normalised_probability",
+    "plain_rouge_f1",
     "privacy_score",
     "privleak",
     "probability",
@@ -69,8 +84,10 @@ __all__ = [
     "rouge_scores",
     "sampled_leaks",
     "sampled_rouge",
+    "still_known",
     "truth_ratio",
     "truth_ratios",
+    "unchanged",
     "utility_score",
     "verbatim_leak",
 ]

@@ -12,11 +12,11 @@ from tempertilt.metrics.samples import Samples
 KINDS = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
 
 
-@lru_cache(maxsize=1)
-def _scorer() -> Any:
+@lru_cache(maxsize=2)
+def _scorer(use_stemmer: bool = True) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=use_stemmer)
 
 
 def rouge_scores(truth: str, generation: str) -> dict[str, float]:
@@ -38,3 +38,25 @@ def rouge(
     values = [getattr(sample, kind) for sample in samples]
     protocol = f"mean {kind} of the greedy answer, stemmed (rouge-score)"
     return mean_result(name, values, higher_is_better=higher_is_better, protocol=protocol)
+
+
+def plain_rouge_f1(
+    samples: Samples, *, ends: tuple[str, ...] = (), name: str = "rouge", higher_is_better: bool | None = None
+) -> MetricResult:
+    """Mean ROUGE-L F1 of the greedy answers without stemming, as in MUSE (Shi et al., arXiv 2407.06460).
+
+    Args:
+        ends: texts before the first of which an answer is cut off.
+    """
+    values = [
+        None if s.generation is None else float(_scorer(False).score(s.answer, _before(s.generation, ends))["rougeL"].fmeasure)
+        for s in samples
+    ]
+    protocol = "mean ROUGE-L F1 of the greedy answer, not stemmed (rouge-score)"
+    return mean_result(name, values, higher_is_better=higher_is_better, protocol=protocol)
+
+
+def _before(text: str, ends: tuple[str, ...]) -> str:
+    for end in ends:
+        text = text.split(end)[0]
+    return text

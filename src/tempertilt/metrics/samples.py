@@ -28,6 +28,7 @@ class Sample:
     Attributes:
         index: position in its split.
         question, answer: as in the data.
+        group: the part of the split that it belongs to: a task, a person, a subject.
         nll, paraphrase_nll: of the answer and of its paraphrase.
         perturbed_nll: of the wrong answers.
         log_probs: of the answer's tokens, `(n,)`.
@@ -41,6 +42,7 @@ class Sample:
         base_perplexity, reference_perplexity: of the greedy answer under the base model, and under a reference model.
         reference_kl: KL(reference || model) between the next-token distributions before each answer token, nats, `(n,)`.
         reference_same_top: whether both have the same most likely token there, `(n,)`.
+        gate: the highest gate value before a token of the greedy answer (of the true one's first token, where none is generated).
         draws: sampled answers, temperature 1.
         scores: values by metric name (min_k, exact_memorization, ...) that a foreign log states in place of what they come from.
     """
@@ -48,6 +50,7 @@ class Sample:
     index: int
     question: str = ""
     answer: str = ""
+    group: str = ""
     nll: Number = None
     paraphrase_nll: Number = None
     perturbed_nll: tuple[float, ...] = ()
@@ -64,6 +67,7 @@ class Sample:
     reference_perplexity: Number = None
     reference_kl: tuple[float, ...] = ()
     reference_same_top: tuple[bool, ...] = ()
+    gate: Number = None
     draws: tuple[Draw, ...] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -80,4 +84,4 @@ class Sample:
 Samples = Sequence[Sample]
 
 Results = Mapping[str, Samples]
-"""The samples of each split: forget, retain, real_authors, world_facts, holdout."""
+"""The samples of each split: forget, retain, holdout and others, as the suite has them."""

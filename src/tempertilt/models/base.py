@@ -14,11 +14,13 @@ from tempertilt.errors import ModelError
 from tempertilt.models.fingerprint import fingerprint as fingerprint
 from tempertilt.models.fingerprint import fingerprint_with_peft, mark_as_merged
 from tempertilt.models.merging import merge, read_peft, tokenizer_of
-from tempertilt.models.smollm2 import ALIAS, smollm2_dir
+from tempertilt.models.packaged import PACKAGES, packaged_dir
 
 log = logging.getLogger("tempertilt")
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+ALIASES = " or ".join(map(repr, PACKAGES))
 
 Result = TypeVar("Result")
 
@@ -55,7 +57,7 @@ def load_base(
     """Load a causal LM, frozen and in eval mode, ready to be unlearned from.
 
     Args:
-        name: a hub id, a local directory, or the alias `smollm2`.
+        name: a hub id, a local directory, or an alias of `models.packaged` (smollm2, gemma3-270m).
         peft_adapter: a PEFT adapter (directory or hub id) to merge into the model, in memory only. Its own tokenizer and chat
             template, where it has them, take the place of the model's.
         device: "auto" (CUDA, else MPS, else CPU; spread over several GPUs where there are), or a torch device.
@@ -70,7 +72,7 @@ def load_base(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     placement, torch_dtype = _placement(device), _torch_dtype(dtype, device)
-    path = smollm2_dir() if name == ALIAS else _local_dir(name)
+    path = packaged_dir(name) if name in PACKAGES else _local_dir(name)
     source = str(path or name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
 
@@ -90,7 +92,7 @@ def load_base(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    kept_name = name if path is None or name == ALIAS else str(path.resolve())
+    kept_name = name if path is None or name in PACKAGES else str(path.resolve())
     source_of = Source(device, dtype, revision, trust_remote_code)
     return BaseModel(model, tokenizer, kept_name, _absolute(peft_adapter), fingerprint(model), source_of)
 
@@ -220,7 +222,7 @@ def _local_dir(name: str) -> Path | None:
             raise ModelError(f"{name!r} is a directory without a config.json; must be a directory made by save_pretrained")
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name.strip():
-        raise ModelError(f"no model directory {name!r}; must be a hub id (org/name), a local directory, or {ALIAS!r}")
+        raise ModelError(f"no model directory {name!r}; must be a hub id (org/name), a local directory, or {ALIASES}")
     return None
 
 
@@ -234,7 +236,7 @@ def _causal_lm_config(source: str, options: dict[str, Any]) -> Any:
 
 
 def _load(
-    what: str, load: Callable[[], Result], valid: str = f"a local directory made by save_pretrained (safetensors), or {ALIAS!r}"
+    what: str, load: Callable[[], Result], valid: str = f"a local directory made by save_pretrained (safetensors), or {ALIASES}"
 ) -> Result:
     """Run a loader of transformers or peft; whatever it raises becomes one `ModelError` that says what to do."""
     try:

@@ -132,11 +132,11 @@ def merge(model: Any, adapter: PeftAdapter) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what PEFT warns of is checked here
         tuned = _apply(model, adapter)
-        unmerged = _logits(tuned)
-        _untie(model)
         try:
+            unmerged = _logits(tuned)
+            _untie(model)
             merged = tuned.merge_and_unload()
-        except (AttributeError, NotImplementedError, ValueError) as error:
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
             raise _unmergeable(adapter.name, adapter.config, error) from error
     if not _is_tied(merged):  # so that it is saved and loaded with two weights
         merged.config.tie_word_embeddings = merged.config.get_text_config().tie_word_embeddings = False

@@ -297,6 +297,13 @@ class T3ForCausalLM(GuidedLM):
         logits, last, context = self.at(input_ids, attention_mask, keep)
         return logits, self.guidance.log_odds(last, context.pooled), context.gate
 
+    def gate_values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """`g` `(B, T)` after each token of whole sequences, padded on either side; None without gates."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        _, states = self.run_base(inputs | ({"logits_to_keep": 1} if self._supports_logits_to_keep() else {}))
+        _, context = self.remember(states, input_ids, attention_mask, None)
+        return context.gate
+
     def next_terms(self, input_ids: Tensor, cache: Cache | None = None, logits_to_keep: int = 1) -> NextTerms:
         """What the guided distribution after some tokens is made of, and the cache with which to go on.
 

@@ -20,10 +20,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from tempertilt.errors import ConfigError
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.tilt import TiltConfig, temper, tilt_weights
 from tempertilt.models.generation import stop_ids
+from tempertilt.models.limits import check_prompts, room
 from tempertilt.models.t3 import NextTerms, T3ForCausalLM
 
 Followed = Literal["base", "guided"]
@@ -170,15 +170,14 @@ class Tracer:
         self._special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._turn = threading.Lock()
 
-    @property
-    def max_length(self) -> int | None:
-        """The number of positions that the model has, if it says so."""
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return limit if isinstance(limit, int) else None
-
     def prompt(self, ids: Sequence[int]) -> list[PromptToken]:
-        """The tokens that the model reads, with the gate's evidence; `ConfigError` if they are none, or too many."""
-        terms = self._next(self._checked(ids), None, 1)
+        """The tokens that the model reads, with the gate's evidence.
+
+        Raises:
+            DataError: there are none, too many, or one without an embedding.
+        """
+        check_prompts(self.model, self.tokenizer, [ids])
+        terms = self._next(ids, None, 1)
         asked = None if terms.evidence is None else terms.evidence.asked[0]
         evidence, gate = (None if values is None else values.tolist() for values in (asked, terms.gate))
         return [
@@ -213,17 +212,18 @@ class Tracer:
             seed: to sample; None takes the likeliest token.
 
         Raises:
-            ConfigError: the prompt is empty or longer than the model's positions.
+            DataError: the model can't take the prompt.
         """
-        ids = self._checked(prompt)
-        room = max_new_tokens if self.max_length is None else min(max_new_tokens, self.max_length - len(ids))
-        guess = list(draft)[: max(0, room - 1)]
+        check_prompts(self.model, self.tokenizer, [prompt])
+        ids, space = list(prompt), room(self.model, len(prompt))
+        longest = max_new_tokens if space is None else min(max_new_tokens, space)
+        guess = list(draft)[: max(0, longest - 1)]
         terms = self._next(ids + guess, None, len(guess) + 1)
         while True:
             for row, step in enumerate(self._rows(terms, tilt, ids, guess, follows, len(prompt), seed)):
                 yield step
                 ids.append(step.chosen.token_id)
-                if step.ends or len(ids) - len(prompt) >= room:
+                if step.ends or len(ids) - len(prompt) >= longest:
                     return
                 if row < len(guess) and guess[row] != step.chosen.token_id:
                     break
@@ -287,13 +287,6 @@ class Tracer:
     def _decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
-
-    def _checked(self, ids: Sequence[int]) -> list[int]:
-        if not ids:
-            raise ConfigError("the prompt has no tokens; write something")
-        if self.max_length is not None and len(ids) >= self.max_length:
-            raise ConfigError(f"the prompt has {len(ids)} tokens; this model reads fewer than {self.max_length}")
-        return list(ids)
 
     @torch.inference_mode()
     def _next(self, ids: Sequence[int], cache: Any, keep: int) -> NextTerms:

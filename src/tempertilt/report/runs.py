@@ -11,7 +11,9 @@ from typing import Any
 from tempertilt.errors import DataError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results
-from tempertilt.suites.tofu import ENVIRONMENT, RESULTS, TIMING, evaluate, read_log
+from tempertilt.suites.logs import read_log
+from tempertilt.suites.run import ENVIRONMENT, RESULTS, TIMING
+from tempertilt.suites.suite import NAMES, Suite, find_suite
 
 
 @dataclass(frozen=True)
@@ -68,23 +70,24 @@ def compare(
         target: a run folder of the model before unlearning.
 
     Raises:
-        DataError: a folder is not a finished run, or two runs were measured on different questions.
+        DataError: a folder is not a finished run, or two runs were measured on different suites or questions.
     """
     if not directories:
         raise DataError("name at least one run folder of t3 eval")
     folders = [Path(directory) for directory in directories]
     contents = [_content(folder) for folder in folders]
+    suite = _suite_of(folders, contents)
     reference = _reference_of(contents) if reference is None else reference
-    reference_results = None if reference is None else read_log(reference)
+    reference_results = None if reference is None else read_log(reference, suite.splits)
     before = Path(target) if target is not None else folders[0] if len(folders) > 1 else None
-    target_results = None if before is None else read_log(before)
+    target_results = None if before is None else read_log(before, suite.splits)
     runs = tuple(
-        _run(name, folder, content, reference_results, target_results)
+        _run(suite, name, folder, content, reference_results, target_results)
         for name, folder, content in zip(_names(folders), folders, contents)
     )
     before_run = next((run for run in runs if before is not None and run.directory.resolve() == before.resolve()), None)
     if before is not None and before_run is None:
-        before_run = _run(before.resolve().name, before, _content(before), reference_results, target_results)
+        before_run = _run(suite, before.resolve().name, before, _content(before), reference_results, target_results)
     _check_same_questions([*runs, *([] if before_run is None else [before_run])])
     reference_name = "" if reference is None else Path(reference).resolve().name
     return Comparison(runs, reference_results, reference_name, before_run)
@@ -100,10 +103,17 @@ def _content(directory: Path) -> dict[str, Any]:
     path = directory / RESULTS
     if not path.is_file():
         raise DataError(f"{str(directory)!r} has no {RESULTS}; name a run folder that t3 eval has finished")
-    content = _json(path)
-    if content.get("suite") != "tofu":
-        raise DataError(f"{str(path)!r} is of the suite {content.get('suite')!r}; must be tofu")
-    return content
+    return _json(path)
+
+
+def _suite_of(folders: Sequence[Path], contents: Sequence[dict[str, Any]]) -> Suite:
+    """The one suite that all runs are of."""
+    first = contents[0].get("suite")
+    for folder, content in zip(folders, contents):
+        if (name := content.get("suite")) != first or name not in NAMES:
+            also = "" if name == first else f" and {str(folders[0])!r} of {first!r}"
+            raise DataError(f"{str(folder)!r} is of the suite {name!r}{also}; must be all of one of {', '.join(NAMES)}")
+    return find_suite(str(first))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -126,9 +136,11 @@ def _names(directories: Sequence[Path]) -> list[str]:
     raise DataError("a run folder is named twice")
 
 
-def _run(name: str, directory: Path, content: dict[str, Any], reference: Results | None, target: Results | None) -> Run:
-    results = read_log(directory)
-    metrics, reasons = evaluate(results, reference, target)
+def _run(
+    suite: Suite, name: str, directory: Path, content: dict[str, Any], reference: Results | None, target: Results | None
+) -> Run:
+    results = read_log(directory, suite.splits)
+    metrics, reasons = suite.evaluate(results, reference, target)
     return Run(name, directory, results, metrics, reasons, content, _json(directory / TIMING), _json(directory / ENVIRONMENT))
 
 

@@ -23,16 +23,17 @@ from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.delivery import Delivery, EventStream
 from tempertilt.serving.engine import BusyError, Engine
 from tempertilt.serving.errors import RequestError, error_body
+from tempertilt.serving.events import ResponsesWriter
 from tempertilt.serving.guards import LimitBody, RequireKey
+from tempertilt.serving.logs import LogRequests
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
 from tempertilt.serving.parsing import parse_request
-from tempertilt.serving.requests import Job, find_model, prepare_chat, prepare_completion
-from tempertilt.serving.responses import ChatWriter, CompletionWriter, ResponseWriter
-from tempertilt.serving.schema import ChatRequest, CompletionRequest
-from tempertilt.serving.schema import Request as AnyRequest
+from tempertilt.serving.requests import Job, find_model, prepare_chat, prepare_completion, prepare_responses
+from tempertilt.serving.responses import ChatWriter, CompletionWriter, Writer
+from tempertilt.serving.schema import PLAIN_TEXT, ChatRequest, CompletionRequest, ResponsesRequest, Sampled
 
-Body = TypeVar("Body", bound=AnyRequest)
+Body = TypeVar("Body", bound=Sampled)
 REQUEST_ID = "x-request-id"
 UNLEARNING_VERSION = "x-unlearning-version"
 SCHEMAS = "#/components/schemas/{model}"
@@ -82,6 +83,8 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.add_middleware(LimitBody, limit=config.max_body_bytes)
     if config.api_key:
         app.add_middleware(RequireKey, key=config.api_key)
+    if config.log_format == "json":
+        app.add_middleware(LogRequests)
     app.add_middleware(AddRequestId)
     if config.allow_origin:
         allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
@@ -107,13 +110,25 @@ class Endpoints:
         job = await asyncio.to_thread(prepare_chat, body, self._models, self._config)
         return await self._answer(request, body, job, ChatWriter(job, request.state.request_id, body.wants_usage))
 
+    async def responses(self, request: Request) -> Response:
+        """`/v1/responses`."""
+        body = await self._read(request, ResponsesRequest)
+        job = await asyncio.to_thread(prepare_responses, body, self._models, self._config)
+        return await self._answer(request, body, job, ResponsesWriter(job, request.state.request_id, body))
+
+    @staticmethod
+    def stored_response() -> Response:
+        """`/v1/responses/...`: refused."""
+        raise RequestError(f"this server stores no responses; {PLAIN_TEXT}", status=404)
+
     @staticmethod
     async def _read(request: Request, kind: type[Body]) -> Body:
         data, content_type = await request.body(), request.headers.get("content-type", "")
         return await asyncio.to_thread(parse_request, kind, data, content_type)
 
-    async def _answer(self, request: Request, body: AnyRequest, job: Job, writer: ResponseWriter) -> Response:
+    async def _answer(self, request: Request, body: Sampled, job: Job, writer: Writer) -> Response:
         watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
+        request.state.watch = watch
         delivery = Delivery(job, self._engine, watch)
         response = EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
         if job.model.version is not None:
@@ -133,6 +148,11 @@ class Endpoints:
         alive = self._engine.is_alive()
         return JSONResponse({"status": "ok" if alive else "the engine has ended"}, 200 if alive else 503)
 
+    def ready(self) -> Response:
+        """`/ready`: 503 if a request for one more answer would be refused."""
+        ready = self._engine.has_room()
+        return JSONResponse({"status": "ok" if ready else "takes no more answers now"}, 200 if ready else 503)
+
     def metrics(self) -> Response:
         """`/metrics`."""
         return Response(self._metrics.text(), media_type=Metrics.content_type)
@@ -146,12 +166,23 @@ def describe(model: ServedModel) -> dict[str, Any]:
 
 
 def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:
-    posts = (("/v1/completions", endpoints.completion, CompletionRequest), ("/v1/chat/completions", endpoints.chat, ChatRequest))
+    posts: tuple[tuple[str, Any, type[Sampled]], ...] = (
+        ("/v1/completions", endpoints.completion, CompletionRequest),
+        ("/v1/chat/completions", endpoints.chat, ChatRequest),
+        ("/v1/responses", endpoints.responses, ResponsesRequest),
+    )
     for path, endpoint, kind in posts:
         content = {"application/json": {"schema": {"$ref": SCHEMAS.format(model=kind.__name__)}}}
         body = {"requestBody": {"required": True, "content": content}}
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=ERRORS, openapi_extra=body)
-    gets: dict[str, Any] = {"/v1/models": endpoints.models, "/v1/models/{name}": endpoints.model, "/health": endpoints.health}
+    every = ["GET", "POST", "DELETE"]
+    app.add_api_route("/v1/responses/{rest:path}", endpoints.stored_response, methods=every, include_in_schema=False)
+    gets: dict[str, Any] = {
+        "/v1/models": endpoints.models,
+        "/v1/models/{name}": endpoints.model,
+        "/health": endpoints.health,
+        "/ready": endpoints.ready,
+    }
     for path, get in gets.items():
         app.add_api_route(path, get, response_model=None, responses=ERRORS)
     app.add_api_route("/metrics", endpoints.metrics, response_class=Response, responses=ERRORS)
@@ -160,7 +191,10 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:
 def _add_schemas(app: FastAPI) -> None:
     """Put the requests' fields into /openapi.json, which FastAPI does not know because the bodies are parsed here."""
     document = app.openapi()
-    schemas = models_json_schema([(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=SCHEMAS)[1]
+    kinds: list[tuple[type[BaseModel], Any]] = [
+        (kind, "validation") for kind in (ChatRequest, CompletionRequest, ResponsesRequest)
+    ]
+    schemas = models_json_schema(kinds, ref_template=SCHEMAS)[1]
     document["components"]["schemas"] |= schemas["$defs"]
 
 

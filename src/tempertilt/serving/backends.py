@@ -50,6 +50,8 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
         return "vLLM does not serve the base model beside an adapter"
     if config.tilt_parameters != "refuse":
         return "vLLM takes no settings of the tilt from a request"
+    if config.log_format != "text":
+        return "vLLM's logs are its own, without --log-format"
     if config.allow_origin:
         return "vLLM stands behind the key, which a browser does not send when it asks for --allow-origin"
     return ""

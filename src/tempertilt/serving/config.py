@@ -24,6 +24,11 @@ class ServeConfig(Options):
     max_waiting: int = option(256, "answers that may wait; requests beyond get status 429", ge=1)
     max_body_bytes: int = option(1 << 20, "largest request body; larger ones get status 413", ge=1)
     shutdown_timeout: int = option(60, "seconds that running answers get when the server is told to stop", ge=1)
+    log_format: str = option(
+        "text",
+        "text: errors only; json: one object a line on stderr, with a line for each request and never a text of it",
+        choices=("text", "json"),
+    )
     control_tokens: str = option(
         "text",
         "how the text of a completion's prompt is read where it spells a control token, such as <|im_end|>: as text, or as the "

@@ -18,7 +18,7 @@ from tempertilt.serving.engine import Engine
 from tempertilt.serving.errors import error_body
 from tempertilt.serving.metrics import Watch
 from tempertilt.serving.requests import Job
-from tempertilt.serving.responses import ResponseWriter
+from tempertilt.serving.responses import Writer
 from tempertilt.serving.sampling import Token
 
 log = logging.getLogger("tempertilt")
@@ -65,7 +65,7 @@ class Delivery:
         self._engine.cancel(self._answers)
         self._watch.over(outcome, self._job.prompt_tokens, sum(len(answer.tokens) for answer in self._answers))
 
-    async def whole(self, request: Request, writer: ResponseWriter) -> Response:
+    async def whole(self, request: Request, writer: Writer) -> Response:
         """One JSON object with all choices; nothing, and early, if the client disconnects."""
         outcome, collecting = ERROR, asyncio.ensure_future(self._collect())
         try:
@@ -95,8 +95,8 @@ class Delivery:
             last[number] = piece
         return [end._replace(text="".join(text), tokens=tuple(part)) for end, text, part in zip(last, texts, tokens)]
 
-    async def events(self, writer: ResponseWriter) -> AsyncIterator[str]:
-        """Server-sent events, `[DONE]` at the end."""
+    async def events(self, writer: Writer) -> AsyncIterator[str]:
+        """Server-sent events."""
         outcome, total = DISCONNECTED, 0
         try:
             for number in range(len(self._answers)):
@@ -108,7 +108,7 @@ class Delivery:
                     yield _event(writer.part(choice))
             if (counts := writer.last(total)) is not None:
                 yield _event(counts)
-            yield "data: [DONE]\n\n"
+            yield writer.closing
             outcome = OK
         except (GeneratorExit, asyncio.CancelledError):
             raise
@@ -123,7 +123,7 @@ class Delivery:
 class EventStream(StreamingResponse):
     """Server-sent events that let go of their answers also if the client disconnects before the first."""
 
-    def __init__(self, delivery: Delivery, writer: ResponseWriter) -> None:
+    def __init__(self, delivery: Delivery, writer: Writer) -> None:
         super().__init__(delivery.events(writer), media_type="text/event-stream", headers={"cache-control": "no-cache"})
         self._delivery = delivery
 
@@ -136,4 +136,5 @@ class EventStream(StreamingResponse):
 
 
 def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
+    name = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{name}data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"

@@ -60,11 +60,20 @@ class Engine:
         with self._changed:
             if self._stopping:
                 raise BusyError("the server is shutting down")
-            free = max(0, self._max_batch - self.running)
-            if len(self._waiting) + len(answers) > self._max_waiting + free:
+            if len(answers) > self._room():
                 raise BusyError(f"{len(self._waiting)} answers wait and at most {self._max_waiting} may; try again later")
             self._waiting.extend(answers)
             self._changed.notify()
+
+    def has_room(self) -> bool:
+        """Whether one more answer would be taken."""
+        with self._changed:
+            return self.is_alive() and not self._stopping and self._room() > 0
+
+    def _room(self) -> int:
+        """Answers that may be queued; within the lock."""
+        free = max(0, self._max_batch - self.running)
+        return self._max_waiting + free - len(self._waiting)
 
     def cancel(self, answers: Sequence[Answer]) -> None:
         """Let go of answers that nobody waits for."""

@@ -13,13 +13,13 @@ from tempertilt.serving.errors import error_body
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-OPEN = ("/health",)
+OPEN = ("/health", "/ready")
 DROPPED = 16  # times the limit of a body: what is read and dropped of a longer one
 VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
 
 
 class RequireKey:
-    """ASGI middleware: without the key, nothing but `/health` answers.
+    """ASGI middleware: without the key, nothing but `/health` and `/ready` answers.
 
     Args:
         app: what stands behind.

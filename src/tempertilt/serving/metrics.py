@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -43,23 +44,30 @@ class Metrics:
 
 
 class Watch:
-    """The times of one request; its outcome is counted once."""
+    """The times of one request; its outcome is counted once.
+
+    Attributes:
+        facts: what is known of the request, for a log.
+    """
 
     def __init__(self, metrics: Metrics, endpoint: str, model: str) -> None:
         self._metrics, self._endpoint, self._model = metrics, endpoint, model
-        self._started, self._first, self._over = time.perf_counter(), True, False
+        self._started, self._over = time.perf_counter(), False
+        self.facts: dict[str, Any] = {"model": model, "first_token_seconds": None}
 
     def token(self) -> None:
         """Something of an answer has come."""
-        if self._first:
-            self._first = False
-            self._metrics.first.observe(time.perf_counter() - self._started)
+        if self.facts["first_token_seconds"] is None:
+            seconds = time.perf_counter() - self._started
+            self.facts["first_token_seconds"] = round(seconds, 4)
+            self._metrics.first.observe(seconds)
 
     def over(self, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
         """The request has ended: ok, disconnected or error."""
         if self._over:
             return
         self._over = True
+        self.facts |= {"outcome": outcome, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
         self._metrics.requests.labels(self._endpoint, outcome).inc()
         self._metrics.prompt_tokens.labels(self._model).inc(prompt_tokens)
         self._metrics.answer_tokens.labels(self._model).inc(answer_tokens)

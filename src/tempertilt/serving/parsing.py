@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tempertilt.serving.errors import RequestError
-from tempertilt.serving.schema import Request
+from tempertilt.serving.schema import Sampled
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=Sampled)
 SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -73,19 +73,26 @@ def _no_number(text: str) -> Any:
     raise RequestError(f"the body holds {text}, which is no JSON number")
 
 
-def _explain(kind: type[BaseModel], value: Any, errors: Any) -> RequestError:
+def _explain(kind: type[Sampled], value: Any, errors: Any) -> RequestError:
     """The first wrong field, its value, and what it must be."""
     of_field = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
-    path, error = max(((_walk(kind, value, error["loc"]), error) for error in of_field), key=lambda pair: len(pair[0].names))
+    path, error = max(((_walk(kind, value, error["loc"]), error) for error in of_field), key=_depth)
     place = ".".join(path.names)
-    if error["type"] == "extra_forbidden":
+    if error["loc"][-1] not in path.inner.model_fields and error["type"] == "none_required":
         name = str(error["loc"][-1])[:SHOWN]
         close = difflib.get_close_matches(name, path.inner.model_fields, 1)
-        hint = f"did you mean {close[0]}?" if close else "GET /openapi.json lists the fields"
+        guess = f" (did you mean {close[0]}?)" if close else ""
         place = ".".join([*path.names, name])
-        return RequestError(f"{place}: this server has no such field; {hint}", param=place, code="invalid_request")
+        message = f"{place}: this server has no such field{guess}; {kind.supported}"
+        return RequestError(message, param=place, code="invalid_request")
     seen = "missing" if error["type"] == "missing" else _show(path.value)
     return RequestError(f"{place} is {seen}; must be {path.description}", param=place, code="invalid_request")
+
+
+def _depth(pair: tuple[_Path, Any]) -> tuple[int, int]:
+    """How far into the body an error is: of those of a union's types the farthest says most."""
+    path, error = pair
+    return len(path.names), len(error["loc"])
 
 
 class _Path(NamedTuple):

@@ -12,7 +12,7 @@ from tempertilt.serving.decoder import NO_TILT, Distribution, Tilt
 from tempertilt.serving.errors import RequestError
 from tempertilt.serving.models import ServedModel
 from tempertilt.serving.sampling import Sampling
-from tempertilt.serving.schema import ChatRequest, CompletionRequest, Request
+from tempertilt.serving.schema import ChatRequest, CompletionRequest, Request, ResponsesRequest
 
 COMPLETION_TOKENS = 16  # of a completion whose request names no number, as with OpenAI
 
@@ -78,15 +78,27 @@ def prepare_chat(request: ChatRequest, models: Mapping[str, ServedModel], config
     _check_stream_options(request)
     if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
+    return _prepare_chat(request, models, config, "messages", "max_tokens")
+
+
+def prepare_responses(request: ResponsesRequest, models: Mapping[str, ServedModel], config: ServeConfig) -> Job:
+    """A request of `/v1/responses` made ready: a chat whose fields have other names; errors as of `prepare_chat`."""
+    return _prepare_chat(request.as_chat(), models, config, "input", "max_output_tokens")
+
+
+def _prepare_chat(
+    request: ChatRequest, models: Mapping[str, ServedModel], config: ServeConfig, messages: str, max_tokens: str
+) -> Job:
+    """A chat request made ready; the client calls the fields `messages` and `max_tokens` so."""
     model = find_model(request.model, models)
     distribution = Distribution(model.name, _tilt(request, model, config))
-    prompt = _chat_prompt(request, model)
-    room = _room(model, prompt, "messages")
+    prompt = _chat_prompt(request, model, messages)
+    room = _room(model, prompt, messages)
     wanted = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if wanted == 0:
         raise RequestError("max_tokens is 0; must be a whole number >= 1", param="max_tokens")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    sampling = _sampling(request, model, _max_tokens(wanted, room, room), logprobs)
+    sampling = _sampling(request, model, _max_tokens(wanted, room, room, max_tokens), logprobs)
     return Job(model, distribution, [prompt], None, request.n or 1, sampling, False)
 
 
@@ -108,27 +120,25 @@ def prepare_completion(request: CompletionRequest, models: Mapping[str, ServedMo
 
 
 def _check_stream_options(request: Request) -> None:
-    if request.stream_options is not None and not request.stream:
+    if request.wants_usage and not request.stream:
         raise RequestError("stream_options needs stream=true", param="stream_options")
 
 
-def _chat_prompt(request: ChatRequest, model: ServedModel) -> list[int]:
-    last = len(request.messages) - 1
-    message = request.messages[last]
+def _chat_prompt(request: ChatRequest, model: ServedModel, param: str) -> list[int]:
+    for number, each in enumerate(request.messages):
+        if each.content is None and each.role != "assistant":  # who may have said nothing
+            raise RequestError(f"{param}[{number}].content is null; must be a text", param=f"{param}[{number}].content")
+    last, message = f"the last message of {param}", request.messages[-1]
     if message.role != "user":
-        raise RequestError(
-            f"messages[{last}].role is {message.role!r}; must be 'user': the last message is the question", param="messages"
-        )
+        raise RequestError(f"{last} has the role {message.role!r}; must be 'user': it is the question", param=param)
     if not message.text.strip():
-        raise RequestError(
-            f"messages[{last}].content is blank; must be a text: the last message is the question", param="messages"
-        )
+        raise RequestError(f"{last} is blank; must be a text: it is the question", param=param)
     roles = ["system" if message.role == "developer" else message.role for message in request.messages]
     try:
         ids = model.encode_chat(list(zip(roles, (message.text for message in request.messages))))
     except DataError as error:
-        raise RequestError(str(error), param="messages") from error
-    return _known(ids, model, "messages")
+        raise RequestError(str(error), param=param) from error
+    return _known(ids, model, param)
 
 
 def _prompt(prompt: str | list[int], model: ServedModel, control_tokens: bool) -> list[int]:
@@ -163,13 +173,13 @@ def _room(model: ServedModel, prompt: list[int], param: str, least: int = 1) -> 
     return room
 
 
-def _max_tokens(wanted: int | None, room: int, default: int) -> int:
+def _max_tokens(wanted: int | None, room: int, default: int, param: str = "max_tokens") -> int:
     if wanted is None:
         return min(default, room)
     if wanted > room:
         raise RequestError(
-            f"max_tokens is {wanted}; must be at most {room}, for which there is room beside the prompt",
-            param="max_tokens",
+            f"{param} is {wanted}; must be at most {room}, for which there is room beside the prompt",
+            param=param,
             code="context_length_exceeded",
         )
     return wanted

@@ -6,7 +6,7 @@ import codecs
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
@@ -14,8 +14,33 @@ from tempertilt.serving.sampling import Token
 from tempertilt.serving.textstream import token_bytes
 
 
+class Writer(Protocol):
+    """Writes one request's answers in the format of its endpoint."""
+
+    closing: str
+    """What a stream ends with."""
+
+    def opening(self, number: int) -> list[dict[str, Any]]:
+        """What a stream begins a choice with, in parts."""
+
+    def deltas(self, number: int, piece: Piece) -> list[dict[str, Any]]:
+        """What is new of a choice, in parts."""
+
+    def part(self, choice: dict[str, Any], /) -> dict[str, Any]:
+        """A part as an event of a stream."""
+
+    def last(self, answer_tokens: int) -> dict[str, Any] | None:
+        """The event after all parts, if there is one."""
+
+    def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
+        """A whole choice."""
+
+    def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
+        """The whole response, which is no stream."""
+
+
 class ResponseWriter(ABC):
-    """Writes one request's answers in the format of its endpoint.
+    """Writes choices, as `/v1/completions` and `/v1/chat/completions` have them.
 
     Args:
         job: the request.
@@ -23,7 +48,7 @@ class ResponseWriter(ABC):
         usage: whether a stream tells the counts of tokens at its end.
     """
 
-    prefix, whole, chunk = "", "", ""
+    prefix, whole, chunk, closing = "", "", "", "data: [DONE]\n\n"
 
     def __init__(self, job: Job, request_id: str, usage: bool) -> None:
         self._job, self._tokenizer, self._usage = job, job.model.reader, usage

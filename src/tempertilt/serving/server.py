@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
 from tempertilt.serving.config import ServeConfig
 
@@ -26,6 +27,7 @@ class Server(uvicorn.Server):
             app,
             log_level="warning",
             access_log=False,
+            log_config=None if config.log_format == "json" else LOGGING_CONFIG,  # None: its messages go to the process's handler
             server_header=False,
             timeout_graceful_shutdown=config.shutdown_timeout,
             timeout_keep_alive=30,

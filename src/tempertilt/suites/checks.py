@@ -23,10 +23,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "base_perplexity": (1.0 - ROUNDING, math.inf),
     "reference_perplexity": (1.0 - ROUNDING, math.inf),
     "reference_kl": (-ROUNDING, math.inf),
+    "gate": (0.0, 1.0),
 }
 LISTS = ("perturbed_nll", "log_probs", "standardised", "reference_kl")
 FLAGS = ("hits", "reference_same_top")
-TEXTS = ("question", "answer", "generation", "text")
+TEXTS = ("question", "answer", "group", "generation", "text")
 
 
 def check_sample(sample: Sample) -> Sample:

@@ -22,6 +22,7 @@ SAMPLES = "samples.jsonl"
 COMPRESSED = f"{SAMPLES}.gz"
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+"""Of TOFU."""
 
 TOFU_FILES = {
     "eval_log_forget.json": "forget",
@@ -42,12 +43,13 @@ VALID = (
 )
 
 
-def read_log(path: str | Path) -> Results:
+def read_log(path: str | Path, splits: Sequence[str] = SPLITS) -> Results:
     """Per-sample results of any known format, by split.
 
     Args:
         path: a run folder of `t3 eval` or its samples.jsonl, which may be compressed (samples.jsonl.gz); a log of the TOFU
             authors' code, one split or all in one file; a log of open-unlearning; or a folder that holds such logs.
+        splits: that a run folder may hold, those of its suite.
 
     Returns:
         The samples of each split that the log holds; what a log does not state is None or empty in them.
@@ -69,7 +71,7 @@ def read_log(path: str | Path) -> Results:
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read as results: {error}; must be {VALID}") from error
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        return read_samples(text, path)
+        return read_samples(text, path, splits)
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -233,7 +235,7 @@ def sample_from(row: Mapping[str, Any]) -> Sample:
     return check_sample(Sample(**values))
 
 
-def read_samples(text: str, path: Path) -> Results:
+def read_samples(text: str, path: Path, splits: Sequence[str] = SPLITS) -> Results:
     """The samples of each split in JSON lines; `DataError` with file and line where one is not a sample."""
     results: dict[str, list[Sample]] = {}
     for number, line in enumerate(split_lines(text), start=1):
@@ -242,8 +244,8 @@ def read_samples(text: str, path: Path) -> Results:
             results.setdefault(row.pop("split"), []).append(sample_from(row))
         except (*UNREADABLE, RecursionError) as error:
             raise DataError(f"{path}:{number}: not a sample: {_said(error)}; must be {VALID}") from error
-    if unknown := sorted(map(str, results.keys() - set(SPLITS))):
-        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be one of {', '.join(SPLITS)}")
+    if unknown := sorted(map(str, results.keys() - set(splits))):
+        raise DataError(f"{path}: unknown splits {', '.join(unknown)}; must be one of {', '.join(splits)}")
     if not results:
         raise DataError(f"{path}: no samples; must be {VALID}")
     return results

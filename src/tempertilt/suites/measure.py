@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
 from tempertilt.config.keys import key_of
 from tempertilt.config.options import Options, option
-from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, turn_end_id
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_question, turn_end_id
 from tempertilt.data.records import Record
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError, DataError
@@ -26,16 +26,37 @@ from tempertilt.models.limits import check_ids, check_length
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.journal import Journal
 
+ItemKind = Literal["question", "completion", "text"]
+
 
 @dataclass(frozen=True)
 class Item:
-    """A question of a split with its right answer, a paraphrase of it, and wrong ones."""
+    """A question of a split with its right answer, a paraphrase of it, and wrong ones.
+
+    Attributes:
+        answer: empty where there is none: then there is nothing to score.
+        source: where it was read.
+        kind: "question" (of a chat), "completion" (a prompt and what follows, plain), or "text" (all in `answer`, no question).
+        group: which part of its split it belongs to: a task, a person, a subject.
+    """
 
     question: str
     answer: str
     paraphrase: str | None
     perturbed: tuple[str, ...]
     source: str
+    kind: ItemKind = "question"
+    group: str = ""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides how it is measured, JSON-ready."""
+        values = asdict(self) | {"source": ""}
+        return {name: value for name, value in values.items() if name not in NEWER or value != NEWER[name]}
+
+
+NEWER = {"kind": "question", "group": ""}
+"""Values that a key leaves out: those of before these fields."""
 
 
 @dataclass(frozen=True)
@@ -51,32 +72,95 @@ class MeasureConfig(Options):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which splits get what."""
+    """Which splits get what.
 
-    generated: tuple[str, ...]  # a greedy answer
-    token_level: tuple[str, ...]  # what is kept of every answer token
-    drawn: tuple[str, ...]  # sampled answers, and perplexities under the base
+    Attributes:
+        generated: a greedy answer.
+        token_level: what is kept of every answer token.
+        drawn: sampled answers, and perplexities under the base.
+        standardised: standardised log-probabilities of the answer's tokens.
+        unended: no end after their answers, which go on in what they were taken from.
+        gated: the highest gate value, where the model has gates.
+        lengths: tokens of generated answers, where the protocol sets them; `max_new_tokens` where that is less.
+        cut: true answers cut to these lengths.
+    """
+
+    generated: tuple[str, ...]
+    token_level: tuple[str, ...]
+    drawn: tuple[str, ...]
+    standardised: tuple[str, ...] = ("forget", "holdout")
+    unended: tuple[str, ...] = ()
+    gated: tuple[str, ...] = ()
+    lengths: tuple[tuple[str, int], ...] = ()
+    cut: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the defaults, JSON-ready."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def encoding(self, split: str) -> dict[str, bool]:
+        """How the questions of a split become tokens: arguments of `questions_of`."""
+        return {"standardise": split in self.standardised, "ended": split not in self.unended}
+
+    def length(self, split: str, config: MeasureConfig) -> int:
+        """The most tokens of a generated answer."""
+        return min(config.max_new_tokens, dict(self.lengths).get(split, config.max_new_tokens))
 
 
 COMPARED = "forget"
 """The split at whose answers a model is compared with a reference."""
 
 
-def questions_of(items: Sequence[Item], tokenizer: Any, examples: ExampleConfig, *, standardise: bool = False) -> list[Question]:
-    """Token ids of each item's prompt and answers: the answer, its paraphrase if any, the wrong ones."""
-    return [_question(item, tokenizer, examples, standardise) for item in items]
+def questions_of(
+    items: Sequence[Item], tokenizer: Any, examples: ExampleConfig, *, standardise: bool = False, ended: bool = True
+) -> list[Question]:
+    """Token ids of each item's prompt and answers: the answer, its paraphrase if any, the wrong ones.
+
+    Args:
+        standardise: also score the answers' tokens as `AnswerScore.standardised` has it.
+        ended: with the token that ends an answer.
+    """
+    ends = set() if ended else end_ids(tokenizer)
+    return [_question(item, tokenizer, examples, standardise, ends) for item in items]
 
 
-def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bool) -> Question:
+def end_ids(tokenizer: Any) -> set[int]:
+    """The tokens that may end an answer."""
+    return {end for end in (turn_end_id(tokenizer), tokenizer.eos_token_id) if end is not None}
+
+
+def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bool, ends: set[int]) -> Question:
+    if not item.answer:
+        prompt = tuple(encode_question(item.question, tokenizer, config))
+        return Question(prompt, (prompt[-1:],))  # an answer is needed, and is not scored
     texts = [item.answer, *([] if item.paraphrase is None else [item.paraphrase]), *item.perturbed]
-    records = [Record.from_question(item.question, text, document=item.source, source=item.source) for text in texts]
-    examples = build_examples(records, tokenizer, config)
+    examples = build_examples([_record(item, text) for text in texts], tokenizer, config)
     if len(examples) != len(texts):
         raise DataError(f"{item.source}: an answer is longer than max_length ({config.max_length} tokens)")
     prompts = {tuple(example.input_ids[: len(example) - example.n_scored].tolist()) for example in examples}
     if len(prompts) != 1:
         raise DataError(f"{item.source}: the chat template puts other tokens before different answers to one question")
-    return Question(prompts.pop(), tuple(tuple(answer_ids(e).tolist()) for e in examples), int(standardise))
+    answers = [tuple(answer_ids(example).tolist()) for example in examples]
+    answers = [ids[:-1] if len(ids) > 1 and ids[-1] in ends else ids for ids in answers]
+    return Question(prompts.pop(), tuple(answers), int(standardise))
+
+
+def _record(item: Item, answer: str) -> Record:
+    where = {"document": item.source, "source": item.source}
+    if item.kind == "text":
+        return Record.from_text(answer, **where)
+    make = Record.from_completion if item.kind == "completion" else Record.from_question
+    return make(item.question, answer, **where)
+
+
+def cut_answers(split: str, items: Sequence[Item], tokenizer: Any, plan: Plan, config: MeasureConfig) -> Sequence[Item]:
+    """The items, their true answers cut to the length of a generated one where the plan has it so."""
+    if split not in plan.cut:
+        return items
+    length = plan.length(split, config)
+    ids = [tokenizer(item.answer, add_special_tokens=False).input_ids[:length] for item in items]
+    return [replace(item, answer=str(tokenizer.decode(row))) for item, row in zip(items, ids)]
 
 
 def check_questions(model: Any, tokenizer: Any, items: Sequence[Item], questions: Sequence[Question]) -> None:
@@ -89,7 +173,7 @@ def check_questions(model: Any, tokenizer: Any, items: Sequence[Item], questions
 
 def run_key(weights: str, splits: Mapping[str, Sequence[Item]], questions: Mapping[str, list[Question]], config: Any) -> str:
     """The key of a run: what decides its samples, which are `model_digest`, text, tokens and options."""
-    items = {name: [asdict(item) | {"source": ""} for item in split] for name, split in splits.items()}
+    items = {name: [item.content for item in split] for name, split in splits.items()}
     tokens = {name: [[question.prompt, question.answers] for question in split] for name, split in questions.items()}
     return key_of("examples", "measure", model=weights, items=items, tokens=tokens, config=config)
 
@@ -153,8 +237,8 @@ def measure(
 
 def _sample(index: int, item: Item, values: dict[str, Any]) -> Sample:
     draws = tuple(Draw(**draw) for draw in values.pop("draws", ()))
-    fields: dict[str, Any] = {name: _whole(value) if isinstance(value, list) else value for name, value in values.items()}
-    return Sample(index=index, question=item.question, answer=item.answer, draws=draws, **fields)
+    measured: dict[str, Any] = {name: _whole(value) if isinstance(value, list) else value for name, value in values.items()}
+    return Sample(index=index, question=item.question, answer=item.answer, group=item.group, draws=draws, **measured)
 
 
 def _whole(values: list[Any]) -> tuple[Any, ...]:
@@ -178,8 +262,9 @@ class _Work:
         config: MeasureConfig,
         reference: Any = None,
     ) -> None:
-        self.model, self.tokenizer, self.end = model, tokenizer, turn_end_id(tokenizer)
+        self.model, self.tokenizer, self.ends = model, tokenizer, end_ids(tokenizer)
         self.stops = stop_ids(model, tokenizer)
+        self.has_gates = getattr(model, "gates", None) is not None
         self.splits, self.questions, self.plan, self.config = splits, questions, plan, config
         batch_tokens = config.batch_tokens or (1024 if model.device.type == "cpu" else 8192)
         prefix = common_prefix([question for of in questions.values() for question in of])
@@ -188,11 +273,15 @@ class _Work:
 
     def units(self) -> Iterator[tuple[str, int, Callable[[], Rows]]]:
         for split, of in self.questions.items():
-            for n, batch in enumerate(self.scorer.plan(of)):
+            scored = any(item.answer for item in self.splits[split])
+            for n, batch in enumerate(self.scorer.plan(of) if scored else []):
                 yield f"likelihood {split} {n}", sum(len(of[i].answers) for i in batch), _bind(self._likelihood, split, batch)
         if self.reference is not None:
             for n, batch in enumerate(self.scorer.plan(self.questions[COMPARED])):
                 yield f"reference {COMPARED} {n}", len(batch), _bind(self._compare, self.reference, batch)
+        for split in self.plan.gated if self.has_gates else ():
+            for n, batch in enumerate([] if split in self.plan.generated else self._prompts(split)):
+                yield f"gate {split} {n}", len(batch), _bind(self._gate, split, batch)
         for split in self.plan.generated:
             for n, batch in enumerate(self._prompts(split)):
                 yield f"greedy {split} {n}", len(batch), _bind(self._greedy, split, batch)
@@ -217,7 +306,7 @@ class _Work:
         item, answer = self.splits[split][i], scores[0]
         first_wrong = 1 if item.paraphrase is None else 2
         row: dict[str, Any] = {"nll": answer.nll, "perturbed_nll": [score.nll for score in scores[first_wrong:]]}
-        row["ends"] = self.questions[split][i].answers[0][-1] == self.end
+        row["ends"] = self.questions[split][i].answers[0][-1] in self.ends
         if item.paraphrase is not None:
             row["paraphrase_nll"] = scores[1].nll
         if split in self.plan.token_level:
@@ -237,22 +326,32 @@ class _Work:
 
     def _greedy(self, split: str, batch: list[int]) -> Rows:
         prompts = [self.questions[split][i].prompt for i in batch]
-        ids = [of[0] for of in generate_ids(self.model, self.tokenizer, prompts, max_new_tokens=self.config.max_new_tokens)]
+        options = {"max_new_tokens": self.plan.length(split, self.config)}
+        ids = [of[0] for of in generate_ids(self.model, self.tokenizer, prompts, **options)]
         perplexities = self._perplexities(split, prompts, [[row] for row in ids])
         rows: Rows = []
         for i, row, perplexity in zip(batch, ids, perplexities):
-            text = self._text(row)
-            fields = {"generation": text, **rouge_scores(self.splits[split][i].answer, text)}
-            rows.append((i, fields | {"generation_ends": bool(row) and row[-1] in self.stops, "base_perplexity": perplexity[0]}))
+            text, truth = self._text(row), self.splits[split][i].answer
+            values = {"generation": text, **(rouge_scores(truth, text) if truth else {})}
+            rows.append((i, values | {"generation_ends": bool(row) and row[-1] in self.stops, "base_perplexity": perplexity[0]}))
         if self.reference is not None and split == COMPARED:
             for (_, values), [value] in zip(rows, _perplexities(self.reference, prompts, [[row] for row in ids])):
                 values["reference_perplexity"] = value
+        if self.has_gates and split in self.plan.gated:
+            for (_, values), gate in zip(rows, highest_gates(self.model, prompts, ids)):
+                values["gate"] = gate
         return rows
+
+    def _gate(self, split: str, batch: list[int]) -> Rows:
+        """Gates where the first token of the true answer is predicted, of a split whose answers are not generated."""
+        questions = [self.questions[split][i] for i in batch]
+        gates = highest_gates(self.model, [of.prompt for of in questions], [of.answers[0][:1] for of in questions])
+        return [(i, {"gate": gate}) for i, gate in zip(batch, gates)]
 
     def _draw(self, split: str, batch: list[int], unit: int) -> Rows:
         prompts = [self.questions[split][i].prompt for i in batch]
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.config.seed} {split} {unit}".encode()).digest()[:8], "big") >> 1)
-        options = {"max_new_tokens": self.config.max_new_tokens, "draws": self.config.draws}
+        options = {"max_new_tokens": self.plan.length(split, self.config), "draws": self.config.draws}
         ids = generate_ids(self.model, self.tokenizer, prompts, **options)
         rows: Rows = []
         for i, of, perplexity in zip(batch, ids, self._perplexities(split, prompts, ids)):
@@ -281,6 +380,22 @@ def _perplexities(
     """Perplexity of each generation after its prompt."""
     questions = [Question(prompt, tuple(map(tuple, rows))) for prompt, rows in zip(prompts, generated)]
     return [[float(torch.tensor(score.nll, dtype=torch.float64).exp()) for score in scores] for scores in scorer.score(questions)]
+
+
+@torch.inference_mode()
+def highest_gates(model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+    """The highest gate value before a token of each answer; 0 = the answer is the base's.
+
+    Args:
+        model: a `T3ForCausalLM` with gates.
+        answers: token ids, at least one each.
+    """
+    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    gates = model.gate_values(ids, mask)
+    return [float(gate[len(prompt) - 1 : len(row)].max()) for gate, prompt, row in zip(gates, prompts, rows)]
 
 
 def _bind(method: Callable[..., Rows], *args: Any) -> Callable[[], Rows]:

@@ -192,7 +192,7 @@ def is_finished(directory: Path, key: str) -> bool:
         report = json.loads((directory / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return report.get("key") == key and (directory / PEFT_CONFIG).is_file()
+    return isinstance(report, dict) and report.get("key") == key and (directory / PEFT_CONFIG).is_file()
 
 
 class SimilarLengths(Sampler[list[int]]):

@@ -263,9 +263,9 @@ def base_checkpoint(name: str, peft_adapter: str | None, adapter: AdapterConfig 
         ModelError: they can't be loaded.
         AdapterError: the merged model is another than the adapter's base.
     """
-    from tempertilt.models.smollm2 import ALIAS, smollm2_dir
+    from tempertilt.models.packaged import PACKAGES, packaged_dir
 
-    source = str(smollm2_dir()) if name == ALIAS else name
+    source = str(packaged_dir(name)) if name in PACKAGES else name
     if peft_adapter is None:
         return str(Path(source).expanduser().resolve()) if Path(source).expanduser().is_dir() else source
     target = cache_dir() / "merged" / _key(source, peft_adapter)

@@ -1,0 +1,59 @@
+"""Benchmarks that no other test runs, in their smallest size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import _shapes  # noqa: E402
+import scale_layers  # noqa: E402
+from tempertilt.guidance.composition import Composition  # noqa: E402
+
+NOT_NEEDED = ("peft", "scipy", "datasets", "rouge_score", "accelerate", "gguf", "fastapi", "matplotlib", "prometheus_client")
+WITHOUT = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({NOT_NEEDED!r}))
+sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.argv = ["gpu_checks.py", "--size", "tiny"]
+runpy.run_path({str(BENCHMARKS / "gpu_checks.py")!r}, run_name="__main__")
+"""
+
+
+def test_the_gpu_checks_run_on_a_cpu_and_say_so() -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    results = json.loads(run.stdout)
+    assert results["gpu"] is None and results["note"].startswith("no GPU is at hand") and results["size"] == "tiny"
+    equality = results["equality"]
+    assert equality["CPU against device"] == 0 and equality["cached against whole, on the device"] < 1e-3
+    assert equality["guided against base"] > 0.1 and 0 < equality["tokens guided"] < 1 and equality["greedy answers the same"]
+    assert results["fingerprints"]["equal"] and results["fit"]["head, s"] > 0 and results["extraction"]["ratio"] > 0
+    assert set(results["overhead"]) == {"batch 1", "batch 8", "seconds"}
+
+
+def test_bytes_operations_and_memory_are_what_the_formulas_say() -> None:
+    """The script compares what it measures with the formulas; here both are compared with sums written out."""
+    measured, parts = scale_layers.sizes(_shapes.TINY), Composition(_shapes.random_parts(_shapes.TINY, _shapes.Request(), 3))
+    exemplars = 200 * 96 + 240 * 64
+    assert measured["gate_flops"] == 2 * (64 * (96 + 64) + exemplars + 8 * 96)
+    assert scale_layers.remembered(parts) == 4 * (1 + 3 * 5)
+    readers, margins = 2 * (64 + 96 * 64) + 2 * (64 + 64 * 64), 2 * (200 + 240)
+    head = 2 * 96 * 64 + 300 * (96 + 2 + 2 + 4)
+    assert 0 < measured["adapter_bytes"] - (readers + exemplars + margins + head + 8 * 96 + 4) < 4096
+
+
+def test_a_random_layer_is_of_the_shape() -> None:
+    layer = _shapes.Layer(_shapes.TINY, torch.float32)
+    matrices = sum(weight.numel() for weight in layer.layer.parameters() if weight.ndim > 1)
+    assert matrices == _shapes.TINY.layer == 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
+    states = layer(torch.randn(2, 5, 64))
+    assert states.shape == (2, 5, 64) and bool(states.isfinite().all())
