@@ -110,7 +110,8 @@ class Bench:
                 print(
                     f"taught {name}: {len(records)} records in {result.seconds:.0f} s, loss {result.losses[-1]:.3f}", flush=True
                 )
-                save_finetuned(result, directory, {"key": key, "config": asdict(config), "environment": environment()})
+                report = {"key": key, "config": asdict(config), "environment": environment()}
+                save_finetuned(result, directory, report, base)
         return load_base(self.model, peft_adapter=str(directory))
 
     def forget(self, name: str, base: BaseModel, forgotten: Sequence[str], holdout: Sequence[Record] = ()) -> T3ForCausalLM:
