@@ -77,7 +77,7 @@ def test_sampling_does_not_pass_the_reply_by(found: tuple[Any, list[list[int]], 
 
 def test_what_can_t_say_it_is_refused(found: tuple[Any, list[list[int]], dict[str, dict[str, Any]]]) -> None:
     _, _, results = found
-    assert "the adapter has a reply: give vLLM logits_processors=" in results["no processor"]["error"]
+    assert "an adapter has a reply: give vLLM logits_processors=" in results["no processor"]["error"]
     assert "logits processors are not supported when speculative decoding" in results["speculating"]["error"].replace("\n", " ")
 
 
