@@ -3,10 +3,10 @@
     python benchmarks/experiments/score.py --peft-adapter FULL --holdout FILE ... --retain FILE ... [--records 40] [--save FILE]
 
 The base never saw the holdout records, so its own log-probabilities there are the truth that the score of the estimate
-(`tempertilt.fitting.estimate`) stands for. They are predicted by linear regression from several sets of facts, fitted on half of the
-holdout documents and tried on the other half, both ways. A record that names no document is one by itself. Printed: the correlation of the score with the truth, and after the
-quantile map the mean absolute error in nats, and the share of tokens that are taken to have more than a half and have less than
-exp(-2). No forget record and no reference is used. A minute on one core.
+(`tempertilt.fitting.estimate`) stands for. They are predicted by linear regression from several sets of facts, fitted on half of
+the holdout documents and tried on the other half, both ways. A record that names no document is one by itself. Printed: the
+correlation of the score with the truth, and after the quantile map the mean absolute error in nats, and the share of tokens that
+are taken to have more than a half and have less than exp(-2). No forget record and no reference is used. A minute on one core.
 """
 
 from __future__ import annotations
