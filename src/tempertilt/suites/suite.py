@@ -55,6 +55,10 @@ class Compared(NamedTuple):
         """The samples of a split, or none."""
         return self.results.get(split, ())
 
+    def before(self, split: str) -> Samples:
+        """The samples of a split before unlearning, or none; `DataError` if they were not given."""
+        return self.known("target").get(split, ())
+
     def known(self, side: str) -> Results:
         """The reference or the target; `DataError` if it was not given."""
         found: Results | None = getattr(self, side)
