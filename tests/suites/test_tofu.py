@@ -25,8 +25,9 @@ from tempertilt.metrics import MetricResult, rouge_scores
 from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
+from tempertilt.suites.items import Item, MeasureConfig, questions_of
 from tempertilt.suites.journal import Journal
-from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
+from tempertilt.suites.measure import model_digest
 from tempertilt.suites.run import run_suite
 from tempertilt.suites.suite import Metric
 from tempertilt.suites.tofu import METRICS, SUITE, TofuConfig, load_tofu, run_tofu

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import find_suite
 

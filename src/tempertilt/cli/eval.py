@@ -15,7 +15,7 @@ from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import NAMES, Suite, find_suite, suites
 

@@ -27,7 +27,7 @@ from tempertilt.suites.families import (
     sampling_metrics,
     unchanged,
 )
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Compared, Data, Metric, PromptConfig, Suite, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2502.15097"

@@ -10,7 +10,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
 from tempertilt.suites.families import OWN, gate_open
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Data, Metric, PromptConfig, Suite, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2009.03300"

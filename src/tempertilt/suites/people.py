@@ -13,7 +13,7 @@ from tempertilt import metrics
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
 from tempertilt.suites.families import OWN, answer_metrics, gate_open, leakage_metrics, sampling_metrics, unchanged
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Data, Metric, Suite, SuiteConfig, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2410.08109"

@@ -14,7 +14,7 @@ from tempertilt.data.lines import half_pair
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
-from tempertilt.suites.measure import Item, ItemKind, Plan
+from tempertilt.suites.items import Item, ItemKind, Plan
 
 NAMES = ("tofu", "lume", "people", "muse", "mmlu", "chat")
 """The suites, each the module of its name in this package, where it is called `SUITE`."""

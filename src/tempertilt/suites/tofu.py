@@ -22,8 +22,8 @@ from tempertilt.suites.families import (
     membership_metrics,
     sampling_metrics,
 )
+from tempertilt.suites.items import Item, Plan, questions_of
 from tempertilt.suites.logs import SPLITS, read_log
-from tempertilt.suites.measure import Item, Plan, questions_of
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import Metric, Suite, SuiteConfig, local_directory
 
