@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from tempertilt.config.options import Options, option
-from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_question, turn_end_id
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_prompt, turn_end_id
 from tempertilt.data.records import Record
 from tempertilt.errors import DataError
 from tempertilt.models.limits import check_ids, check_length
@@ -115,7 +115,7 @@ def end_ids(tokenizer: Any) -> set[int]:
 
 def _question(item: Item, tokenizer: Any, config: ExampleConfig, standardise: bool, ends: set[int]) -> Question:
     if not item.answer:
-        prompt = tuple(encode_question(item.question, tokenizer, config))
+        prompt = tuple(encode_prompt(_record(item, ""), tokenizer, config))
         return Question(prompt, (prompt[-1:],))  # an answer is needed, and is not scored
     texts = [item.answer, *([] if item.paraphrase is None else [item.paraphrase]), *item.perturbed]
     examples = build_examples([_record(item, text) for text in texts], tokenizer, config)
@@ -138,12 +138,15 @@ def _record(item: Item, answer: str) -> Record:
 
 
 def cut_answers(split: str, items: Sequence[Item], tokenizer: Any, plan: Plan, config: MeasureConfig) -> Sequence[Item]:
-    """The items, their true answers cut to the length of a generated one where the plan has it so."""
+    """The items, their true answers cut to the length of a generated one where the plan has it so.
+
+    As in MUSE (arXiv 2407.06460), the token that some tokenizers put at the beginning of a text counts.
+    """
     if split not in plan.cut:
         return items
     length = plan.length(split, config)
-    ids = [tokenizer(item.answer, add_special_tokens=False).input_ids[:length] for item in items]
-    return [replace(item, answer=str(tokenizer.decode(row))) for item, row in zip(items, ids)]
+    ids = [tokenizer(item.answer).input_ids[:length] for item in items]
+    return [replace(item, answer=str(tokenizer.decode(row, skip_special_tokens=True))) for item, row in zip(items, ids)]
 
 
 def check_questions(model: Any, tokenizer: Any, items: Sequence[Item], questions: Sequence[Question]) -> None:
