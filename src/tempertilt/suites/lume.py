@@ -7,7 +7,7 @@ answers, both by task; membership is an attack by loss on whole documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -59,12 +59,12 @@ def load_lume(source: str | Path | None, config: LumeConfig) -> Data:
     """
     directory = local_directory(source, "LUME's .jsonl")
     if directory is None:
-        return {name: _items(load_rows(f"{source or HUB_ID}:default:{name}_train"), config) for name in SETS}
+        return {name: _items(f"{source or HUB_ID}:default:{name}_train", config) for name in SETS}
     out = {}
     for split in (*SETS, "holdout"):
         path = directory / f"{split}.jsonl"
         if path.is_file():
-            out[split] = _items(load_rows(path), config)
+            out[split] = _items(path, config)
         elif split in SETS:
             raise DataError(f"{str(directory)!r} has no {path.name}; must have forget.jsonl and retain.jsonl")
     for split in ("member", "nonmember"):
@@ -74,11 +74,11 @@ def load_lume(source: str | Path | None, config: LumeConfig) -> Data:
     return out
 
 
-def _items(rows: Iterable[tuple[str, Mapping[str, object]]], config: LumeConfig) -> list[Item]:
-    chosen = (_item(where, row, config) for where, row in rows if config.lume_task in (None, row.get("task")))
+def _items(source: str | Path, config: LumeConfig) -> list[Item]:
+    chosen = (_item(where, row, config) for where, row in load_rows(source) if config.lume_task in (None, row.get("task")))
     items = list(islice(chosen, config.limit))
     if not items:
-        raise DataError(f"there are no rows of {config.lume_task}; must be at least one")
+        raise DataError(f"{source}: no rows of {config.lume_task}; must be at least one, or another --lume-task")
     return items
 
 
