@@ -18,7 +18,7 @@ from tempertilt.data.examples import ExampleConfig, build_examples
 from tempertilt.data.records import Record
 from tempertilt.models.base import BaseModel, decoder_layers, load_base
 from tempertilt.models.scoring import Scorer
-from tempertilt.suites.measure import Item
+from tempertilt.suites.items import Item
 from tempertilt.suites.tofu import load_split, questions_of
 from tempertilt.training.replay import Replay, all_logits
 

@@ -293,10 +293,11 @@ def _machine() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
+def file_sha256(*parts: Path) -> str:
+    """SHA-256 of a file, or of the parts of one in their order, hex."""
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.fitting.fit_head import FitConfig
 from tempertilt.fitting.launch import WorkersConfig
 from tempertilt.methods.registry import methods
-from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.tofu import TofuConfig
 from tempertilt.training.finetune import FinetuneConfig
 from tempertilt.training.loop import TrainConfig

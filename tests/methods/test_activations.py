@@ -163,14 +163,14 @@ def test_named_questions_are_answered_as_if_others_stood_there(task: Task, token
     answer = [*tokenizer(" Hina number", add_special_tokens=False)["input_ids"], 7]
     with torch.inference_mode():
         own = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 :]
-        laws = []
+        distributions = []
         for swap in swaps_of(["Hina"], tokenizer, 2, 0):
             other = base(input_ids=torch.tensor([swap.ids([*prompt, *answer])])).logits[0, len(prompt) - 1 :]
             order = torch.arange(other.shape[-1])
             for one, instead in swap.pairs.T.tolist():
                 order[one], order[instead] = instead, one
-            laws.append(other[:, order].softmax(-1))
-    torch.testing.assert_close(own.softmax(-1), (laws[0] + laws[1]) / 2, atol=1e-5, rtol=1e-4)
+            distributions.append(other[:, order].softmax(-1))
+    torch.testing.assert_close(own.softmax(-1), (distributions[0] + distributions[1]) / 2, atol=1e-5, rtol=1e-4)
     for record in task.retain:
         assert torch.equal(logits_of(model, task, record.question), logits_of(base, task, record.question))
     words = swaps_of(["Hina Ameen"], tokenizer, 1, 0)[0].words

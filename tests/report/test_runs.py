@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,4 +57,8 @@ def test_runs_that_can_not_be_compared_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="twice"):
         compare([one, one])
     with pytest.raises(DataError, match="different forget questions"):
+        compare([one, other])
+    path = other / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"suite": "lume"}))
+    with pytest.raises(DataError, match=r"other' is of the suite 'lume', '.*one' of 'tofu'; must all be of one suite"):
         compare([one, other])

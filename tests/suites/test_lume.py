@@ -166,7 +166,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "forget.jsonl", lume_rows(2, ("Task1",)))
     with pytest.raises(DataError, match=r"has no retain\.jsonl"):
         load_lume(tmp_path, LumeConfig())
-    with pytest.raises(DataError, match="no rows of Task2"):
+    with pytest.raises(DataError, match=r"forget\.jsonl: no rows of Task2"):
         load_lume(tmp_path, LumeConfig(lume_task="Task2"))
     with pytest.raises(DataError, match="no directory"):
         load_lume(tmp_path / "none", LumeConfig())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,16 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from support.gates import gates_for
-from support.suites import MEASURING, run_tiny, write_suite
+from support.suites import MEASURING, kill_in_unit, run_tiny, write_suite
 from support.tiny import make_llama
 from support.warm import run_warm
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.metrics import MetricResult
+from tempertilt.metrics import MetricResult, Sample
 from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.report.html import to_html
 from tempertilt.report.runs import compare
-from tempertilt.suites.journal import Journal
-from tempertilt.suites.muse import ENDS
 from tempertilt.suites.suite import NAMES, find_suite, suites
 
 OTHERS = [name for name in NAMES if name != "tofu"]
@@ -134,8 +131,8 @@ def test_mmlu_is_the_likeliest_letter(tokenizer: PreTrainedTokenizerFast, tmp_pa
         start, scores = tokenizer(prompt).input_ids, []
         for letter in "ABCD":
             ids = tokenizer(f"{prompt} {letter}").input_ids
-            law = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            scores.append(sum(float(law[i - 1, ids[i]]) for i in range(len(start), len(ids))))
+            log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores.append(sum(float(log_probs[i - 1, ids[i]]) for i in range(len(start), len(ids))))
         right.append(max(range(4), key=scores.__getitem__) == row["answer"])
     assert result.metrics["mmlu_accuracy"].value == sum(right) / len(right)
     chats = run_tiny("mmlu", model, tokenizer, data, tmp_path / "chats", options={"prompt_format": "chat", "limit": 4})
@@ -173,15 +170,22 @@ def test_muse_is_its_protocol(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
     assert result.metrics["retain_knowmem_ROUGE"].value == pytest.approx(sum(knowledge) / 4)
     text = "The forget paper says 0 times no."
     ids = tokenizer(text).input_ids
-    law = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-    expected = [float(law[i - 1, ids[i]]) for i in range(1, len(ids))]
+    log_probs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = [float(log_probs[i - 1, ids[i]]) for i in range(1, len(ids))]
     assert list(result.results["forget"][0].log_probs) == pytest.approx(expected, abs=1e-4)
-    assert "privleak" in result.metrics and ENDS[0] == "\n\n"
+    assert "privleak" in result.metrics
 
 
-def test_people_count_what_was_known_before(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    from tempertilt.metrics import Sample
+def test_an_answer_of_muse_ends_before_the_next_question() -> None:
+    texts = ["Man 0\n\nMan 1", "Man 1\nQuestion 2", "Man 2 Question: Who is 3?", "Man 3"]
+    samples = [Sample(i, f"Who is {i}?", f"Man {i}", generation=text) for i, text in enumerate(texts)]
+    samples.append(Sample(4, "Who is 4?", "Runner", generation="Runners"))
+    figures, _ = find_suite("muse").evaluate({"retain_qa": samples, "verbatim": samples})
+    assert figures["retain_knowmem_ROUGE"].per_sample == (1.0, 1.0, 1.0, 1.0, 0.0), "not stemmed"
+    assert figures["forget_verbmem_ROUGE"].per_sample == pytest.approx((2 / 3, 2 / 3, 1 / 2, 1.0, 0.0))
 
+
+def test_people_count_what_was_known_before() -> None:
     suite = find_suite("people")
 
     def samples(*generations: str) -> list[Sample]:
@@ -212,18 +216,7 @@ def test_people_count_what_was_known_before(tokenizer: PreTrainedTokenizerFast, 
 
 def measure_until(name: str, model_dir: str, data_dir: str, out: str, units: int) -> None:
     """Measure, in a process of its own, and kill it in the middle of writing unit number `units` + 1 of the journal."""
-    write, left = Journal.add, units
-
-    def add(journal: Journal, unit: str, value: Any) -> None:
-        nonlocal left
-        if left == 0:
-            with journal.path.open("ab") as file:
-                file.write(b'{"unit": "greedy')
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        write(journal, unit, value)
-
-    Journal.add = add  # type: ignore[method-assign]
+    kill_in_unit(units)
     torch.set_num_threads(1)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
     run_tiny(name, model, tokenizer, Path(data_dir), Path(out), options={})

@@ -7,7 +7,6 @@ import dataclasses
 import gzip
 import json
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from support.suites import kill_in_unit
 from support.tiny import make_llama, write_tofu
 from support.warm import run_warm
 from tempertilt.data.examples import ExampleConfig
@@ -25,8 +25,9 @@ from tempertilt.metrics import MetricResult, rouge_scores
 from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.suites import tofu
+from tempertilt.suites.items import Item, MeasureConfig, questions_of
 from tempertilt.suites.journal import Journal
-from tempertilt.suites.measure import Item, MeasureConfig, model_digest, questions_of
+from tempertilt.suites.measure import model_digest
 from tempertilt.suites.run import run_suite
 from tempertilt.suites.suite import Metric
 from tempertilt.suites.tofu import METRICS, SUITE, TofuConfig, load_tofu, run_tofu
@@ -213,18 +214,7 @@ def test_the_digest_knows_the_tilt() -> None:
 
 def measure_until(model_dir: str, data_dir: str, out: str, units: int) -> None:
     """Measure, in a process of its own, and kill it in the middle of writing unit number `units` + 1 of the journal."""
-    write, left = Journal.add, units
-
-    def add(journal: Journal, unit: str, value: Any) -> None:
-        nonlocal left
-        if left == 0:
-            with journal.path.open("ab") as file:  # half a line
-                file.write(b'{"unit": "greedy')
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        write(journal, unit, value)
-
-    Journal.add = add  # type: ignore[method-assign]
+    kill_in_unit(units)
     torch.set_num_threads(1)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
     run(model, tokenizer, Path(data_dir), Path(out))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.items import MeasureConfig
+from tempertilt.suites.journal import Journal
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import find_suite
 
@@ -89,6 +92,22 @@ def _chat(directory: Path) -> None:
     lines = [f'{i},"How do I open, and close, door {i}?",doors,{label}' for i, label in enumerate(labels)]
     (directory / "doors.csv").write_text("\n".join(["id,prompt,type,label", *lines]) + "\n")
     (directory / "README.md").write_text("Not a table.")
+
+
+def kill_in_unit(units: int) -> None:
+    """Have this process killed in the middle of writing unit number `units` + 1 of a journal."""
+    write, left = Journal.add, units
+
+    def add(journal: Journal, unit: str, value: Any) -> None:
+        nonlocal left
+        if left == 0:
+            with journal.path.open("ab") as file:  # half a line
+                file.write(b'{"unit": "greedy')
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        write(journal, unit, value)
+
+    Journal.add = add  # type: ignore[method-assign]
 
 
 def run_tiny(

@@ -52,6 +52,7 @@ def test_every_trained_method_trains(task: Task, name: str) -> None:
     assert result.details["steps"] == 4 and len(result.details["losses"]) == 2 and result.details["cached"]
     assert result.trained_parameters > 0 and result.artefact_bytes == 4 * result.trained_parameters
     assert result.train_flops > 0 and {"reference", "training"} <= result.seconds.keys()
+    assert ("alternates" in result.seconds) == (name in ("AltPO", "Distilled"))
     assert not any(parameter.requires_grad for parameter in result.model.parameters()) and not result.model.training
 
 

@@ -16,7 +16,7 @@ from tempertilt.metrics.result import MetricResult, rate_result
 from tempertilt.metrics.samples import Sample
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.scoring import AnswerScore, Question, Scorer
-from tempertilt.suites.measure import Item, questions_of
+from tempertilt.suites.items import Item, questions_of
 
 MEMBERSHIP = {
     "loss": "https://arxiv.org/abs/1709.01604",

@@ -17,7 +17,7 @@ from tempertilt.config.keys import key_of
 from tempertilt.data.batches import spread
 from tempertilt.data.records import Record, load_records
 from tempertilt.errors import DataError
-from tempertilt.suites.measure import Item
+from tempertilt.suites.items import Item
 from tempertilt.suites.tofu import TofuConfig, load_tofu
 
 PARTS = ("validation", "report")

@@ -31,7 +31,7 @@ from tempertilt.methods.task import Task, Unlearned
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.generation import generate_ids
 from tempertilt.storage import make_dir, write_text
-from tempertilt.suites.measure import MeasureConfig, Plan
+from tempertilt.suites.items import MeasureConfig, Plan
 from tempertilt.suites.tofu import PLAN, TofuConfig, run_tofu
 
 OVERHEAD_ROUNDS = 3

@@ -15,7 +15,7 @@ from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.suites.measure import MeasureConfig
+from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import NAMES, Suite, find_suite, suites
 
@@ -28,12 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     parser.add_argument("--suite", choices=NAMES, help="benchmark (default: tofu)")
     data = parser.add_argument_group("data")
-    data.add_argument("--data-dir", help="directory of the suite's files, or a dataset on the hub (default: the suite's own)")
+    data.add_argument(
+        "--data-dir", help="directory of the suite's files, or a dataset on the hub (default: the suite's own, if it has one)"
+    )
     data.add_argument(
         "--reference", metavar="RUN", help="results of a model that never saw the forget set: a run folder or a log"
     )
     data.add_argument(
-        "--target", metavar="RUN", help="results of the model before unlearning, for the utility and aggregate score"
+        "--target",
+        metavar="RUN",
+        help="results of the model before unlearning: for unchanged answers, facts still known, utility and aggregate score",
     )
     add_adapter(parser)
     beside = parser.add_argument_group("reference model, run beside the model at forget answers (distances, perplexity)")

@@ -12,11 +12,10 @@ import torch
 from tempertilt.config.options import option
 from tempertilt.data.examples import encode_question
 from tempertilt.data.records import Record
-from tempertilt.environment import Clock
 from tempertilt.methods.idk_dpo import DPOConfig, IdkDPO
 from tempertilt.methods.refusals import refusal_of, with_answer
 from tempertilt.methods.registry import register
-from tempertilt.methods.task import Task, Unlearned
+from tempertilt.methods.task import Task
 from tempertilt.models.generation import generate_ids
 
 PROMPT = (
@@ -37,13 +36,6 @@ class AltPOConfig(DPOConfig):
 @register("AltPO", "https://arxiv.org/abs/2409.13474", AltPOConfig)
 class AltPO(IdkDPO):
     """Preference for answers that the model makes up over the true answer, by DPO."""
-
-    def unlearn(self, task: Task) -> Unlearned:
-        """Make answers up, then train."""
-        self.clock = Clock()
-        result = super().unlearn(task)
-        result.seconds.update(self.clock.seconds)
-        return result
 
     def alternates(self, task: Task) -> list[Record]:
         """An answer to each forget question that the model samples; a refusal where all tries repeat the true one."""

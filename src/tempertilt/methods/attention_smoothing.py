@@ -14,14 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
-from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.methods.assistant import shared_copy
-from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, fit_classifier
+from tempertilt.methods.classified import ClassifiedModel, ClassifyingMethod
+from tempertilt.methods.prompts import PromptClassifier, PromptReader
 from tempertilt.methods.registry import register
-from tempertilt.methods.routed import RoutedModel
 from tempertilt.methods.steered import Pass
-from tempertilt.methods.task import Method, Task, Unlearned
+from tempertilt.methods.task import Task
 from tempertilt.models.base import decoder_layers
 
 
@@ -49,17 +48,12 @@ def smoothed(base: Any, temperature: float) -> Any:
     return model
 
 
-class AttentionSmoothingModel(RoutedModel):
+class AttentionSmoothingModel(ClassifiedModel):
     """The base model, but forget questions are answered with flattened attention."""
 
     def __init__(self, base: Any, reader: PromptReader, classifier: PromptClassifier, settings: dict[str, Any]) -> None:
-        super().__init__(base, reader, settings)
-        self.classifier = classifier
+        super().__init__(base, reader, classifier, settings)
         self.smoothed = (smoothed(base, settings["temperature"]),)  # in a tuple: its tensors are the base's, and stored once
-
-    def is_other(self, question: Ids) -> bool:
-        """Whether the classifier takes it for the forget set's."""
-        return bool(self.classifier.probability(question) >= self.settings["threshold"])
 
     def other(self, step: Pass) -> Tensor:
         """Logits with flattened attention."""
@@ -67,21 +61,16 @@ class AttentionSmoothingModel(RoutedModel):
 
 
 @register("AttentionSmoothing", "https://arxiv.org/abs/2603.01285", AttentionSmoothingConfig)
-class AttentionSmoothing(Method):
+class AttentionSmoothing(ClassifyingMethod):
     """A classifier of questions; those about the forget set are answered with flattened attention."""
 
     is_random = False
 
-    def unlearn(self, task: Task) -> Unlearned:
-        """Fit the classifier."""
-        clock, config = Clock(), self.config
-        reader = PromptReader(task.base.tokenizer, task.examples)
-        with clock("training"):
-            classifier = fit_classifier(task, reader)
-        settings = {"method": "AttentionSmoothing", "temperature": config.temperature, "threshold": config.threshold}
-        return Unlearned(
-            model=AttentionSmoothingModel(task.base.model, reader, classifier, settings),
-            seconds=clock.seconds,
-            trained_parameters=classifier.buckets + 1,
-            artefact_bytes=4 * (classifier.buckets + 1),
-        )
+    def model(self, task: Task, reader: PromptReader, classifier: PromptClassifier) -> AttentionSmoothingModel:
+        """The base with flattened attention beside it."""
+        settings = {
+            "method": "AttentionSmoothing",
+            "temperature": self.config.temperature,
+            "threshold": self.config.threshold,
+        }
+        return AttentionSmoothingModel(task.base.model, reader, classifier, settings)

@@ -18,10 +18,9 @@ from torch import Tensor
 from tempertilt.config.options import option
 from tempertilt.data.examples import encode_prompt
 from tempertilt.data.records import Record
-from tempertilt.environment import Clock
 from tempertilt.methods.refusals import refusal_of, with_answer
 from tempertilt.methods.registry import find_method, register
-from tempertilt.methods.task import Task, Unlearned
+from tempertilt.methods.task import Task
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.models.generation import generate_ids
 from tempertilt.training.loop import Step
@@ -45,13 +44,6 @@ class DistilledConfig(BalanceConfig):
 @register("Distilled", "https://arxiv.org/abs/2407.16997", DistilledConfig)
 class Distilled(BalancedMethod):
     """Fine-tuning on answers to the forget questions that NameSwap or AttentionSmoothing samples."""
-
-    def unlearn(self, task: Task) -> Unlearned:
-        """Have the teacher answer, then train."""
-        self.clock = Clock()
-        result = super().unlearn(task)
-        result.seconds.update(self.clock.seconds)
-        return result
 
     def alternates(self, task: Task) -> list[Record]:
         """The teacher's answer to each forget question; a refusal where it is empty."""

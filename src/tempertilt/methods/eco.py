@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
-from tempertilt.environment import Clock
-from tempertilt.methods.prompts import Ids, PromptClassifier, PromptReader, fit_classifier, real_rows
+from tempertilt.methods.classified import ClassifiedModel, ClassifyingMethod
+from tempertilt.methods.prompts import PromptClassifier, PromptReader, real_rows
 from tempertilt.methods.registry import register
-from tempertilt.methods.routed import RoutedModel
 from tempertilt.methods.steered import Pass
-from tempertilt.methods.task import Method, Task, Unlearned
+from tempertilt.methods.task import Task
 
 
 @dataclass(frozen=True)
@@ -35,17 +34,12 @@ def noise_of(tokens: Tensor, width: int, seed: int) -> Tensor:
     return torch.stack([rows[token] for token in tokens.tolist()]) if len(tokens) else torch.zeros(0, width)
 
 
-class ECOModel(RoutedModel):
+class ECOModel(ClassifiedModel):
     """The base model, which reads forget questions through noise."""
 
     def __init__(self, base: Any, reader: PromptReader, classifier: PromptClassifier, settings: dict[str, Any]) -> None:
-        super().__init__(base, reader, settings)
-        self.classifier = classifier
+        super().__init__(base, reader, classifier, settings)
         self.scale = float(base.get_input_embeddings().weight.std()) * settings["strength"]
-
-    def is_other(self, question: Ids) -> bool:
-        """Whether the classifier takes it for the forget set's."""
-        return bool(self.classifier.probability(question) >= self.settings["threshold"])
 
     def other(self, step: Pass) -> Tensor:
         """Logits of the base that reads the question's tokens with noise on their embeddings."""
@@ -62,19 +56,11 @@ class ECOModel(RoutedModel):
 
 
 @register("ECO", "https://arxiv.org/abs/2406.07933", ECOConfig)
-class ECO(Method):
+class ECO(ClassifyingMethod):
     """A classifier of questions; those about the forget set are read through noise on their embeddings."""
 
-    def unlearn(self, task: Task) -> Unlearned:
-        """Fit the classifier."""
-        clock, config = Clock(), self.config
-        reader = PromptReader(task.base.tokenizer, task.examples)
-        with clock("training"):
-            classifier = fit_classifier(task, reader)
+    def model(self, task: Task, reader: PromptReader, classifier: PromptClassifier) -> ECOModel:
+        """The base that reads forget questions through noise."""
+        config = self.config
         settings = {"method": "ECO", "strength": config.strength, "threshold": config.threshold, "seed": task.seed}
-        return Unlearned(
-            model=ECOModel(task.base.model, reader, classifier, settings),
-            seconds=clock.seconds,
-            trained_parameters=classifier.buckets + 1,
-            artefact_bytes=4 * (classifier.buckets + 1),
-        )
+        return ECOModel(task.base.model, reader, classifier, settings)

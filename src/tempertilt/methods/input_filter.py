@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempertilt.config.options import option
-from tempertilt.environment import Clock
-from tempertilt.methods.prompts import PromptClassifier, PromptReader, fit_classifier
+from tempertilt.methods.classified import ClassifyingMethod
+from tempertilt.methods.prompts import PromptClassifier, PromptReader
 from tempertilt.methods.refusing import FilterConfig, RefusingModel, refusal_ids
 from tempertilt.methods.registry import register
-from tempertilt.methods.task import Method, Task, Unlearned
+from tempertilt.methods.task import Task
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,14 @@ class InputFilterModel(RefusingModel):
 
 
 @register("InputFilter", "https://arxiv.org/abs/2403.03329", InputFilterConfig)
-class InputFilter(Method):
+class InputFilter(ClassifyingMethod):
     """A classifier of questions; those about the forget set get a refusal."""
 
     is_random = False
 
-    def unlearn(self, task: Task) -> Unlearned:
-        """Fit the classifier."""
-        clock, config = Clock(), self.config
-        reader = PromptReader(task.base.tokenizer, task.examples)
-        with clock("training"):
-            classifier = fit_classifier(task, reader)
+    def model(self, task: Task, reader: PromptReader, classifier: PromptClassifier) -> InputFilterModel:
+        """The base behind the filter."""
+        config = self.config
         settings = {"method": "InputFilter", "threshold": config.threshold, "smoothing": config.smoothing}
         refusal = refusal_ids(config.refusal, task.base.tokenizer)
-        return Unlearned(
-            model=InputFilterModel(task.base.model, refusal, settings, reader, classifier),
-            seconds=clock.seconds,
-            trained_parameters=classifier.buckets + 1,
-            artefact_bytes=4 * (classifier.buckets + 1),
-        )
+        return InputFilterModel(task.base.model, refusal, settings, reader, classifier)

@@ -122,15 +122,15 @@ class NameSwapModel(RoutedModel):
         return self.named.search(self.tokenizer.decode(list(question))) is not None
 
     def other(self, step: Pass) -> Tensor:
-        """Log of the mean over variants of the base's distribution after the other names, put back."""
-        laws = []
+        """Logits of the mean, over variants, of the base's distribution after the other names, put back."""
+        log_probs = []
         for number, swap in enumerate(self.swaps):
             tokens = step.tokens.clone()
             for row, (ids, where) in enumerate(real_rows(step.tokens, step.mask)):
                 tokens[row, where] = torch.tensor(swap.ids(ids), device=tokens.device)
             logits = step.logits(self.base, f"swap {number}", input_ids=tokens[:, -step.new :])
-            laws.append(swap.logits(logits).log_softmax(-1))
-        return torch.stack(laws).logsumexp(0)
+            log_probs.append(swap.logits(logits).log_softmax(-1))
+        return torch.stack(log_probs).logsumexp(0)
 
 
 @register("NameSwap", "https://arxiv.org/abs/2407.16997", NameSwapConfig)

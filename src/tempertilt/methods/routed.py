@@ -30,7 +30,7 @@ class RoutedModel(SteeredLM):
 
     @abstractmethod
     def other(self, step: Pass) -> Tensor:
-        """The other distribution's logits at the kept positions."""
+        """The other model's logits at the kept positions."""
 
     def steer(self, logits: Tensor, step: Pass) -> Tensor:
         """Logits of the base or of the other model, by question; of the base while the question goes on."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tempertilt.config.options import option
 from tempertilt.data.examples import Example
 from tempertilt.data.records import Record
+from tempertilt.environment import Clock
 from tempertilt.methods.task import Method, Task, Unlearned
 from tempertilt.training.answers import Answers
 from tempertilt.training.loop import Step, TrainConfig, train
@@ -43,6 +44,7 @@ class TrainedMethod(Method):
     Attributes:
         reference, hidden_layer, hidden_reference: see `training.Objective`.
         uses_retain: whether the loss looks at retain answers; if not, they are not read at all.
+        clock: of the steps before training that take time, by their names.
     """
 
     uses_retain = True
@@ -62,6 +64,7 @@ class TrainedMethod(Method):
 
     def unlearn(self, task: Task) -> Unlearned:
         """Train, and merge."""
+        self.clock = Clock()
         roles = {"forget": task.examples_of(task.forget)}
         if self.uses_retain:
             roles["retain"] = task.examples_of(task.retain)
@@ -71,7 +74,7 @@ class TrainedMethod(Method):
         model = trained.model if self.config.lora_rank == 0 else trained.model.merge_and_unload()
         return Unlearned(
             model=model.requires_grad_(False).eval(),
-            seconds=trained.seconds,
+            seconds=trained.seconds | self.clock.seconds,
             trained_parameters=trained.parameters,
             artefact_bytes=trained.artefact_bytes,
             train_flops=trained.flops,

@@ -1,4 +1,4 @@
-"""Whether answers are right, unchanged, or given under an open gate: figures without a model of language."""
+"""Whether answers are right, as they were before unlearning, still known, or given under an open gate."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tempertilt.data.facts import facts_of
-from tempertilt.data.records import Record
 from tempertilt.errors import DataError
-from tempertilt.metrics.leakage import Answer, leaked
+from tempertilt.metrics.leakage import gives_fact
 from tempertilt.metrics.result import MetricResult, rate_result
 from tempertilt.metrics.samples import Sample, Samples
 
@@ -76,14 +74,6 @@ def gate_open(samples: Samples, *, name: str = "gate_open", higher_is_better: bo
         raise DataError(f"{name}: the model has no gates")
     protocol = "share of answers before a token of which a gate is open; interval: Clopper-Pearson"
     return _rate(name, samples, values, higher_is_better, protocol)
-
-
-def gives_fact(sample: Sample) -> bool | None:
-    """Whether the greedy answer holds a fact of the true one, by `data.facts`; None where there is none."""
-    if sample.generation is None or not sample.answer:
-        return None
-    record = Record.from_question(sample.question, sample.answer, document="", source=f"sample {sample.index}")
-    return bool(leaked(Answer(sample.question, sample.generation, facts_of(record))))
 
 
 def known(before: Samples, *, name: str = "known") -> MetricResult:

@@ -69,12 +69,15 @@ def _answer_rate(name: str, facts: Sequence[Sequence[Fact]], protocol: str) -> M
 
 def greedy_leaks(samples: Samples, *, name: str = "greedy_leaks") -> MetricResult:
     """Share of greedy answers that hold a fact of the true answer, by `data.facts`; the interval is Clopper-Pearson's."""
-    values = [
-        None if s.generation is None or not s.answer else bool(leaked(Answer(s.question, s.generation, _facts(s))))
-        for s in samples
-    ]
     protocol = "share of greedy answers that hold a fact (value) of the true answer; interval: Clopper-Pearson"
-    return rate_result(name, values, higher_is_better=False, protocol=protocol)
+    return rate_result(name, [gives_fact(sample) for sample in samples], higher_is_better=False, protocol=protocol)
+
+
+def gives_fact(sample: Sample) -> bool | None:
+    """Whether the greedy answer holds a fact of the true one, by `data.facts`; None where either is missing."""
+    if sample.generation is None or not sample.answer:
+        return None
+    return bool(leaked(Answer(sample.question, sample.generation, _facts(sample))))
 
 
 def sampled_leaks(samples: Samples, *, name: str = "sampled_leaks") -> MetricResult:

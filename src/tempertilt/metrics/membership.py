@@ -17,7 +17,14 @@ from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.result import MetricResult, bootstrap, present
 from tempertilt.metrics.samples import Results, Sample, Samples
 
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference")
+ATTACKS = {
+    "loss": "https://arxiv.org/abs/1709.01604",
+    "zlib": "https://arxiv.org/abs/2012.07805",
+    "min_k": "https://arxiv.org/abs/2310.16789",
+    "min_k_plus_plus": "https://arxiv.org/abs/2404.02936",
+    "reference": "https://arxiv.org/abs/2012.07805",
+}
+"""Attacks by name, with the papers that describe them."""
 
 
 def attack_scores(samples: Samples, attack: str, *, k: float = 0.4, reference: Samples | None = None) -> list[float | None]:

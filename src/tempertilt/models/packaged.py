@@ -5,7 +5,6 @@ A package ships its model as GGUF, in one file or in parts. It is de-quantised t
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -110,16 +109,6 @@ def _packaged_parts(alias: str) -> list[Path]:
     return parts
 
 
-def _sha256(parts: Sequence[Path]) -> str:
-    """Of the parts in their order as one file, hex."""
-    digest = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def _is_intact(target: Path, parts: Sequence[Path]) -> bool:
     """Whether the conversion finished, from these package files, and its files have the sizes and checksums noted then.
 
@@ -130,7 +119,7 @@ def _is_intact(target: Path, parts: Sequence[Path]) -> bool:
         return False
     try:
         manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        return manifest["source_sha256"] == _sha256(parts) and all(
+        return manifest["source_sha256"] == file_sha256(*parts) and all(
             is_readable(target / name) and file_sha256(target / name) == digest for name, digest in manifest["files"].items()
         )
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -140,7 +129,7 @@ def _is_intact(target: Path, parts: Sequence[Path]) -> bool:
 def _convert(alias: str, parts: Sequence[Path], target: Path) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError("gguf", "smollm2", f"converting {alias} from GGUF")
-    package, digest = PACKAGES[alias], _sha256(parts)
+    package, digest = PACKAGES[alias], file_sha256(*parts)
     if package.terms:
         log.warning("%s", package.terms)
     if digest != package.sha256:

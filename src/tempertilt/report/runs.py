@@ -111,8 +111,8 @@ def _suite_of(folders: Sequence[Path], contents: Sequence[dict[str, Any]]) -> Su
     first = contents[0].get("suite")
     for folder, content in zip(folders, contents):
         if (name := content.get("suite")) != first or name not in NAMES:
-            also = "" if name == first else f" and {str(folders[0])!r} of {first!r}"
-            raise DataError(f"{str(folder)!r} is of the suite {name!r}{also}; must be all of one of {', '.join(NAMES)}")
+            other = "" if name == first else f", {str(folders[0])!r} of {first!r}"
+            raise DataError(f"{str(folder)!r} is of the suite {name!r}{other}; must all be of one suite: {', '.join(NAMES)}")
     return find_suite(str(first))
 
 

@@ -9,8 +9,8 @@ from tempertilt import metrics
 from tempertilt.data.batches import spread
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
-from tempertilt.suites.families import OWN
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.families import OWN, gate_open, unchanged
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Data, Metric, Suite, SuiteConfig, local_directory, text_of
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -55,11 +55,9 @@ SUITE = Suite(
     splits=("chat",),
     plan=Plan(generated=("chat",), token_level=(), drawn=(), gated=("chat",)),
     metrics=(
-        Metric("chat_gate_open", "share of answers under an open gate: false openings", OWN,
-               lambda c: metrics.gate_open(c.of("chat"))),
-        Metric("chat_unchanged", "share of greedy answers that are, letter for letter, those before unlearning", OWN,
-               lambda c: metrics.unchanged(c.of("chat"), c.known("target").get("chat", ()))),
+        gate_open("chat", "ordinary prompts", False),
+        unchanged("chat", "chat", "ordinary prompts"),
         Metric("chat_ended", "share of greedy answers that end by themselves", OWN, lambda c: metrics.ended(c.of("chat"))),
     ),
     measuring={"max_new_tokens": 64},
-)  # fmt: skip
+)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tempertilt import metrics
 from tempertilt.metrics.divergence import TokenValue
+from tempertilt.metrics.membership import ATTACKS
 from tempertilt.suites.suite import Metric
 
 TOFU_URL = "https://arxiv.org/abs/2401.06121"
@@ -79,10 +80,28 @@ def leakage_metrics() -> list[Metric]:
     ]  # fmt: skip
 
 
-def attack(name: str, url: str) -> Metric:
-    """A membership attack, forget against holdout."""
+def membership_metrics(*, with_reference: bool = False) -> list[Metric]:
+    """The membership attacks, forget against holdout; the one that needs results of a reference model only where asked for."""
+    return [_attack(name, url) for name, url in ATTACKS.items() if name != "reference" or with_reference]
+
+
+def _attack(name: str, url: str) -> Metric:
     return Metric(f"mia_{name}", f"AUC of the membership attack {name}, forget against holdout", url,
                   lambda c: metrics.membership(c.results, name, reference=c.reference))  # fmt: skip
+
+
+def gate_open(split: str, words: str, higher_is_better: bool) -> Metric:
+    """Answers under an open gate: recall on what is to be forgotten, false openings elsewhere; `words` name the split."""
+    kind = "recall" if higher_is_better else "false openings"
+    return Metric(f"{split}_gate_open", f"share of answers under an open gate ({kind}), {words}", OWN,
+                  lambda c: metrics.gate_open(c.of(split), higher_is_better=higher_is_better))  # fmt: skip
+
+
+def unchanged(short: str, split: str, words: str, higher_is_better: bool | None = True) -> Metric:
+    """Greedy answers that are those before unlearning; `short` begins the name, `words` name the split."""
+    description = f"share of greedy answers that are, letter for letter, those before unlearning, {words}"
+    return Metric(f"{short}_unchanged", description, OWN,
+                  lambda c: metrics.unchanged(c.of(split), c.before(split), higher_is_better=higher_is_better))  # fmt: skip
 
 
 def ks_tokens(value: TokenValue, words: str, url: str) -> Metric:

@@ -7,7 +7,7 @@ answers, both by task; membership is an attack by loss on whole documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -18,8 +18,16 @@ from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
 from tempertilt.metrics.result import MetricResult, harmonic_mean
 from tempertilt.metrics.samples import Samples
-from tempertilt.suites.families import OWN, attack, ks_tokens, leakage_metrics, sampling_metrics
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.families import (
+    OWN,
+    gate_open,
+    ks_tokens,
+    leakage_metrics,
+    membership_metrics,
+    sampling_metrics,
+    unchanged,
+)
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Compared, Data, Metric, PromptConfig, Suite, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2502.15097"
@@ -27,7 +35,6 @@ HUB_ID = "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-publ
 TASKS = ("Task1", "Task2", "Task3")
 KINDS = {"sc": "regurgitation", "qa": "knowledge"}
 SETS = ("forget", "retain")
-HIGHER = {"forget": False, "retain": True}
 
 
 @dataclass(frozen=True)
@@ -52,12 +59,12 @@ def load_lume(source: str | Path | None, config: LumeConfig) -> Data:
     """
     directory = local_directory(source, "LUME's .jsonl")
     if directory is None:
-        return {name: _items(load_rows(f"{source or HUB_ID}:default:{name}_train"), config) for name in SETS}
+        return {name: _items(f"{source or HUB_ID}:default:{name}_train", config) for name in SETS}
     out = {}
     for split in (*SETS, "holdout"):
         path = directory / f"{split}.jsonl"
         if path.is_file():
-            out[split] = _items(load_rows(path), config)
+            out[split] = _items(path, config)
         elif split in SETS:
             raise DataError(f"{str(directory)!r} has no {path.name}; must have forget.jsonl and retain.jsonl")
     for split in ("member", "nonmember"):
@@ -67,11 +74,11 @@ def load_lume(source: str | Path | None, config: LumeConfig) -> Data:
     return out
 
 
-def _items(rows: Iterable[tuple[str, Mapping[str, object]]], config: LumeConfig) -> list[Item]:
-    chosen = (_item(where, row, config) for where, row in rows if config.lume_task in (None, row.get("task")))
+def _items(source: str | Path, config: LumeConfig) -> list[Item]:
+    chosen = (_item(where, row, config) for where, row in load_rows(source) if config.lume_task in (None, row.get("task")))
     items = list(islice(chosen, config.limit))
     if not items:
-        raise DataError(f"there are no rows of {config.lume_task}; must be at least one")
+        raise DataError(f"{source}: no rows of {config.lume_task}; must be at least one, or another --lume-task")
     return items
 
 
@@ -89,7 +96,7 @@ def _item(where: str, row: Mapping[str, object], config: LumeConfig) -> Item:
 # --- metrics -------------------------------------------------------------------------------------------------------------
 
 
-def part(samples: Samples, score: str, task: str | None = None) -> MetricResult:
+def part(samples: Samples, score: str, task: str | None = None, higher_is_better: bool | None = None) -> MetricResult:
     """Regurgitation or knowledge of a set, of one task or of all.
 
     Raises:
@@ -98,7 +105,8 @@ def part(samples: Samples, score: str, task: str | None = None) -> MetricResult:
     chosen = [sample for sample in samples if sample.group.endswith(score) and task in (None, sample.group.split(" ")[0])]
     if not chosen:
         raise DataError(f"there are no samples of {' '.join(filter(None, (task, score)))}")
-    return metrics.rouge(chosen, name=score) if score == "regurgitation" else metrics.exact_match(chosen, name=score)
+    compute = metrics.rouge if score == "regurgitation" else metrics.exact_match
+    return compute(chosen, name=score, higher_is_better=higher_is_better)
 
 
 def task_aggregate(compared: Compared) -> MetricResult:
@@ -151,11 +159,7 @@ def _score(of: str, score: str, task: str | None) -> Metric:
     what = "ROUGE-L recall of completions" if score == "regurgitation" else "exact match of answers"
     name = "_".join(filter(None, (of, task, score)))
     return Metric(name, f"{what}, {task or 'all tasks'}, {of}", URL,
-                  lambda c: _towards(part(c.of(of), score, task), HIGHER[of]))  # fmt: skip
-
-
-def _towards(result: MetricResult, higher_is_better: bool) -> MetricResult:
-    return MetricResult(**vars(result) | {"higher_is_better": higher_is_better})
+                  lambda c: part(c.of(of), score, task, higher_is_better=of == "retain"))  # fmt: skip
 
 
 METRICS = (
@@ -163,22 +167,16 @@ METRICS = (
     Metric("task_aggregate", "harmonic mean of these by task, 1 - score for forget", URL, task_aggregate),
     Metric("mia_documents", "AUC of the attack by loss on whole documents, member.jsonl and nonmember.jsonl", URL, document_auc),
     Metric("membership_score", "1 - 2 |AUC - 1/2| of that attack", URL, membership_score),
-    attack("loss", "https://arxiv.org/abs/1709.01604"),
-    attack("zlib", "https://arxiv.org/abs/2012.07805"),
-    attack("min_k", "https://arxiv.org/abs/2310.16789"),
-    attack("min_k_plus_plus", "https://arxiv.org/abs/2404.02936"),
+    *membership_metrics(),
     ks_tokens("log_probs", "log-probabilities", OWN),
     ks_tokens("standardised", "log-probabilities, standardised as in Min-K++,", "https://arxiv.org/abs/2404.02936"),
     *leakage_metrics(),
     *sampling_metrics("forget"),
     *sampling_metrics("retain"),
-    Metric("forget_gate_open", "share of forget answers under an open gate: recall", OWN,
-           lambda c: metrics.gate_open(c.of("forget"), higher_is_better=True)),
-    Metric("retain_gate_open", "share of retain answers under an open gate: false openings", OWN,
-           lambda c: metrics.gate_open(c.of("retain"))),
-    Metric("retain_unchanged", "share of greedy retain answers that are those before unlearning", OWN,
-           lambda c: metrics.unchanged(c.of("retain"), c.known("target").get("retain", ()))),
-)  # fmt: skip
+    gate_open("forget", "forget", True),
+    gate_open("retain", "retain", False),
+    unchanged("retain", "retain", "retain"),
+)
 
 SUITE = Suite(
     name="lume",

@@ -9,8 +9,8 @@ from tempertilt import metrics
 from tempertilt.data.batches import spread
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
-from tempertilt.suites.families import OWN
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.families import OWN, gate_open
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Data, Metric, PromptConfig, Suite, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2009.03300"
@@ -61,7 +61,7 @@ SUITE = Suite(
         Metric("mmlu_accuracy", "share of questions whose right letter is the likeliest of four", URL,
                lambda c: metrics.choice_accuracy(c.of("mmlu"))),
         Metric("mmlu_changed", "share of questions with another letter than before unlearning", OWN,
-               lambda c: metrics.choice_changed(c.of("mmlu"), c.known("target").get("mmlu", ()))),
-        Metric("mmlu_gate_open", "share of questions that open a gate", OWN, lambda c: metrics.gate_open(c.of("mmlu"))),
+               lambda c: metrics.choice_changed(c.of("mmlu"), c.before("mmlu"))),
+        gate_open("mmlu", "multiple choice", False),
     ),
 )  # fmt: skip

@@ -12,9 +12,9 @@ from pathlib import Path
 from tempertilt import metrics
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
-from tempertilt.suites.families import OWN, attack
-from tempertilt.suites.measure import Item, Plan
-from tempertilt.suites.suite import Compared, Data, Metric, Suite, SuiteConfig, local_directory, text_of
+from tempertilt.suites.families import gate_open, membership_metrics, unchanged
+from tempertilt.suites.items import Item, Plan
+from tempertilt.suites.suite import Data, Metric, Suite, SuiteConfig, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2407.06460"
 HUB_ID = "muse-bench/MUSE-News"
@@ -82,13 +82,6 @@ def _rouge(name: str, split: str, description: str, higher: bool, ends: tuple[st
                   lambda c: metrics.plain_rouge_f1(c.of(split), ends=ends, name=name, higher_is_better=higher))  # fmt: skip
 
 
-def _gate(split: str, higher: bool) -> Metric:
-    def compute(compared: Compared) -> metrics.MetricResult:
-        return metrics.gate_open(compared.of(split), higher_is_better=higher)
-
-    return Metric(f"{split}_gate_open", f"share of answers under an open gate, {split}", OWN, compute)
-
-
 SUITE = Suite(
     name="muse",
     description="MUSE-News: articles to forget; verbatim and knowledge memorisation, privacy leakage, utility",
@@ -111,17 +104,13 @@ SUITE = Suite(
         _rouge("retain_knowmem_ROUGE", "retain_qa", "utility: ROUGE-L F1 of answers about retain articles", True, ENDS),
         Metric("privleak", "Min-K AUC of articles relative to the reference's; 0 is best", URL,
                lambda c: metrics.privleak(c.results, c.reference)),
-        attack("loss", "https://arxiv.org/abs/1709.01604"),
-        attack("zlib", "https://arxiv.org/abs/2012.07805"),
-        attack("min_k", "https://arxiv.org/abs/2310.16789"),
-        attack("min_k_plus_plus", "https://arxiv.org/abs/2404.02936"),
+        *membership_metrics(),
         Metric("extraction_strength", "share of an article that greedy decoding completes, forget",
                "https://arxiv.org/abs/2012.07805", lambda c: metrics.extraction_strength(c.of("forget"))),
-        _gate("verbatim", True),
-        _gate("forget_qa", True),
-        _gate("retain_qa", False),
-        Metric("retain_unchanged", "share of greedy answers about retain articles that are those before unlearning", OWN,
-               lambda c: metrics.unchanged(c.of("retain_qa"), c.known("target").get("retain_qa", ()))),
+        gate_open("verbatim", "beginnings of forget articles", True),
+        gate_open("forget_qa", "questions about forget articles", True),
+        gate_open("retain_qa", "questions about retain articles", False),
+        unchanged("retain", "retain_qa", "questions about retain articles"),
     ),
     examples={"max_length": 4096},
 )  # fmt: skip

@@ -12,8 +12,8 @@ from pathlib import Path
 from tempertilt import metrics
 from tempertilt.data.records import load_rows
 from tempertilt.errors import DataError
-from tempertilt.suites.families import OWN, answer_metrics, leakage_metrics, sampling_metrics
-from tempertilt.suites.measure import Item, Plan
+from tempertilt.suites.families import OWN, answer_metrics, gate_open, leakage_metrics, sampling_metrics, unchanged
+from tempertilt.suites.items import Item, Plan
 from tempertilt.suites.suite import Data, Metric, Suite, SuiteConfig, local_directory, text_of
 
 URL = "https://arxiv.org/abs/2410.08109"
@@ -55,13 +55,11 @@ def _known(split: str, whose: str, higher: bool) -> list[Metric]:
     """What was known before, and of that what still is; the results before unlearning are the target's."""
     return [
         Metric(f"{split}_known", f"share of questions about {whose} that the model before knew: greedy answers with a fact", OWN,
-               lambda c: metrics.known(c.known("target").get(split, ()))),
+               lambda c: metrics.known(c.before(split))),
         Metric(f"{split}_still_known", f"of these the share whose greedy answer still holds a fact, {whose}", OWN,
-               lambda c: metrics.still_known(c.of(split), c.known("target").get(split, ()), higher_is_better=higher)),
-        Metric(f"{split}_unchanged", f"share of greedy answers that are those before unlearning, {whose}", OWN,
-               lambda c: metrics.unchanged(c.of(split), c.known("target").get(split, ()), higher_is_better=higher or None)),
-        Metric(f"{split}_gate_open", f"share of answers under an open gate, {whose}", OWN,
-               lambda c: metrics.gate_open(c.of(split), higher_is_better=not higher)),
+               lambda c: metrics.still_known(c.of(split), c.before(split), higher_is_better=higher)),
+        unchanged(split, split, whose, higher or None),
+        gate_open(split, whose, not higher),
     ]  # fmt: skip
 
 

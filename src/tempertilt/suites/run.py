@@ -20,20 +20,10 @@ from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results
 from tempertilt.models.base import BaseModel
 from tempertilt.storage import make_dir, read_stored, remove_unfinished, write_text
+from tempertilt.suites.items import Item, MeasureConfig, Plan, check_questions, cut_answers, questions_of
 from tempertilt.suites.journal import Journal
 from tempertilt.suites.logs import COMPRESSED, SAMPLES, read_log, write_samples
-from tempertilt.suites.measure import (
-    COMPARED,
-    Item,
-    MeasureConfig,
-    Plan,
-    check_questions,
-    cut_answers,
-    measure,
-    model_digest,
-    questions_of,
-    run_key,
-)
+from tempertilt.suites.measure import COMPARED, measure, model_digest, run_key
 from tempertilt.suites.suite import Suite, SuiteConfig
 
 log = logging.getLogger("tempertilt")

@@ -14,7 +14,7 @@ from tempertilt.data.lines import half_pair
 from tempertilt.errors import ConfigError, DataError
 from tempertilt.metrics.result import MetricResult
 from tempertilt.metrics.samples import Results, Samples
-from tempertilt.suites.measure import Item, ItemKind, Plan
+from tempertilt.suites.items import Item, ItemKind, Plan
 
 NAMES = ("tofu", "lume", "people", "muse", "mmlu", "chat")
 """The suites, each the module of its name in this package, where it is called `SUITE`."""
@@ -54,6 +54,10 @@ class Compared(NamedTuple):
     def of(self, split: str) -> Samples:
         """The samples of a split, or none."""
         return self.results.get(split, ())
+
+    def before(self, split: str) -> Samples:
+        """The samples of a split before unlearning, or none; `DataError` if they were not given."""
+        return self.known("target").get(split, ())
 
     def known(self, side: str) -> Results:
         """The reference or the target; `DataError` if it was not given."""

@@ -17,13 +17,13 @@ from tempertilt.suites.families import (
     OWN,
     TOFU_URL,
     answer_metrics,
-    attack,
     ks_tokens,
     leakage_metrics,
+    membership_metrics,
     sampling_metrics,
 )
+from tempertilt.suites.items import Item, Plan, questions_of
 from tempertilt.suites.logs import SPLITS, read_log
-from tempertilt.suites.measure import Item, Plan, questions_of
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import Metric, Suite, SuiteConfig, local_directory
 
@@ -125,11 +125,7 @@ METRICS: tuple[Metric, ...] = (
            lambda c: metrics.exact_memorisation(c.of("forget"))),
     Metric("extraction_strength", "share of an answer that greedy decoding completes, forget", "https://arxiv.org/abs/2012.07805",
            lambda c: metrics.extraction_strength(c.of("forget"))),
-    attack("loss", "https://arxiv.org/abs/1709.01604"),
-    attack("zlib", "https://arxiv.org/abs/2012.07805"),
-    attack("min_k", "https://arxiv.org/abs/2310.16789"),
-    attack("min_k_plus_plus", "https://arxiv.org/abs/2404.02936"),
-    attack("reference", "https://arxiv.org/abs/2012.07805"),
+    *membership_metrics(with_reference=True),
     Metric("privleak", "Min-K AUC relative to the reference's; 0 is best", "https://arxiv.org/abs/2407.06460",
            lambda c: metrics.privleak(c.results, c.reference)),
     Metric("memorization_score", "harmonic mean of 1 - memorisation metrics", OPEN_UNLEARNING_URL,
