@@ -386,6 +386,14 @@ def test_a_body_without_a_length_is_counted(running: Running) -> None:
     assert response.status == 413 and json.loads(response.read())["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("status", ["200", "503"])
+def test_the_document_has_what_health_and_ready_answer(running: Running, path: str, status: str) -> None:
+    _, document = call(running, "GET", "/openapi.json", authorization=f"Bearer {KEY}")
+    schema = document["paths"][path]["get"]["responses"][status]["content"]["application/json"]["schema"]["$ref"]
+    assert set(document["components"]["schemas"][schema.split("/")[-1]]["required"]) == set(call(running, "GET", path)[1])
+
+
 def test_metrics_are_counted_and_hold_no_text(running: Running) -> None:
     running.client().completions.create(model="first", prompt="secretword", max_tokens=2)
     connection = http.client.HTTPConnection(running.url.removeprefix("http://"))
