@@ -16,7 +16,6 @@ from tempertilt.fitting.pipeline import METHODS
 from tempertilt.guidance.gate import EVENTS, EvidenceGate, Gates, Reader, TurnStarts
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import GuidanceHead
-from tempertilt.guidance.reply import FORMS
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,9 @@ def gate_flops(shape: Shape, request: Request, requests: int = 1) -> int:
     return readers + 2 * requests * (request.asked * ASKED + request.said * SAID) + 2 * HEADERS * ASKED
 
 
-def head_flops(shape: Shape, request: Request) -> int:
-    """Floating-point operations of a head's matrices for a token."""
-    return 2 * RANK * shape.width + 2 * RANK * request.tokens
-
-
-def memory_bytes(requests: int, replies: int = 0) -> int:
-    """Bytes that are remembered of a token: its position, five positions of events for each part, two numbers for each reply."""
-    return 4 * (1 + EVENTS * requests + FORMS * replies)
+def memory_bytes(requests: int) -> int:
+    """Bytes that are remembered of a token: its position, and five positions of events for each part."""
+    return 4 * (1 + EVENTS * requests)
 
 
 class Layer(nn.Module):

@@ -3,7 +3,7 @@
 python benchmarks/serve_fuzz.py [--bodies 10000] [--examples 100] [--seed 0]
 
 A tiny random model on loopback. What is not valid has to get a well-formed 4xx, nothing a 5xx or no answer, and without the key
-nothing but /health anything but 401. Ends with status 1 otherwise.
+nothing but /health and /ready anything but 401. Ends with status 1 otherwise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import sysconfig
@@ -28,11 +29,15 @@ from _print import header
 from _tiny import served, write_model
 
 KEY = "fuzz-test-key"
+END = re.compile(rb"data: \[DONE\]\s*$|\nevent: response\.(completed|incomplete)\n")  # of a stream
 SECONDS = 30  # without an answer is a hang
 THREADS = 8
 COMPLETION: dict[str, Any] = {"model": "first", "prompt": "Who?", "max_tokens": 2, "temperature": 0}
 CHAT: dict[str, Any] = {"model": "first", "messages": [{"role": "user", "content": "Who?"}], "max_tokens": 2, "temperature": 0}
-PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT}
+RESPONSES: dict[str, Any] = {"model": "first", "input": "Who?", "max_output_tokens": 2, "temperature": 0}
+PATHS = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT, "/v1/responses": RESPONSES}
+TEXTS = ("input", "instructions", "user", "safety_identifier", "prompt_cache_key")  # fields that take any text
+SUBJECTS = ("prompt", "messages", "input")  # fields of which each path has one
 GUARDED = ("/", "/v1/models", "/v1/models/first", "/metrics", "/openapi.json", "/docs", "/load_model", "/reset", "/health/")
 
 
@@ -138,6 +143,39 @@ OF_PATH: dict[str, dict[str, list[Any]]] = {
         "prompt_cache_key": [5, {}],
         "prompt_cache_retention": ["24h"],
     },
+    "/v1/responses": {
+        "input": [
+            [],
+            {},
+            5,
+            "",
+            "x" * 5000,
+            [{}],
+            [{"role": "user"}],
+            [{"role": "tool", "content": "x"}],
+            [{"role": "user", "content": None}],
+            [{"role": "assistant", "content": "x"}],
+            [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}],
+            [{"type": "function_call_output", "call_id": "c", "output": "x"}],
+            [{"type": "item_reference", "id": "x"}],
+            [{"role": "user", "content": "x"}] * 1024,
+        ],
+        "instructions": [5, [], {}, "x" * 5000],
+        "max_output_tokens": [0, -1, 10**7, 1.5, "2"],
+        "text": [{"format": {"type": "json_object"}}, {"verbosity": "low"}, "text", {"x": 1}],
+        "background": [True, 0],
+        "conversation": ["conv_1", {}],
+        "include": [["message.output_text.logprobs"], {}],
+        "max_tool_calls": [1],
+        "previous_response_id": ["resp_1"],
+        "prompt": [{"id": "pmpt_1"}, "x"],
+        "reasoning": [{"effort": "low"}, "x"],
+        "store": [True, 0],
+        "tools": [[{"type": "web_search"}], {}],
+        "tool_choice": ["required", {}],
+        "top_logprobs": [1, -1, "x"],
+        "truncation": ["auto", 1],
+    },
 }
 # what asks for nothing, and is accepted
 NOTHING: dict[str, list[dict[str, Any]]] = {
@@ -150,6 +188,11 @@ NOTHING: dict[str, list[dict[str, Any]]] = {
         {"logprobs": False, "top_logprobs": 0, "n": None, "seed": None, "stop": None, "stream_options": None},
         {"safety_identifier": "me", "prompt_cache_key": "k", "user": "me"},
         {"thinking": None, "moderation": None, "stream_options": {"include_usage": False}},
+    ],
+    "/v1/responses": [
+        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True, "include": [], "store": False, "metadata": {}},
+        {"text": {"format": {"type": "text"}}, "truncation": "disabled", "reasoning": {}, "top_logprobs": 0, "background": False},
+        {"instructions": "Be short.", "stream_options": {"include_obfuscation": False}, "previous_response_id": None},
     ],
 }
 UNKNOWN = ["generation_config", "prompt_logprobs", "chat_template", "adapter", "repetition_penalty", "\ud800", "x" * 5000, ""]
@@ -188,11 +231,8 @@ def _anything(draw: random.Random, path: str) -> Case:
     name = draw.choice([*FIELDS, *OF_PATH[path]])
     value = draw.choice(NEVER)
     body = dict(PATHS[path]) | {name: value}
-    textual = (
-        name in ("prompt", "user", "safety_identifier", "prompt_cache_key")
-        and isinstance(value, str)
-        and not isinstance(value, Raw)
-    )
+    takes_text = name in TEXTS or (name == "prompt" and name in PATHS[path])
+    textual = takes_text and isinstance(value, str) and not isinstance(value, Raw)
     return Case(path, to_json(_shuffled(draw, body)).encode(), not textual, "hostile value")
 
 
@@ -203,7 +243,7 @@ def _unknown(draw: random.Random, path: str) -> Case:
 
 def _missing(draw: random.Random, path: str) -> Case:
     body = dict(PATHS[path])
-    body.pop(draw.choice(["model", "prompt" if "prompt" in body else "messages"]))
+    body.pop(draw.choice(["model", *(name for name in SUBJECTS if name in body)]))
     return Case(path, to_json(body).encode(), True, "missing field")
 
 
@@ -236,10 +276,16 @@ def _content_type(draw: random.Random, path: str) -> Case:
 def _valid(draw: random.Random, path: str) -> Case:
     """Valid, with a prompt of any characters, a control token among them, and fields that ask for nothing."""
     text = "".join(chr(draw.choice([draw.randrange(32, 127), draw.randrange(0x80, 0xD800), 0x1F600])) for _ in range(20))
-    body = dict(PATHS[path]) | draw.choice([{}, {"stream": True}, {"n": 2, "temperature": 1.0}, {"seed": -5}, {"stop": text}])
+    of_chats = [{"n": 2, "temperature": 1.0}, {"seed": -5}, {"stop": text}]
+    sampled = [{"top_p": 0.5, "top_k": 3}] if path == "/v1/responses" else of_chats
+    body = dict(PATHS[path]) | draw.choice([{}, {"stream": True}, *sampled])
     text += draw.choice(["", "<|end|>", "<|start|>system\n"])
     body |= draw.choice([{}, *NOTHING[path]])
-    if "prompt" in body:
+    if "input" in body:
+        answer = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "x"}]}
+        last = {"role": "user", "content": [{"type": "input_text", "text": text}]}
+        body["input"] = draw.choice([text, [last], [{"role": "user", "content": "x"}, answer, last]])
+    elif "prompt" in body:
         body["prompt"] = text
     else:
         said = {"role": "assistant", "content": "x", "refusal": None, "annotations": [], "tool_calls": None, "audio": None}
@@ -277,7 +323,7 @@ def flaw(case: Case, status: int, answer: bytes) -> str | None:
     if not case.wrong and status >= 400:
         return f"was refused: status {status}"
     if b'"stream": true' in case.body and status == 200:
-        return None if answer.rstrip().endswith(b"data: [DONE]") else "the stream has no end"
+        return None if END.search(answer) else "the stream has no end"
     try:
         found = json.loads(answer)
         good = status < 400 or (isinstance(found["error"]["message"], str) and set(found) == {"error"})

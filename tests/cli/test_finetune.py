@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoTokenizer
 
 from support.records import write_jsonl
@@ -60,3 +62,29 @@ def test_the_base_is_named_as_the_user_names_it(tiny_dir: Path, tmp_path: Path, 
     peft = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert peft["base_model_name_or_path"] == "smollm2"
     assert str(tiny_dir) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_adapter_on_a_merged_one_is_not_for_the_base(
+    tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the output nor the card gives a command that would put it on the base alone; what the card says loads it."""
+    write_jsonl(tmp_path / "d.jsonl", *question_rows(6, "sea"))
+    flags = ["--model", str(tiny_dir), "--data", str(tmp_path / "d.jsonl"), "--epochs", "4", "--learning-rate", "1e-2", "-q"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["finetune", *flags, "--output-dir", str(first)]) == 0
+    assert f"--peft-adapter {first}" in capsys.readouterr().out and "--peft-adapter THIS" in (first / "README.md").read_text()
+    assert main(["finetune", *flags, "--output-dir", str(second), "--peft-adapter", str(first)]) == 0
+    assert f"--peft-adapter {second}" not in capsys.readouterr().out
+    card = (second / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert "--peft-adapter" not in card
+    names: dict[str, Any] = {"PeftModel": PeftModel, "model": load_base(str(tiny_dir), device="cpu").model}
+    exec(code.replace("THIS_DIRECTORY", str(second)), names)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(tiny_dir)("What did sea number 1 write?").input_ids])
+    base, merged = (
+        load_base(str(tiny_dir), peft_adapter=peft_adapter, device="cpu").model for peft_adapter in (None, str(first))
+    )
+    models = names["model"], PeftModel.from_pretrained(merged, str(second)), PeftModel.from_pretrained(base, str(second))
+    loaded, trained, alone = (model(input_ids=ids).logits for model in models)
+    torch.testing.assert_close(loaded, trained, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(alone, trained, atol=1e-2)

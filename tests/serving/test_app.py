@@ -286,12 +286,16 @@ def test_a_token_that_the_model_has_no_embedding_of_is_refused_alone(
         client = running.client()
         stream = client.completions.create(**LONG, stream=True)
         next(iter(stream))
-        for create, prompt in (
-            (client.completions.create, {"prompt": "say <|tool|>"}),
-            (client.chat.completions.create, {"messages": [{"role": "user", "content": "say <|tool|>"}]}),
+        message = {"role": "user", "content": "say <|tool|>"}
+        for create, prompt, place in (
+            (client.completions.create, {"prompt": "say <|tool|>"}, "prompt"),
+            (client.chat.completions.create, {"messages": [message]}, r"messages\[0\]"),
+            (client.responses.create, {"input": [message], "instructions": "a"}, r"input\[0\]"),
+            (client.responses.create, {"input": "a", "instructions": "say <|tool|>"}, "instructions"),
         ):
-            with pytest.raises(openai.BadRequestError, match=r"no embedding for token 320 \('<\|tool\|>'\), only 320 rows"):
-                create(model="first", max_tokens=1, **prompt)
+            match = rf"- {place}: the model has no embedding for token 320 \('<\|tool\|>'\), only 320 rows"
+            with pytest.raises(openai.BadRequestError, match=match):
+                create(model="first", **prompt)
         with pytest.raises(openai.BadRequestError, match=r"token id 320 \('<\|tool\|>'\); must be below 320, the number of rows"):
             client.completions.create(model="first", prompt=[5, 320], max_tokens=1)
         assert list(stream)[-1].choices[0].finish_reason == "length"
@@ -380,6 +384,14 @@ def test_a_body_without_a_length_is_counted(running: Running) -> None:
     connection.request("POST", "/v1/completions", iter([b" " * 100_000] * 11), headers, encode_chunked=True)
     response = connection.getresponse()
     assert response.status == 413 and json.loads(response.read())["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("status", ["200", "503"])
+def test_the_document_has_what_health_and_ready_answer(running: Running, path: str, status: str) -> None:
+    _, document = call(running, "GET", "/openapi.json", authorization=f"Bearer {KEY}")
+    schema = document["paths"][path]["get"]["responses"][status]["content"]["application/json"]["schema"]["$ref"]
+    assert set(document["components"]["schemas"][schema.split("/")[-1]]["required"]) == set(call(running, "GET", path)[1])
 
 
 def test_metrics_are_counted_and_hold_no_text(running: Running) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,7 +131,8 @@ def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callabl
         say("   read from the cache")
     else:
         taught = finetune(base.model, examples, training, progress=progress)
-        report = {"key": key, "losses": taught.losses, "seconds": taught.seconds}
+        about = {"key": key, "records": len(records), "config": asdict(training)}
+        report = about | {"losses": taught.losses, "seconds": taught.seconds}
         save_finetuned(taught, directory / KNOWS, report, base)
     return directory
 

@@ -72,10 +72,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(report)
     else:
+        use = f"use it with  --model {args.model} --peft-adapter {directory}"
+        if args.peft_adapter:
+            use = f"its README.md says how to use it on {args.model} with {args.peft_adapter}"
         print(
             f"{len(records)} records, {config.epochs} epochs in {result.seconds:.0f} s "
             f"({result.tokens_per_second:.0f} tokens/s), "
             f"loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f}\n"
-            f"adapter  {directory}: use it with  --model {args.model} --peft-adapter {directory}"
+            f"adapter  {directory}: {use}"
         )
     return 0

@@ -324,7 +324,7 @@ class _Trainer:
             loss = sum((parameter.square().sum() for parameter in parameters), torch.zeros(())) * penalty / 2
             loss.backward()
             total = loss.detach()
-            for part in self._full_loss(self.data):
+            for _, _, part in self._passes(self.data):
                 part.backward()
                 total = total + part.detach()
             return total
@@ -337,8 +337,8 @@ class _Trainer:
     def _log_odds(self, features: Tensor, targets: Tensor) -> Tensor:
         return self.head.score(self.head.project(features), self.head.rows_of(targets))
 
-    def _full_loss(self, data: _Data) -> Iterator[Tensor]:
-        """Parts of the loss over all of `data`; they add up to `guidance_loss` of everything at once."""
+    def _passes(self, data: _Data) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Log-odds, is_retain and a part of the loss, of all of `data` in chunks; the parts add up to `guidance_loss`."""
         retain_tokens, forget_tokens = data.class_tokens()
         if self.config.class_balance:
             weights = 0.5 / max(1, retain_tokens), 0.5 / max(1, forget_tokens)
@@ -347,7 +347,7 @@ class _Trainer:
         for features, targets, is_retain in data.chunks():
             log_odds = self._log_odds(features, targets)
             per_token = F.softplus(torch.where(is_retain, -log_odds, log_odds))
-            yield (per_token * torch.where(is_retain, weights[0], weights[1])).sum()
+            yield log_odds, is_retain, (per_token * torch.where(is_retain, weights[0], weights[1])).sum()
 
     @torch.no_grad()
     def last_log_odds(self, data: _Data) -> tuple[np.ndarray, np.ndarray]:
@@ -359,12 +359,11 @@ class _Trainer:
     @torch.no_grad()
     def scores(self, data: _Data) -> Scores:
         """Loss and accuracy of each class over all of `data`. A token without a row has log-odds 0, which is not right."""
-        right = torch.zeros(2, dtype=torch.long)
-        for features, targets, is_retain in data.chunks():
-            log_odds = self._log_odds(features, targets)
+        right, loss = torch.zeros(2, dtype=torch.long), 0.0
+        for log_odds, is_retain, part in self._passes(data):
             right[0] += ((log_odds > 0) & is_retain).sum().cpu()
             right[1] += ((log_odds < 0) & ~is_retain).sum().cpu()
-        loss = sum(float(part) for part in self._full_loss(data))
+            loss += float(part)
         retain, forget = (int(n) / total if total else math.nan for n, total in zip(right, data.class_tokens()))
         return Scores(loss, retain, forget)
 

@@ -49,14 +49,21 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is not 2xx."""
+    """Every refusal and failure of a request."""
 
     error: ErrorDetail
 
 
+class Status(BaseModel):
+    """What /health and /ready answer."""
+
+    status: str
+
+
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500, 503)
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 405, 413, 415, 429, 500)
 }
+STATUSES: dict[int | str, dict[str, Any]] = {status: {"model": Status} for status in (200, 503)}
 
 
 def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI:
@@ -177,14 +184,14 @@ def _add_endpoints(app: FastAPI, endpoints: Endpoints) -> None:
         app.add_api_route(path, endpoint, methods=["POST"], response_model=None, responses=ERRORS, openapi_extra=body)
     every = ["GET", "POST", "DELETE"]
     app.add_api_route("/v1/responses/{rest:path}", endpoints.stored_response, methods=every, include_in_schema=False)
-    gets: dict[str, Any] = {
-        "/v1/models": endpoints.models,
-        "/v1/models/{name}": endpoints.model,
-        "/health": endpoints.health,
-        "/ready": endpoints.ready,
-    }
-    for path, get in gets.items():
-        app.add_api_route(path, get, response_model=None, responses=ERRORS)
+    gets: tuple[tuple[str, Any, dict[int | str, dict[str, Any]]], ...] = (
+        ("/v1/models", endpoints.models, ERRORS),
+        ("/v1/models/{name}", endpoints.model, ERRORS),
+        ("/health", endpoints.health, ERRORS | STATUSES),
+        ("/ready", endpoints.ready, ERRORS | STATUSES),
+    )
+    for path, get, responses in gets:
+        app.add_api_route(path, get, response_model=None, responses=responses)
     app.add_api_route("/metrics", endpoints.metrics, response_class=Response, responses=ERRORS)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
+from tempertilt.serving.responses import Writer
 from tempertilt.serving.sampling import Token
 from tempertilt.serving.schema import ResponsesRequest
 
@@ -15,7 +16,7 @@ PLACE = {"output_index": 0}
 PART = {**PLACE, "content_index": 0}
 
 
-class ResponsesWriter:
+class ResponsesWriter(Writer):
     """Writes the one answer to a request of `/v1/responses`: a message with one text.
 
     Args:
@@ -23,8 +24,6 @@ class ResponsesWriter:
         request_id: part of the identifiers.
         request: as it was given, of which a response repeats some fields.
     """
-
-    closing = ""
 
     def __init__(self, job: Job, request_id: str, request: ResponsesRequest) -> None:
         self._job, self._request = job, request

@@ -15,7 +15,7 @@ from tempertilt.errors import ConfigError, DataError
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.generation import stop_ids
-from tempertilt.models.limits import check_text
+from tempertilt.models.limits import check_text, embedding_rows, positions
 from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.serving.decoder import Decoder
@@ -54,13 +54,12 @@ class ServedModel:
         """The adapter's configuration, or None for the base model."""
         return getattr(self.decoder.model, "adapter_config", None)
 
-    def encode_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """Token ids of `(role, content)` messages, ready for the answer; `DataError` if they can't be."""
-        chat = [Message(role, content) for role, content in messages]  # type: ignore[arg-type]
+    def encode_chat(self, messages: Sequence[Message], names: Sequence[str]) -> list[int]:
+        """Token ids of messages, ready for the answer; `DataError`, with the message's name, if they can't be."""
         with self._encoding:
-            for number, message in enumerate(chat):
-                check_text(self.decoder.model, self.encoder, message.content, f"messages[{number}]")
-            return encode_question(chat, self.encoder, self.examples)
+            for message, name in zip(messages, names):
+                check_text(self.decoder.model, self.encoder, message.content, name)
+            return encode_question(messages, self.encoder, self.examples)
 
     def encode_text(self, text: str, control_tokens: bool) -> list[int]:
         """Token ids of a text; of the empty one the beginning-of-sequence token.
@@ -144,7 +143,7 @@ def serving_on(base: BaseModel, max_model_len: int = 0) -> Callable[..., ServedM
     length = _max_model_len(base.model, max_model_len)
     stops = frozenset(stop_ids(base.model, base.tokenizer))
     encoder, reader = copy.deepcopy(base.tokenizer), copy.deepcopy(base.tokenizer)
-    vocab_size = int(base.model.get_input_embeddings().weight.shape[0])
+    vocab_size = embedding_rows(base.model)
     lock = threading.Lock()
 
     def served(name: str, model: Any, examples: ExampleConfig, version: str | None = None) -> ServedModel:
@@ -155,7 +154,7 @@ def serving_on(base: BaseModel, max_model_len: int = 0) -> Callable[..., ServedM
 
 
 def _max_model_len(model: Any, wanted: int) -> int:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions and wanted > positions:
-        raise ConfigError(f"max_model_len is {wanted}; must be at most {positions}, the positions of the model")
-    return int(wanted or positions or DEFAULT_LENGTH)
+    limit = positions(model)
+    if limit and wanted > limit:
+        raise ConfigError(f"max_model_len is {wanted}; must be at most {limit}, the positions of the model")
+    return wanted or limit or DEFAULT_LENGTH

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tempertilt.data.record import Message
+from tempertilt.data.rows import ROLES
 from tempertilt.errors import DataError
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.config import ServeConfig
@@ -78,21 +80,27 @@ def prepare_chat(request: ChatRequest, models: Mapping[str, ServedModel], config
     _check_stream_options(request)
     if request.top_logprobs and not request.logprobs:
         raise RequestError("top_logprobs needs logprobs=true", param="top_logprobs")
-    return _prepare_chat(request, models, config, "messages", "max_tokens")
+    names = [f"messages[{number}]" for number in range(len(request.messages))]
+    return _prepare_chat(request, models, config, names, "messages", "max_tokens")
 
 
 def prepare_responses(request: ResponsesRequest, models: Mapping[str, ServedModel], config: ServeConfig) -> Job:
     """A request of `/v1/responses` made ready: a chat whose fields have other names; errors as of `prepare_chat`."""
-    return _prepare_chat(request.as_chat(), models, config, "input", "max_output_tokens")
+    return _prepare_chat(request.as_chat(), models, config, request.names, "input", "max_output_tokens")
 
 
 def _prepare_chat(
-    request: ChatRequest, models: Mapping[str, ServedModel], config: ServeConfig, messages: str, max_tokens: str
+    request: ChatRequest,
+    models: Mapping[str, ServedModel],
+    config: ServeConfig,
+    names: Sequence[str],
+    messages: str,
+    max_tokens: str,
 ) -> Job:
-    """A chat request made ready; the client calls the fields `messages` and `max_tokens` so."""
+    """A chat request made ready; the client calls each message by its name, and the fields `messages` and `max_tokens` so."""
     model = find_model(request.model, models)
     distribution = Distribution(model.name, _tilt(request, model, config))
-    prompt = _chat_prompt(request, model, messages)
+    prompt = _chat_prompt(request, model, names, messages)
     room = _room(model, prompt, messages)
     wanted = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     if wanted == 0:
@@ -124,18 +132,17 @@ def _check_stream_options(request: Request) -> None:
         raise RequestError("stream_options needs stream=true", param="stream_options")
 
 
-def _chat_prompt(request: ChatRequest, model: ServedModel, param: str) -> list[int]:
-    for number, each in enumerate(request.messages):
+def _chat_prompt(request: ChatRequest, model: ServedModel, names: Sequence[str], param: str) -> list[int]:
+    for each, name in zip(request.messages, names):
         if each.content is None and each.role != "assistant":  # who may have said nothing
-            raise RequestError(f"{param}[{number}].content is null; must be a text", param=f"{param}[{number}].content")
+            raise RequestError(f"{name}.content is null; must be a text", param=f"{name}.content")
     last, message = f"the last message of {param}", request.messages[-1]
     if message.role != "user":
         raise RequestError(f"{last} has the role {message.role!r}; must be 'user': it is the question", param=param)
     if not message.text.strip():
         raise RequestError(f"{last} is blank; must be a text: it is the question", param=param)
-    roles = ["system" if message.role == "developer" else message.role for message in request.messages]
     try:
-        ids = model.encode_chat(list(zip(roles, (message.text for message in request.messages))))
+        ids = model.encode_chat([Message(ROLES[each.role], each.text) for each in request.messages], names)
     except DataError as error:
         raise RequestError(str(error), param=param) from error
     return _known(ids, model, param)

@@ -6,7 +6,7 @@ import codecs
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
@@ -14,32 +14,38 @@ from tempertilt.serving.sampling import Token
 from tempertilt.serving.textstream import token_bytes
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Writes one request's answers in the format of its endpoint."""
 
-    closing: str
+    closing = ""
     """What a stream ends with."""
 
+    @abstractmethod
     def opening(self, number: int) -> list[dict[str, Any]]:
         """What a stream begins a choice with, in parts."""
 
+    @abstractmethod
     def deltas(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """What is new of a choice, in parts."""
 
+    @abstractmethod
     def part(self, choice: dict[str, Any], /) -> dict[str, Any]:
         """A part as an event of a stream."""
 
+    @abstractmethod
     def last(self, answer_tokens: int) -> dict[str, Any] | None:
         """The event after all parts, if there is one."""
 
+    @abstractmethod
     def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """A whole choice."""
 
+    @abstractmethod
     def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
         """The whole response, which is no stream."""
 
 
-class ResponseWriter(ABC):
+class ChoicesWriter(Writer):
     """Writes choices, as `/v1/completions` and `/v1/chat/completions` have them.
 
     Args:
@@ -55,16 +61,8 @@ class ResponseWriter(ABC):
         self._id, self._created = f"{self.prefix}-{request_id}", int(time.time())
 
     @abstractmethod
-    def opening(self, number: int) -> list[dict[str, Any]]:
-        """What a stream begins a choice with, in parts."""
-
-    @abstractmethod
     def delta(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """A part of a choice: text and tokens that came, or why it has ended."""
-
-    @abstractmethod
-    def complete(self, number: int, text: str, tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
-        """A whole choice."""
 
     def deltas(self, number: int, piece: Piece) -> list[dict[str, Any]]:
         """What is new of a choice, in parts; the reason for its end comes alone."""
@@ -95,7 +93,7 @@ class ResponseWriter(ABC):
         return token_bytes(self._tokenizer, token).decode("utf-8", "replace")
 
 
-class CompletionWriter(ResponseWriter):
+class CompletionWriter(ChoicesWriter):
     """`/v1/completions`."""
 
     prefix, whole, chunk = "cmpl", "text_completion", "text_completion"
@@ -150,7 +148,7 @@ class CompletionWriter(ResponseWriter):
         return alternatives
 
 
-class ChatWriter(ResponseWriter):
+class ChatWriter(ChoicesWriter):
     """`/v1/chat/completions`."""
 
     prefix, whole, chunk = "chatcmpl", "chat.completion", "chat.completion.chunk"

@@ -273,6 +273,12 @@ class ResponsesRequest(Sampled):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=0)] | None = _must_be(f"null or 0: {PLAIN_TEXT}")
     truncation: Literal["disabled"] | None = _must_be('null or "disabled": a prompt that is too long is refused')
 
+    @property
+    def names(self) -> list[str]:
+        """What the messages of `as_chat` are called here."""
+        inputs = ["input"] if isinstance(self.input, str) else [f"input[{number}]" for number in range(len(self.input))]
+        return ["instructions"] * bool(self.instructions) + inputs
+
     def as_chat(self) -> ChatRequest:
         """The chat that the answer continues, with the same sampling."""
         texts = [("system", self.instructions)] if self.instructions else []

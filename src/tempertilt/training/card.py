@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +18,9 @@ def finetuned_card(base: str, peft_adapter: str | None, losses: Sequence[float],
     Args:
         base, peft_adapter: names of the model that was trained.
         losses: by epoch, nats a token.
-        report: its `config` is listed.
+        report: its `config` and its number of `records`.
     """
-    options = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(report.get("config", {}).items()))
+    options = "\n".join(f"| {name} | `{value}` |" for name, value in sorted(report["config"].items()))
     epochs = "\n".join(f"| {number} | {loss:.4f} |" for number, loss in enumerate(losses, start=1))
     before = f" with the PEFT adapter `{peft_adapter}` merged into it first" if peft_adapter else ""
     return f"""---
@@ -33,15 +33,13 @@ tags:
 
 # LoRA adapter of {base}
 
-Made by `t3 finetune`: LoRA on the upper layers of `{base}`{before}, trained on {report.get("records", "some")} records.
+Made by `t3 finetune`: LoRA on the upper layers of `{base}`{before}, trained on {report["records"]} records.
 
 ## Use
 
-```sh
-t3 generate --model {base} --peft-adapter THIS_DIRECTORY --prompt "..."
-```
+{_use_after_merging(base, peft_adapter) if peft_adapter else _use(base)}
 
-or `PeftModel.from_pretrained(model, "THIS_DIRECTORY")` on the same model. Its tokenizer and chat template are beside it.
+Its tokenizer and chat template are beside it.
 
 ## Loss
 
@@ -57,6 +55,23 @@ or `PeftModel.from_pretrained(model, "THIS_DIRECTORY")` on the same model. Its t
 |---|---|
 {options}
 """
+
+
+def _use(base: str) -> str:
+    return f"""```sh
+t3 generate --model {shlex.quote(base)} --peft-adapter THIS_DIRECTORY --prompt "..."
+```
+
+or `PeftModel.from_pretrained(model, "THIS_DIRECTORY")` on the same model."""
+
+
+def _use_after_merging(base: str, peft_adapter: str) -> str:
+    return f"""It is for `{base}` with the other adapter merged into it, not for `{base}` itself. With that as `model`:
+
+```python
+model = PeftModel.from_pretrained(model, {json.dumps(peft_adapter, ensure_ascii=False)}).merge_and_unload()
+model = PeftModel.from_pretrained(model, "THIS_DIRECTORY")
+```"""
 
 
 def loss_curve(losses: Sequence[float]) -> str:
@@ -78,7 +93,7 @@ def loss_curve(losses: Sequence[float]) -> str:
         (WIDTH / 2, base + 36, "middle", "step"),
         (left, MARGIN - 16, "start", "loss, nats a token"),
     ]
-    labels = "".join(f'<text x="{x:g}" y="{y:g}" text-anchor="{end}">{html.escape(text)}</text>' for x, y, end, text in texts)
+    labels = "".join(f'<text x="{x:g}" y="{y:g}" text-anchor="{end}">{text}</text>' for x, y, end, text in texts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
         f'<rect width="100%" height="100%" fill="#fff"/><path d="M{left} {MARGIN}V{base}H{right}" fill="none" stroke="#888"/>'

@@ -89,5 +89,6 @@ def test_overrides_without_a_reply_say_a_guess(tmp_path: Path) -> None:
     llm["hf_overrides"]["tempertilt"]["reply"] = "guess"
     asked = prompts(6, 50)
     [result] = run_engines(tmp_path, [{"llm": json.loads(json.dumps(llm)), "rounds": [{"prompts": asked, "sampling": SAMPLING}]}])
+    spoken = greedy(model, asked, NEW)
     model.set_reply(None)
-    assert [output["tokens"][0] for output in result["rounds"][0]] == greedy(model, asked, NEW)
+    assert [output["tokens"][0] for output in result["rounds"][0]] == greedy(model, asked, NEW) != spoken

@@ -33,10 +33,10 @@ from tempertilt.integrations.vllm.serve import (
     SETTINGS,
     check_overrides,
     places_of,
-    said_reply,
 )
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
+from tempertilt.models.replies import GUESS
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -235,11 +235,12 @@ def load_guidance(options: dict[str, Any], adapters: Mapping[str, Adapter]) -> G
 
 
 def _one_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
-    reply = said_reply(adapter.config, options.get("reply"))
+    guidance, reply = adapter.guidance, options.get("reply")
     given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
-    tilt = replace(adapter.config.tilt, **given)
-    made = None if reply is None else Reply.from_settings(reply)
-    return Guidance(adapter.head, adapter.gates, tilt, adapter.config.pooling, made)
+    guidance.tilt = replace(guidance.tilt, **given)
+    if reply is not None:
+        guidance.set_reply(None if reply == GUESS else Reply.from_settings(reply))
+    return guidance
 
 
 class LowerStates:

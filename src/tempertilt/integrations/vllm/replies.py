@@ -45,11 +45,11 @@ class ReplyRows:
         """Keep what belongs to the rows whose logits are about to be sampled from."""
         self.latest, self.position, self.token = latest, position, token
 
-    def follow(self, tokens: list[int], before: Tensor) -> Tensor:
-        """How much of each reply `(numbers,)` a text ends with after more tokens, of the same `before` them."""
-        ids = torch.tensor([tokens])
-        counts = zip(self.guidance.follows(ids), before[None].split(FORMS, -1))
-        return torch.cat([follow(torch.ones_like(ids), own)[0, -1] for follow, own in counts])
+    def follow(self, tokens: Tensor, before: Tensor) -> Tensor:
+        """How much of each reply `(B, numbers)` texts end with after more tokens `(B, n)`, of the same `before` them."""
+        tokens = tokens.to(before.device)
+        counts = zip(self.guidance.follows(tokens), before.split(FORMS, -1))
+        return torch.cat([follow(torch.ones_like(tokens), own)[:, -1] for follow, own in counts], -1)
 
     def next_tokens(self, ends: Tensor) -> Tensor:
         """The token that a reply goes on with in each row `(n,)`, -1 for none; `ends` `(n, numbers)` as of `follow`."""
@@ -74,14 +74,12 @@ class Sequence:
     position: int = 0
     ends: Tensor | None = None
 
-    def advance(self, rows: ReplyRows, position: int, token: int) -> Tensor:
-        """`ends` at `position`, whose token is `token`; tokens between are looked up where more than one has come."""
-        if self.ends is None or position != self.position + 1:
-            new, before = [*self.prompt, *self.output][: position - 1], torch.zeros(rows.numbers)
-        else:
-            new, before = [], self.ends
-        self.position, self.ends = position, rows.follow([*new, token], before)
-        return self.ends
+    def before(self, rows: ReplyRows, position: int) -> Tensor:
+        """What the text ends with `(numbers,)` before `position`; looked up where more than one token has come since."""
+        if self.ends is not None and position == self.position + 1:
+            return self.ends
+        tokens, none = [*self.prompt, *self.output][: position - 1], rows.latest.new_zeros(rows.numbers)
+        return rows.follow(torch.tensor([tokens]), none[None])[0] if tokens else none
 
 
 class ReplyProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -117,8 +115,12 @@ class ReplyProcessor(LogitsProcessor):  # type: ignore[misc]
         if rows is None or not self._sequences:  # a pass that tries the memory out
             return logits
         assert len(rows.position) == len(logits), "the engine samples from other rows than those whose logits it asked for"
-        ends = torch.zeros(len(logits), rows.numbers)
-        for index, sequence in self._sequences.items():
-            if index < len(logits):
-                ends[index] = sequence.advance(rows, int(rows.position[index]), int(rows.token[index]))
-        return reply_logits(logits, rows.next_tokens(ends.to(rows.latest.device)))
+        before = rows.latest.new_zeros(len(logits), rows.numbers)
+        positions = rows.position.long().tolist()
+        here = {index: sequence for index, sequence in self._sequences.items() if index < len(logits)}
+        for index, sequence in here.items():
+            before[index] = sequence.before(rows, positions[index])
+        ends = rows.follow(rows.token.long()[:, None], before)
+        for index, sequence in here.items():
+            sequence.position, sequence.ends = positions[index], ends[index]
+        return reply_logits(logits, rows.next_tokens(ends))

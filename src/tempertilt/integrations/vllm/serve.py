@@ -159,7 +159,7 @@ def engine_arguments(
     source = base_checkpoint(name, peft_adapter, configs[0] if check_base else None)
     given = reply if reply in (None, GUESS) else _reply_settings(reply, source)
     overrides = hf_overrides(adapter, _architecture(source), check_base=check_base, reply=given, **settings)
-    says = any(said_reply(config, given) for config in configs)
+    says = any(config.reply for config in configs) if given is None else given != GUESS
     processors = {"logits_processors": [REPLY_PROCESSOR]} if says else {}
     from tempertilt.integrations.vllm.stops import generation_config
 
@@ -233,13 +233,6 @@ def _is_mapping_of_text(value: Any) -> bool:
 def places_of(options: Mapping[str, Any]) -> dict[str, str]:
     """The adapters' directories by name, of options as `check_overrides` returns them."""
     return dict(options.get("adapters") or {"": options["adapter"]})
-
-
-def said_reply(adapter: AdapterConfig, reply: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    """Settings of the reply that the engine says, None for a guess: `reply` of the overrides, else the adapter's own."""
-    if reply is None:
-        return adapter.reply
-    return None if isinstance(reply, str) else reply
 
 
 def _reply_settings(text: str, source: str) -> dict[str, Any]:
