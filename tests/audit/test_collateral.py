@@ -30,6 +30,8 @@ def test_groups_hold_their_prompts() -> None:
     for item in found["later turns"]:
         assert item.attempt.messages[0].content in [record.question for record in FORGET]
     assert [item.attempt.shown for item in found["mine"]] == ["Hello?"]
+    both = groups(material, {"namesakes": ["Hello?"]}, 50, 0)["namesakes"]
+    assert len(both) == len(namesakes) + 1
     assert all(len(prompts) <= 2 for prompts in groups(material, {}, 2, 0).values())
 
 

@@ -77,7 +77,7 @@ def groups(material: Material, everyday: Mapping[str, Sequence[str]], count: int
     """Prompts by group, at most `count` of each.
 
     Args:
-        everyday: further prompts, by the name of their group.
+        everyday: further prompts, by the name of their group, which may be one of those here.
     """
     rng = random.Random(f"collateral {seed}")
     chats = [record for record in material.retain if record.kind == "chat"]
@@ -92,8 +92,9 @@ def groups(material: Material, everyday: Mapping[str, Sequence[str]], count: int
         "name only mentioned": [_prompt(MENTIONS[i % len(MENTIONS)].format(name=s.person)) for i, s in enumerate(people * 6)],
         "later turns": list(_later_turns(people, chats)),
         "everyday questions": [_prompt(text) for text in EVERYDAY],
-        **{name: [_prompt(text) for text in texts] for name, texts in everyday.items()},
     }
+    for name, texts in everyday.items():
+        found.setdefault(name, []).extend(map(_prompt, texts))
     return {name: rng.sample(prompts, min(count, len(prompts))) for name, prompts in found.items() if prompts and count}
 
 
