@@ -55,6 +55,17 @@ def test_what_there_was_no_time_for_is_said_and_done_by_the_next_run(
     assert not (tmp_path / ".report.journal.jsonl").exists()
 
 
+def test_another_unfinished_audit_is_replaced_when_told_to(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--budget", "0.001s"]) == 0
+    other = [*command, "--seed", "1"]
+    assert main(other) == 2
+    assert "unfinished run with another model, other data or other options" in capsys.readouterr().err
+    assert main([*other, "--overwrite"]) == 0
+    assert not (tmp_path / ".report.journal.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

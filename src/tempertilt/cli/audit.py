@@ -28,7 +28,7 @@ from tempertilt.storage import file_sha256, make_dir, write_text
 
 CONFIGS = (AuditConfig, ExampleConfig)
 FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
-PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "budget", "asked_by", "asked_on", "letter")
+PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "overwrite", "budget", "asked_by", "asked_on", "letter")
 DEEDS = {
     "init": "the ledger was made",
     "add": "carried out: request",
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--output", metavar="FILE", default="audit.html", help="page to write, with a .json beside it (default: audit.html)"
     )
+    out.add_argument("--overwrite", action="store_true", help="begin anew where another unfinished audit has the same --output")
     out.add_argument("--pdf", action="store_true", help="print the page as PDF beside it, by a headless Chromium")
     out.add_argument("--show-values", action="store_true", help="show personal values in the report instead of masking them")
     out.add_argument("--budget", metavar="TIME", help="stop after this time, as in 10m; each kind gets the same share")
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
     journal_path = output.with_name(f".{output.stem}.journal.jsonl")
+    if args.overwrite:
+        journal_path.unlink(missing_ok=True)
     audit = run_audit(
         model,
         tokenizer,
