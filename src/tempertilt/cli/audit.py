@@ -159,6 +159,7 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
         command=shlex.join(["t3", "audit", *args.words]),
         files={path: file_sha256(Path(path)) for path in files},
         history=_history(Path(args.ledger)) if args.ledger else (),
+        filtered=bool(args.adapter or args.ledger),
     )
 
 
