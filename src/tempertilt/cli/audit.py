@@ -148,14 +148,15 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
     named += [f"and the requests in force of the ledger {args.ledger}"] if args.ledger else []
     weights = Path(args.adapter or "") / WEIGHTS
-    made = f" on {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if args.adapter and weights.is_file() else ""
+    local = bool(args.adapter) and weights.is_file()
+    dated = f", its file of {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if local else ""
     sources = [path for name in ("forget", "retain", "holdout") for path in listed(getattr(args, name)) if Path(path).is_file()]
-    files = [*sources, *([str(weights)] if made else [])]
+    files = [*sources, *([str(weights)] if local else [])]
     return Request(
         asked_by=args.asked_by or "",
         asked_on=args.asked_on or "",
         model=" ".join(named),
-        done=_done(args, made),
+        done=_done(args, dated),
         command=shlex.join(["t3", "audit", *args.words]),
         files={path: file_sha256(Path(path)) for path in files},
         history=_history(Path(args.ledger)) if args.ledger else (),
@@ -173,12 +174,16 @@ def _base(args: argparse.Namespace, model: Any) -> tuple[str, str | None]:
     return args.model or name, args.peft_adapter or peft
 
 
-def _done(args: argparse.Namespace, made: str) -> str:
-    """What was done, in words."""
+def _done(args: argparse.Namespace, dated: str) -> str:
+    """What was done, in words.
+
+    Args:
+        dated: the adapter's date, as its file has it; empty where there is no file.
+    """
     if args.ledger:
         return f"filters on what the model says act, one for each request in force of the ledger {Path(args.ledger).name}"
     if args.adapter:
-        return f"a filter on what the model says (adapter {Path(args.adapter).name}) was made{made}"
+        return f"a filter on what the model says acts (adapter {Path(args.adapter).name}{dated})"
     return "nothing: no adapter is named, the model is as it is"
 
 
