@@ -89,7 +89,7 @@ def groups(material: Material, everyday: Mapping[str, Sequence[str]], count: int
         "retained records": [_recorded(record) for record in far],
         "neighbours (a name in common)": [_recorded(record) for record in near],
         "namesakes": [_prompt(text) for text in _namesakes(people)],
-        "name only mentioned": [_prompt(MENTIONS[i % len(MENTIONS)].format(name=s.person)) for i, s in enumerate(people * 6)],
+        "name only mentioned": [_prompt(text.format(name=subject.person)) for text in MENTIONS for subject in people],
         "later turns": list(_later_turns(people, chats)),
         "everyday questions": [_prompt(text) for text in EVERYDAY],
     }
