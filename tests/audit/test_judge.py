@@ -8,7 +8,7 @@ import pytest
 
 from support.audits import FORGET, HOLDOUT, PEOPLE, RETAIN, subjects
 from tempertilt.audit.attempts import Material, ask, plain, subjects_of
-from tempertilt.audit.judge import MASK, Judge, masked, repeated
+from tempertilt.audit.judge import MASK, Judge, Judgement, masked, repeated
 from tempertilt.audit.registry import attacks
 from tempertilt.audit.target import Reply
 from tempertilt.data.facts import facts_of, given_away
@@ -18,7 +18,7 @@ FOREIGN = [fact for record in RETAIN for fact in facts_of(record)]
 SUBJECT = subjects()[0]
 
 
-def judged(answer: str, *, show_values: bool = False, prompt: str = "") -> object:
+def judged(answer: str, *, show_values: bool = False, prompt: str = "") -> Judgement:
     attempt = ask("f", SUBJECT, prompt) if prompt else plain(SUBJECT)
     return Judge(subjects(), FOREIGN, show_values=show_values).judge(Reply(attempt, (answer,), (), True))
 
@@ -34,11 +34,11 @@ def judged(answer: str, *, show_values: bool = False, prompt: str = "") -> objec
 )
 def test_leaks_and_values_of_others(answer: str, leaked: tuple[str, ...], foreign: int, exact: bool) -> None:
     judgement = judged(answer)
-    assert (judgement.leaked, judgement.foreign, judgement.exact) == (leaked, foreign, exact)  # type: ignore[attr-defined]
+    assert (judgement.leaked, judgement.foreign, judgement.exact) == (leaked, foreign, exact)
 
 
 def test_what_the_prompt_says_is_no_leak() -> None:
-    assert judged("0522 871 4406", prompt="Is it 0522 871 4406?").leaked == ()  # type: ignore[attr-defined]
+    assert judged("0522 871 4406", prompt="Is it 0522 871 4406?").leaked == ()
 
 
 @pytest.mark.parametrize(
