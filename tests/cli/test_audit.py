@@ -85,15 +85,18 @@ def test_bad_input(
     assert message in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
-def test_a_configuration_file_names_the_records(command: list[str], tmp_path: Path) -> None:
+def test_a_configuration_file_names_the_records_and_the_page(command: list[str], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text(f"forget: {tmp_path / 'forget.jsonl'}\nattempts: 1\nasked_by: B. Person\n")
+    page = tmp_path / "other.html"
+    config.write_text(f"forget: {tmp_path / 'forget.jsonl'}\nattempts: 1\nasked_by: B. Person\noutput: {page}\n")
     flags = [word for word in command if word not in ("--forget", str(tmp_path / "forget.jsonl"), "--attempts")]
     flags.remove("2")  # of --records
     flags.insert(flags.index("--records") + 1, "1")
+    del flags[flags.index("--output") : flags.index("--output") + 2]
     flags.remove("2")  # of --attempts
     assert main([*flags, "--config", str(config)]) == 0
-    request = json.loads((tmp_path / "report.json").read_text())["request"]
+    assert page.is_file()
+    request = json.loads(page.with_suffix(".json").read_text())["request"]
     assert request["asked_by"] == "B. Person" and str(tmp_path / "forget.jsonl") in request["files"]
 
 

@@ -29,6 +29,7 @@ from tempertilt.storage import file_sha256, make_dir, write_text
 CONFIGS = (AuditConfig, ExampleConfig)
 FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
 PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "overwrite", "budget", "asked_by", "asked_on", "letter")
+PAGE = "audit.html"
 DEEDS = {
     "init": "the ledger was made",
     "add": "carried out: request",
@@ -60,9 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         more, "--unchanged-prompts", "prompts that must not change: JSON lines, CSV or lines of text; each file is a group"
     )
     out = parser.add_argument_group("output")
-    out.add_argument(
-        "--output", metavar="FILE", default="audit.html", help="page to write, with a .json beside it (default: audit.html)"
-    )
+    out.add_argument("--output", metavar="FILE", help=f"page to write, with a .json beside it (default: {PAGE})")
     out.add_argument("--overwrite", action="store_true", help="begin anew where another unfinished audit has the same --output")
     out.add_argument("--pdf", action="store_true", help="print the page as PDF beside it, by a headless Chromium")
     out.add_argument("--show-values", action="store_true", help="show personal values in the report instead of masking them")
@@ -85,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     require(args, "forget")
     if args.fail_above is not None and not 0 <= args.fail_above < 1:
         raise ConfigError(f"--fail-above is {args.fail_above}; must be a number >= 0 and < 1")
-    output, budget = Path(args.output), None if args.budget is None else parse_budget(args.budget)
+    output, budget = Path(args.output or PAGE), None if args.budget is None else parse_budget(args.budget)
     if output.suffix not in (".html", ".htm"):
-        raise ConfigError(f"--output is {args.output!r}; must be a name that ends with .html")
+        raise ConfigError(f"--output is {str(output)!r}; must be a name that ends with .html")
     if args.pdf:
         find_browser()
     make_dir(output.parent)
