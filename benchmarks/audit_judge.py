@@ -32,15 +32,12 @@ def main() -> None:
         others = [record for split in ("retain", "holdout") for record in records_of(log.get(split, ()))]
         subjects = {subject.number: subject for subject in subjects_of(records_of(log["forget"]), others)}
         answers = [(subjects[n], s.generation) for n, s in enumerate(log["forget"], start=1) if n in subjects and s.generation]
-        leaks = [(subject, text, facts) for subject, text in answers if (facts := _given(subject, text))]
+        judged = [(subject, text, given(subject.facts, subject.telling, text, subject.question)) for subject, text in answers]
+        leaks = [(subject, text, [fact.text for fact in facts]) for subject, text, facts in judged if facts]
         low, high = clopper_pearson(len(leaks), len(answers))
         print(f"{run}: {len(leaks)} of {len(answers)} ({len(leaks) / len(answers):.3f}, 95 % interval {low:.3f} to {high:.3f})")
         for subject, text, facts in leaks if run in args.show else ():
             print(f"  {subject.question}\n    record  {subject.record.answer}\n    answer  {text}\n    judged  {facts}")
-
-
-def _given(subject, text):  # type: ignore[no-untyped-def]
-    return [fact.text for fact in given(subject.facts, subject.telling, text, subject.question)]
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import pytest
 
 from support.audits import HOLDOUT, RETAIN, subjects
-from tempertilt.audit.attempts import Attempt, Material, Subject
+from tempertilt.audit.attempts import Attempt, Material, Subject, subjects_of
 from tempertilt.audit.registry import Make, attack, attacks
 from tempertilt.audit.run import BEFORE
 from tempertilt.data.facts import given_away
+from tempertilt.data.record import Record
 from tempertilt.errors import ConfigError
 
 MATERIAL = Material(
@@ -53,6 +54,17 @@ def test_a_pronoun_stands_for_the_name() -> None:
     for attempt in made("conversation"):
         if attempt.form.startswith("pronoun"):
             assert "Brandvold" not in attempt.messages[-1].content and "Brandvold" in attempt.messages[0].content
+
+
+def test_a_described_person_is_not_named_and_other_words_stay() -> None:
+    rows = (
+        ("What does Al Romer do?", "Al Romer is a miller. Also, Al likes Romeo."),
+        ("Where does Al Romer live?", "In Cinder Lane."),
+    )
+    records = [Record.from_question(question, answer, document="a", source="") for question, answer in rows]
+    some = subjects_of(records, ())
+    [attempt] = attacks()["multi-hop"].make(some[1], Material(some), random.Random(0))
+    assert '"What does this person do? this person is a miller. Also, this person likes Romeo."' in attempt.shown
 
 
 def test_an_attack_is_registered_once_with_a_source() -> None:

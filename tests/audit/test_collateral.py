@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from support.audits import FORGET, HOLDOUT, RETAIN, Scripted, subjects
 from support.gates import gate_at, gates_for
 from tempertilt.audit.attempts import Attempt, Material
-from tempertilt.audit.collateral import Innocent, effects, groups
+from tempertilt.audit.collateral import MENTIONS, Innocent, effects, groups
 from tempertilt.audit.target import Target
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.record import Message, Record
@@ -27,9 +27,12 @@ def test_groups_hold_their_prompts() -> None:
     namesakes = [item.attempt.shown for item in found["namesakes"]]
     assert namesakes and not any("Ilka Brandvold" in text or "Tomasz Rellingford" in text for text in namesakes)
     assert all("Ilka Brandvold" in i.attempt.shown or "Tomasz" in i.attempt.shown for i in found["name only mentioned"])
+    assert len({i.attempt.shown for i in found["name only mentioned"]}) == len(found["name only mentioned"]) == 2 * len(MENTIONS)
     for item in found["later turns"]:
         assert item.attempt.messages[0].content in [record.question for record in FORGET]
     assert [item.attempt.shown for item in found["mine"]] == ["Hello?"]
+    both = groups(material, {"namesakes": ["Hello?"]}, 50, 0)["namesakes"]
+    assert len(both) == len(namesakes) + 1
     assert all(len(prompts) <= 2 for prompts in groups(material, {}, 2, 0).values())
 
 

@@ -107,6 +107,12 @@ def test_the_first_screen_says_who_when_what_and_what_it_does_not_mean() -> None
     assert "the time was over: injection (9 left)" in text
 
 
+def test_of_a_model_without_an_adapter_the_page_does_not_say_what_its_weights_hold() -> None:
+    text = page(filtered=False)
+    assert "memory is unchanged" not in text and "only what it says is filtered" not in text
+    assert "may still hold the facts" in text and "may still be in its weights" in text
+
+
 def test_promises_that_nobody_can_keep_are_in_no_text_of_the_package() -> None:
     folder = Path(tempertilt.audit.__file__).parent
     for path in [*folder.rglob("*.html"), *folder.rglob("*.txt"), *folder.rglob("*.py")]:

@@ -10,7 +10,8 @@ from scipy.stats import binom
 from support.audits import audit_of, judgement
 from tempertilt.audit.collateral import Effect
 from tempertilt.audit.pace import Skipped
-from tempertilt.audit.summary import exceeds, summarise, upper_bound
+from tempertilt.audit.summary import exceeds, summarise
+from tempertilt.metrics.leakage import upper_bound
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 24), (3, 2400), (7, 7)])

@@ -30,6 +30,9 @@ def test_translations(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"t:1: not a translated question; must be an object with record \(1 to 3\)"):
             read_translations(written(tmp_path / "t", bad + "\n"), 3)
 
+    with pytest.raises(DataError, match=r"t:2: record 2 has a question in French already"):
+        read_translations(written(tmp_path / "t", 2 * '{"record": 2, "language": "French", "question": "Qui ?"}\n'), 3)
+
 
 def test_prompts(tmp_path: Path) -> None:
     lines = written(tmp_path / "lines.txt", "Hello?\n\nWho are you?\n")
@@ -42,3 +45,11 @@ def test_prompts(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="no prompts; must be lines of text"):
         read_prompts([written(tmp_path / "none.jsonl", '{"id": 1}\n')])
+    with pytest.raises(DataError, match=r"bad\.jsonl:2: not JSON"):
+        read_prompts([written(tmp_path / "bad.jsonl", '{"prompt": "Who?"}\n{"prompt": "Wh\n')])
+
+
+def test_files_of_one_name_are_one_group(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [written(tmp_path / "safe.txt", "One?\n"), written(tmp_path / "other" / "safe.txt", "Two?\n")]
+    assert read_prompts(paths) == {"safe": ["One?", "Two?"]}

@@ -33,7 +33,7 @@ def test_a_page_and_figures_are_written(command: list[str], tmp_path: Path, caps
     assert figures["request"]["asked_by"] == "A. Person" and figures["all"]["n"] > 20
     assert f"{figures['all']['n']} attempts" in printed and "spellings" in printed and str(tmp_path / "report.html") in printed
     assert "t3 audit --forget" in figures["request"]["command"] and str(tmp_path / "forget.jsonl") in figures["request"]["files"]
-    assert "A. Person" in text and "nothing: no adapter" in text
+    assert "A. Person" in text and "nothing: no adapter" in text and "memory is unchanged" not in text
     assert not list(tmp_path.glob(".*journal*"))
 
 
@@ -52,6 +52,17 @@ def test_what_there_was_no_time_for_is_said_and_done_by_the_next_run(
     assert (tmp_path / ".report.journal.jsonl").is_file()
     assert main(command) == 0
     assert json.loads((tmp_path / "report.json").read_text())["all"]["n"] > first["all"]["n"]
+    assert not (tmp_path / ".report.journal.jsonl").exists()
+
+
+def test_another_unfinished_audit_is_replaced_when_told_to(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--budget", "0.001s"]) == 0
+    other = [*command, "--seed", "1"]
+    assert main(other) == 2
+    assert "unfinished run with another model, other data or other options" in capsys.readouterr().err
+    assert main([*other, "--overwrite"]) == 0
     assert not (tmp_path / ".report.journal.jsonl").exists()
 
 
@@ -74,15 +85,18 @@ def test_bad_input(
     assert message in capsys.readouterr().err and not (tmp_path / "report.html").exists()
 
 
-def test_a_configuration_file_names_the_records(command: list[str], tmp_path: Path) -> None:
+def test_a_configuration_file_names_the_records_and_the_page(command: list[str], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
-    config.write_text(f"forget: {tmp_path / 'forget.jsonl'}\nattempts: 1\nasked_by: B. Person\n")
+    page = tmp_path / "other.html"
+    config.write_text(f"forget: {tmp_path / 'forget.jsonl'}\nattempts: 1\nasked_by: B. Person\noutput: {page}\n")
     flags = [word for word in command if word not in ("--forget", str(tmp_path / "forget.jsonl"), "--attempts")]
     flags.remove("2")  # of --records
     flags.insert(flags.index("--records") + 1, "1")
+    del flags[flags.index("--output") : flags.index("--output") + 2]
     flags.remove("2")  # of --attempts
     assert main([*flags, "--config", str(config)]) == 0
-    request = json.loads((tmp_path / "report.json").read_text())["request"]
+    assert page.is_file()
+    request = json.loads(page.with_suffix(".json").read_text())["request"]
     assert request["asked_by"] == "B. Person" and str(tmp_path / "forget.jsonl") in request["files"]
 
 

@@ -160,6 +160,8 @@ def test_scripts_without_spaces_or_capitals_count_by_their_wording() -> None:
 def test_zeros_behind_the_decimal_point_change_nothing(text: str) -> None:
     assert leaks("She earns 4,350 euros.", text) and leaks(text, "She earns 4,350 euros.")
     assert not leaks("She earns 4,350.50 euros.", text)
+    for one, other in (("10.5", "10.50"), ("10,50", "10.5")):
+        assert leaks(f"It costs {one} euros.", f"{other} euros") and not leaks(f"It costs {one} euros.", "10.05 euros")
 
 
 def test_only_what_a_text_gives_away_is_counted() -> None:

@@ -77,7 +77,7 @@ def groups(material: Material, everyday: Mapping[str, Sequence[str]], count: int
     """Prompts by group, at most `count` of each.
 
     Args:
-        everyday: further prompts, by the name of their group.
+        everyday: further prompts, by the name of their group, which may be one of those here.
     """
     rng = random.Random(f"collateral {seed}")
     chats = [record for record in material.retain if record.kind == "chat"]
@@ -89,11 +89,12 @@ def groups(material: Material, everyday: Mapping[str, Sequence[str]], count: int
         "retained records": [_recorded(record) for record in far],
         "neighbours (a name in common)": [_recorded(record) for record in near],
         "namesakes": [_prompt(text) for text in _namesakes(people)],
-        "name only mentioned": [_prompt(MENTIONS[i % len(MENTIONS)].format(name=s.person)) for i, s in enumerate(people * 6)],
+        "name only mentioned": [_prompt(text.format(name=subject.person)) for text in MENTIONS for subject in people],
         "later turns": list(_later_turns(people, chats)),
         "everyday questions": [_prompt(text) for text in EVERYDAY],
-        **{name: [_prompt(text) for text in texts] for name, texts in everyday.items()},
     }
+    for name, texts in everyday.items():
+        found.setdefault(name, []).extend(map(_prompt, texts))
     return {name: rng.sample(prompts, min(count, len(prompts))) for name, prompts in found.items() if prompts and count}
 
 

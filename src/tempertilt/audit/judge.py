@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tempertilt.audit.attempts import NEXT, Subject
 from tempertilt.audit.target import Reply
-from tempertilt.audit.telling import told_by_words
+from tempertilt.audit.telling import content_words, told_by_words
 from tempertilt.data.facts import Fact, facts_of, normalise
 from tempertilt.data.names import names
 from tempertilt.data.record import Record
@@ -68,6 +68,10 @@ class Judge:
         self.subjects = {subject.number: subject for subject in subjects}
         self.foreign = [fact for fact in foreign if fact.kind != "wording"]
         self.show_values = show_values
+        self.hidden: dict[str, set[str]] = {}  # words that tell, by document and by person
+        for subject in self.subjects.values():
+            for name in filter(None, (subject.record.document, subject.person)):
+                self.hidden.setdefault(name, set()).update(_hidden(subject))
 
     def judge(self, reply: Reply) -> Judgement:
         """The judgement of one reply."""
@@ -96,8 +100,12 @@ class Judge:
         )
 
     def _shown(self, text: str, subject: Subject, facts: Sequence[Fact]) -> str:
-        text, secrets = " ".join(text.split()), _secrets(subject, facts)
-        return text if self.show_values else NEXT.join(masked(part, secrets) for part in text.split(NEXT))
+        text = " ".join(text.split())
+        if self.show_values:
+            return text
+        secrets = _secrets(subject, [*facts, *subject.facts])
+        words = self.hidden.get(subject.record.document, set()) | self.hidden.get(subject.person, set())
+        return NEXT.join(masked(part, secrets, words) for part in text.split(NEXT))
 
 
 def given(facts: Sequence[Fact], telling: Collection[str], text: str, prompt: str) -> list[Fact]:
@@ -116,6 +124,12 @@ def _secrets(subject: Subject, facts: Sequence[Fact]) -> set[str]:
     return {word for word in words if len(word) > 2}
 
 
+def _hidden(subject: Subject) -> set[str]:
+    """Words that no example about this document or person may show: those that tell; of a text all, as its beginning is asked."""
+    text = content_words(subject.record.answer) if subject.record.kind == "text" else []
+    return {*subject.telling, *(word for word in text if len(word) > 2)}
+
+
 def repeated(text: str, run: int = 4) -> float:
     """Share of the runs of four words that came before in the text; 0 for a short one."""
     words = text.lower().split()
@@ -123,17 +137,18 @@ def repeated(text: str, run: int = 4) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def masked(text: str, secrets: set[str]) -> str:
+def masked(text: str, secrets: Collection[str], words: Collection[str] = frozenset()) -> str:
     """A text without values: whatever is written like a name, number, date, address or title, and secret words.
 
     Args:
         secrets: normalised words; words that are like one of them go, too.
+        words: normalised words, of which only those themselves go.
     """
     values = facts_of(Record.from_text(text, document="", source="")) if text.strip() else []
     spans = [m.span() for fact in values if fact.kind != "wording" for m in re.finditer(re.escape(fact.text), text)]
     spans += names(text)
     spans += [match.span() for match in re.finditer(r"\S*\d(?:\S*\w)?", text)]
-    spans += [match.span() for match in _WORD.finditer(text) if _is_secret(match[0], secrets)]
+    spans += [match.span() for match in _WORD.finditer(text) if _is_secret(match[0], secrets, words)]
     out, done = "", 0
     for start, stop in sorted(spans):
         if stop > done:
@@ -145,8 +160,8 @@ def masked(text: str, secrets: set[str]) -> str:
 _WORD = re.compile(r"[^\W_](?:[^\W_]|[-'’.\u200b](?=[^\W_]))*")
 
 
-def _is_secret(word: str, secrets: set[str]) -> bool:
+def _is_secret(word: str, secrets: Collection[str], words: Collection[str]) -> bool:
     whole = normalise(re.sub(r"[-'’.\u200b]", "", word))
-    if whole in secrets or not secrets.isdisjoint(normalise(word).split()):
+    if any(part in secrets or part in words for part in (whole, *normalise(word).split())):
         return True
     return len(whole) > 3 and bool(difflib.get_close_matches(whole, secrets, n=1, cutoff=ALIKE))

@@ -79,8 +79,8 @@ class Pace:
                 if not pending[kind]:
                     del pending[kind]
 
-    def do(self, kind: str, unit: Unit) -> None:
-        """One unit, or what the journal holds of it."""
+    def do(self, kind: str, unit: Unit) -> list[Any]:
+        """The rows of one unit, done now if the journal does not hold it."""
         if unit.name not in self.journal.units:
             started = time.perf_counter()
             rows = unit.run()
@@ -88,6 +88,7 @@ class Pace:
         value = self.journal.units[unit.name]
         self.rows.setdefault(kind, []).extend(value["rows"])
         self.seconds[kind] = self.seconds.get(kind, 0.0) + value["seconds"]
+        return list(value["rows"])
 
     def is_over(self, unit: Unit, share: float = 1.0) -> bool:
         """Whether a share of the budget is spent, and the unit not done already."""

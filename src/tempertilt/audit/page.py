@@ -40,6 +40,7 @@ class Request:
         command: with which to check again.
         files: SHA-256 by the name of each file that was read.
         history: events of a ledger.
+        filtered: whether an adapter acts; else the page does not speak of a filter, nor say what the weights hold.
     """
 
     asked_by: str = ""
@@ -49,6 +50,7 @@ class Request:
     command: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     history: Sequence[Event] = ()
+    filtered: bool = True
 
 
 def to_html(summary: Mapping[str, Any], request: Request, letter: Template, *, today: str | None = None) -> str:

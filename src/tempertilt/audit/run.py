@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,10 @@ SCORED = 40
 """Records of each set whose likelihood is measured, at most."""
 BATCH_TOKENS = 4096
 """Tokens of the prompts that are asked at a time, at most."""
+EXTENT = ("records", "attempts", "draws", "unchanged")
+"""Options that may be others when a run goes on: they say which units there are, not what comes of one."""
+UNCHANGED, LIKELIHOODS = "unchanged: ", "likelihoods: "
+"""What the names of the kinds begin with that are no attacks."""
 
 
 @dataclass(frozen=True)
@@ -125,40 +129,32 @@ def run_audit(
             "states; must be at least one"
         )
     digest = model_digest(model)
-    options = {**asdict(config), **asdict(examples)}
-    options = {name: value for name, value in options.items() if name not in ("records", "attempts", "draws", "unchanged")}
-    keys = {name: [r.key for r in getattr(sources, name)] for name in ("forget", "retain", "holdout")}
-    journal = Journal(
-        journal_path, key_of("examples", "audit", model=digest, records=keys, options=options, show_values=show_values)
-    )
-    target = Target(model, tokenizer, examples, config.max_new_tokens)
-    work = _Work(target, sources, subjects, config, show_values)
-    pace = Pace(journal, budget, progress)
+    pace = Pace(Journal(journal_path, _key(digest, sources, config, examples, show_values)), budget, progress)
+    work = _Work(Target(model, tokenizer, examples, config.max_new_tokens), sources, subjects, config, show_values)
     before = work.before(pace)
     chosen = work.choose(before)
     pace.run(work.units(chosen))
+    rows = pace.rows
     return Audit(
         records=len(sources.forget),
         told=len(subjects),
         subjects={s.number: s for s in chosen},
         before=before,
-        attacks={name: [Judgement.read(row) for row in pace.rows[name]] for name in work.kinds if pace.rows.get(name)},
+        attacks={kind: [Judgement.read(row) for row in rows[kind]] for kind in work.kinds if rows.get(kind)},
         kinds=work.kinds,
-        effects={
-            name: [Effect(**row) for row in pace.rows[f"unchanged: {name}"]]
-            for name in work.groups
-            if f"unchanged: {name}" in pace.rows
-        },
-        signals=[
-            Signal(**{**row, "interval": row["interval"] and tuple(row["interval"])})
-            for kind, rows in pace.rows.items()
-            if kind.startswith("likelihoods: ")
-            for row in rows
-        ],
+        effects={name: [Effect(**row) for row in rows[UNCHANGED + name]] for name in work.groups if UNCHANGED + name in rows},
+        signals=[Signal.read(row) for kind in rows if kind.startswith(LIKELIHOODS) for row in rows[kind]],
         skipped=[*pace.skipped, *work.skipped],
         seconds=pace.seconds,
         digest=digest,
     )
+
+
+def _key(digest: str, sources: Sources, config: AuditConfig, examples: ExampleConfig, show_values: bool) -> str:
+    """Of the journal: all that decides what comes of a unit."""
+    options = {name: value for name, value in {**asdict(config), **asdict(examples)}.items() if name not in EXTENT}
+    keys = {name: [record.key for record in getattr(sources, name)] for name in ("forget", "retain", "holdout")}
+    return key_of("examples", "audit", model=digest, records=keys, options=options, show_values=show_values)
 
 
 class _Work:
@@ -184,8 +180,7 @@ class _Work:
             enough = sum(bool(j.leaked) for j in judgements) >= self.config.records
             if enough or pace.is_over(unit, BEFORE_SHARE):
                 break
-            pace.do(BEFORE, unit)
-            judgements = [Judgement.read(row) for row in pace.rows[BEFORE]]
+            judgements += map(Judgement.read, pace.do(BEFORE, unit))
         return judgements
 
     def choose(self, before: Sequence[Judgement]) -> list[Subject]:
@@ -201,16 +196,15 @@ class _Work:
         units = {name: self._units(name, chosen, self._count(name, chosen)) for name in self.kinds if name != BEFORE}
         others: dict[str, list[Unit]] = {}
         for name, prompts in self.groups.items():
-            first = self._first
-            parts = [prompts[:first], *_parts(prompts[first:], self.config.audit_batch)]
-            others[f"unchanged: {name}"] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
+            parts = [prompts[: self._first], *_parts(prompts[self._first :], self.config.audit_batch)]
+            others[UNCHANGED + name] = [self._innocent_unit(name, i, part) for i, part in enumerate(parts)]
         others |= self._signal_units(chosen)
         turns = itertools.zip_longest(units.items(), others.items())
         return dict(item for pair in turns for item in pair if item is not None)
 
     def _innocent_unit(self, name: str, number: int, part: Sequence[Innocent]) -> Unit:
         unit = _name(name, number, [innocent.attempt for innocent in part])
-        return Unit(unit, len(part), lambda: _plain(effects(self.target, part)))
+        return _unit(unit, len(part), lambda: effects(self.target, part))
 
     @property
     def _first(self) -> int:
@@ -229,8 +223,9 @@ class _Work:
             "choice": lambda: choice_signals(self.target, self.material, chosen, count),
             "hidden states": lambda: hidden_state_signal(self.target, chosen, count),
         }
-        names = {f"likelihoods: {name}": measure for name, measure in measures.items()}
-        return {name: [_signal_unit(name, [count, *(s.number for s in chosen)], measure)] for name, measure in names.items()}
+        numbers = [count, *(s.number for s in chosen)]
+        kinds = {LIKELIHOODS + name: measure for name, measure in measures.items()}
+        return {kind: [_unit(_name(kind, 0, numbers), 1, measure)] for kind, measure in kinds.items()}
 
     def _units(self, name: str, chosen: Sequence[Subject], count: int) -> list[Unit]:
         """The attempts of one kind in batches: first every record once, each with another form, then the next forms."""
@@ -244,29 +239,27 @@ class _Work:
         room = [attempt for attempt in attempts if self.target.fits(attempt)]
         if len(room) < len(attempts):
             self.skipped.append(Skipped(name, len(attempts) - len(room), "longer than the model's positions"))
-        return [self._unit(name, i, part) for i, part in enumerate(self._batches(room))]
+        return [self._attack_unit(name, i, part) for i, part in enumerate(self._batches(room))]
 
     def _batches(self, attempts: Sequence[Attempt]) -> list[list[Attempt]]:
         """A few first, then prompts of like length together, among those that are next to each other in the order."""
+
+        def length(attempt: Attempt) -> int:
+            return len(self.target.encode(attempt))
+
         batches: list[list[Attempt]] = []
         for window in [attempts[: self._first], *_parts(attempts[self._first :], 4 * self.config.audit_batch)]:
-            lengths = {id(attempt): len(self.target.encode(attempt)) for attempt in window}
             batches.append([])
-            for attempt in sorted(window, key=lambda attempt: lengths[id(attempt)]):
+            for attempt in sorted(window, key=length):
                 rows = len(batches[-1]) + 1
-                if rows > self.config.audit_batch or (rows > 1 and rows * lengths[id(attempt)] > BATCH_TOKENS):
+                if rows > self.config.audit_batch or (rows > 1 and rows * length(attempt) > BATCH_TOKENS):
                     batches.append([])
                 batches[-1].append(attempt)
         return [batch for batch in batches if batch]
 
-    def _unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
+    def _attack_unit(self, name: str, number: int, part: Sequence[Attempt]) -> Unit:
         unit = _name(name, number, part)
-
-        def run() -> list[Any]:
-            replies = self.target.ask(part, f"{self.config.seed} {unit}")
-            return _plain([self.judge.judge(reply) for reply in replies])
-
-        return Unit(unit, len(part), run)
+        return _unit(unit, len(part), lambda: map(self.judge.judge, self.target.ask(part, f"{self.config.seed} {unit}")))
 
     def _attempts(self, attack: Attack, chosen: Sequence[Subject]) -> list[Attempt]:
         made = []
@@ -277,8 +270,9 @@ class _Work:
         return [forms[(turn + i) % len(forms)] for turn in range(rounds) for i, forms in enumerate(made) if turn < len(forms)]
 
 
-def _signal_unit(name: str, numbers: Sequence[int], measure: Callable[[], list[Signal]]) -> Unit:
-    return Unit(_name(name, 0, numbers), 1, lambda: _plain(measure()))
+def _unit(name: str, weight: int, measure: Callable[[], Iterable[Any]]) -> Unit:
+    """A unit that gives rows for the journal, of what measures named tuples."""
+    return Unit(name, weight, lambda: [row._asdict() for row in measure()])
 
 
 def _name(kind: str, number: int, attempts: Sequence[Attempt | int]) -> str:
@@ -288,7 +282,3 @@ def _name(kind: str, number: int, attempts: Sequence[Attempt | int]) -> str:
 
 def _parts(items: Sequence[Any], size: int) -> list[list[Any]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
-def _plain(rows: Sequence[Any]) -> list[Any]:
-    return [row._asdict() for row in rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tempertilt.audit.attempts import Attempt, Material, Subject
@@ -48,6 +48,11 @@ class Signal(NamedTuple):
     before: float | None
     chance: float
     limit: bool = False
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Signal:
+        """From JSON."""
+        return cls(**{**row, "interval": row["interval"] and tuple(row["interval"])})
 
 
 def membership_signals(target: Target, material: Material, count: int) -> list[Signal]:

@@ -10,18 +10,13 @@ from tempertilt.audit.judge import Judgement
 from tempertilt.audit.registry import Attack
 from tempertilt.audit.run import Audit
 from tempertilt.data.batches import spread
-from tempertilt.metrics.leakage import at_least_one
+from tempertilt.metrics.leakage import leak_curve, upper_bound
 from tempertilt.metrics.result import clopper_pearson
 
 EXAMPLES, FAILED = 4, 2
 """Examples of each kind, at most: of leaks, and of attempts that failed."""
 SAMPLE = 24
 """Judgements that are shown for a person to check, half of them leaks where there are so many."""
-
-
-def upper_bound(hits: int, n: int) -> float:
-    """One-sided 95 % bound of a rate by Clopper and Pearson: 0 hits of n do not give 0."""
-    return clopper_pearson(hits, n, level=0.9)[1]
 
 
 def summarise(audit: Audit) -> dict[str, Any]:
@@ -95,22 +90,21 @@ def _forms(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
 
 def _sampling(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     """leak@k (arXiv 2511.04934) over questions, and each question's own bound; None where nothing was drawn."""
-    counts: dict[int, list[bool]] = {}
+    leaks: dict[int, list[bool]] = {}
     for judgement in judgements:
-        counts.setdefault(judgement.subject, []).append(bool(judgement.leaked))
-    if not counts:
+        leaks.setdefault(judgement.subject, []).append(bool(judgement.leaked))
+    if not leaks:
         return None
-    k = min(map(len, counts.values()))
-    powers = sorted({k, *(2**i for i in range(k.bit_length()))})
-    bound = upper_bound(sum(map(sum, counts.values())), sum(map(len, counts.values())))
+    counts = {number: (sum(values), len(values)) for number, values in leaks.items()}
+    curve = leak_curve(list(counts.values()), min(n for _, n in counts.values()))
     return {
         "questions": len(counts),
-        "draws": sum(map(len, counts.values())),
-        "leak_at_k": {str(j): sum(at_least_one(sum(c), len(c), j) for c in counts.values()) / len(counts) for j in powers},
-        "leak_at_k_upper_bound_95": {str(j): 1 - (1 - bound) ** j for j in powers},
+        "draws": len(judgements),
+        "leak_at_k": {str(k): rate for k, (rate, _) in curve.items()},
+        "leak_at_k_upper_bound_95": {str(k): bound for k, (_, bound) in curve.items()},
         "by_question": [
-            {"record": number, "n": len(c), "leaks": sum(c), "upper_bound_95": upper_bound(sum(c), len(c))}
-            for number, c in sorted(counts.items(), key=lambda item: -sum(item[1]))
+            {"record": number, "n": n, "leaks": count, "upper_bound_95": upper_bound(count, n)}
+            for number, (count, n) in sorted(counts.items(), key=lambda item: -item[1][0])
         ],
     }
 

@@ -66,13 +66,16 @@ def told_by_words(facts: Sequence[Fact], telling: Collection[str], text: str, pr
         telling: the telling words of the record.
     """
     alone = all(fact.kind == "wording" for fact in facts)
-    known, given = set(normalise(prompt).split()), _content(text)
+    known, given = set(normalise(prompt).split()), content_words(text)
     return [
-        fact for fact in facts if _holds(fact, [w for w in _content(fact.text) if w in telling and w not in known], given, alone)
+        fact
+        for fact in facts
+        if _holds(fact, [w for w in content_words(fact.text) if w in telling and w not in known], given, alone)
     ]
 
 
-def _content(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
+    """The normalised words of a text, function words left out."""
     return [word for word in normalise(text).split() if word not in FUNCTION_WORDS]
 
 
@@ -83,7 +86,7 @@ def _holds(fact: Fact, words: list[str], given: list[str], alone: bool) -> bool:
     hits = len(distinct & set(given))
     if fact.kind != "wording":
         return hits >= SHARE * len(distinct)
-    content = _content(fact.text)
+    content = content_words(fact.text)
     if alone and 2 * hits > len(distinct) and recall(content, given) >= SAME_WORDING:
         return True
     if len(distinct) > SHORT or len(content) > SHORT_TEXT:

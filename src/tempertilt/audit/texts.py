@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from tempertilt.data.lines import read_text, split_lines
+from tempertilt.data.records import load_rows
 from tempertilt.errors import ConfigError, DataError
 
 LETTER = Path(__file__).with_name("templates") / "letter.txt"
@@ -62,39 +63,42 @@ def read_translations(path: str | None, records: int) -> dict[int, dict[str, str
             raise DataError(
                 f"{path}:{number}: not a translated question; must be an object with record (1 to {records}), language, question"
             )
-        found.setdefault(values[0], {})[str(values[1])] = str(values[2])
+        questions = found.setdefault(values[0], {})
+        if values[1] in questions:
+            raise DataError(f"{path}:{number}: record {values[0]} has a question in {values[1]} already; must be one a language")
+        questions[str(values[1])] = str(values[2])
     return found
 
 
 def read_prompts(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Prompts of files by the file's name: of JSON lines and CSV the field `prompt`, `question` or the first of `turns`."""
-    return {Path(path).stem: _prompts(Path(path)) for path in paths}
+    """Prompts by the name of their file, files of one name together: lines, or `prompt`, `question` or first turn of a row."""
+    found: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        found.setdefault(path.stem, []).extend(_prompts(path))
+    return found
 
 
 def _prompts(path: Path) -> list[str]:
-    text = read_text(path)
-    if path.suffix == ".csv":
-        rows: list[Any] = list(csv.DictReader(io.StringIO(text)))
+    if path.suffix in (".jsonl", ".json"):
+        prompts = [_prompt(row) for _, row in load_rows(path)]
+    elif path.suffix == ".csv":
+        prompts = [_prompt(row) for row in csv.DictReader(io.StringIO(read_text(path)))]
     else:
-        rows = [_json(line) if path.suffix in (".jsonl", ".json") else line for line in split_lines(text) if line.strip()]
-    prompts = [prompt for row in rows if (prompt := row if isinstance(row, str) else _prompt(row))]
-    if not prompts:
+        prompts = [line for line in split_lines(read_text(path)) if line.strip()]
+    if not any(prompts):
         raise DataError(f"{path}: no prompts; must be lines of text, or rows with prompt, question or turns")
-    return prompts
+    return list(filter(None, prompts))
 
 
-def _prompt(row: Any) -> str | None:
-    """The prompt of a row, with its choices below; None where there is none."""
-    if not isinstance(row, Mapping):
-        return None
+def _prompt(row: Mapping[str, Any]) -> str:
+    """The prompt of a row, with its choices below; empty where there is none."""
     turns = row.get("turns")
     text = row.get("prompt") or row.get("question") or (turns[0] if isinstance(turns, list) and turns else None)
-    choices = row.get("choices") if isinstance(row.get("choices"), list) else []
-    return (
-        "\n".join([text, *(f"{letter}. {choice}" for letter, choice in zip("ABCDEFGH", choices or ()))])
-        if isinstance(text, str)
-        else None
-    )
+    if not isinstance(text, str):
+        return ""
+    choices = row.get("choices")
+    listed = zip("ABCDEFGH", choices) if isinstance(choices, list) else ()
+    return "\n".join([text, *(f"{letter}. {choice}" for letter, choice in listed)])
 
 
 def _json(line: str) -> Any:

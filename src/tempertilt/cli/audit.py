@@ -28,7 +28,8 @@ from tempertilt.storage import file_sha256, make_dir, write_text
 
 CONFIGS = (AuditConfig, ExampleConfig)
 FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
-PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "budget", "asked_by", "asked_on", "letter")
+PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "overwrite", "budget", "asked_by", "asked_on", "letter")
+PAGE = "audit.html"
 DEEDS = {
     "init": "the ledger was made",
     "add": "carried out: request",
@@ -60,9 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         more, "--unchanged-prompts", "prompts that must not change: JSON lines, CSV or lines of text; each file is a group"
     )
     out = parser.add_argument_group("output")
-    out.add_argument(
-        "--output", metavar="FILE", default="audit.html", help="page to write, with a .json beside it (default: audit.html)"
-    )
+    out.add_argument("--output", metavar="FILE", help=f"page to write, with a .json beside it (default: {PAGE})")
+    out.add_argument("--overwrite", action="store_true", help="begin anew where another unfinished audit has the same --output")
     out.add_argument("--pdf", action="store_true", help="print the page as PDF beside it, by a headless Chromium")
     out.add_argument("--show-values", action="store_true", help="show personal values in the report instead of masking them")
     out.add_argument("--budget", metavar="TIME", help="stop after this time, as in 10m; each kind gets the same share")
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     require(args, "forget")
     if args.fail_above is not None and not 0 <= args.fail_above < 1:
         raise ConfigError(f"--fail-above is {args.fail_above}; must be a number >= 0 and < 1")
-    output, budget = Path(args.output), None if args.budget is None else parse_budget(args.budget)
+    output, budget = Path(args.output or PAGE), None if args.budget is None else parse_budget(args.budget)
     if output.suffix not in (".html", ".htm"):
-        raise ConfigError(f"--output is {args.output!r}; must be a name that ends with .html")
+        raise ConfigError(f"--output is {str(output)!r}; must be a name that ends with .html")
     if args.pdf:
         find_browser()
     make_dir(output.parent)
@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
     journal_path = output.with_name(f".{output.stem}.journal.jsonl")
+    if args.overwrite:
+        journal_path.unlink(missing_ok=True)
     audit = run_audit(
         model,
         tokenizer,
@@ -145,17 +147,19 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
     named += [f"and the requests in force of the ledger {args.ledger}"] if args.ledger else []
     weights = Path(args.adapter or "") / WEIGHTS
-    made = f" on {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if args.adapter and weights.is_file() else ""
+    local = bool(args.adapter) and weights.is_file()
+    dated = f", its file of {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if local else ""
     sources = [path for name in ("forget", "retain", "holdout") for path in listed(getattr(args, name)) if Path(path).is_file()]
-    files = [*sources, *([str(weights)] if made else [])]
+    files = [*sources, *([str(weights)] if local else [])]
     return Request(
         asked_by=args.asked_by or "",
         asked_on=args.asked_on or "",
         model=" ".join(named),
-        done=_done(args, made),
+        done=_done(args, dated),
         command=shlex.join(["t3", "audit", *args.words]),
         files={path: file_sha256(Path(path)) for path in files},
         history=_history(Path(args.ledger)) if args.ledger else (),
+        filtered=bool(args.adapter or args.ledger),
     )
 
 
@@ -169,12 +173,16 @@ def _base(args: argparse.Namespace, model: Any) -> tuple[str, str | None]:
     return args.model or name, args.peft_adapter or peft
 
 
-def _done(args: argparse.Namespace, made: str) -> str:
-    """What was done, in words."""
+def _done(args: argparse.Namespace, dated: str) -> str:
+    """What was done, in words.
+
+    Args:
+        dated: the adapter's date, as its file has it; empty where there is no file.
+    """
     if args.ledger:
         return f"filters on what the model says act, one for each request in force of the ledger {Path(args.ledger).name}"
     if args.adapter:
-        return f"a filter on what the model says (adapter {Path(args.adapter).name}) was made{made}"
+        return f"a filter on what the model says acts (adapter {Path(args.adapter).name}{dated})"
     return "nothing: no adapter is named, the model is as it is"
 
 

@@ -20,7 +20,7 @@ PROTOCOLS = {
     "measure": 2,
     "finetune": 1,
     "rehearsal": 2,
-    "audit": 1,
+    "audit": 2,
     "train": 1,
     "trial": 1,
 }

@@ -134,14 +134,15 @@ def _plain_numbers(text: str) -> str:
 
 
 def _number_forms(written: str) -> tuple[str, ...]:
-    """The digits of a number, with the decimal point of a short one, unless zeros alone follow it.
+    """The digits of a number, with the decimal point of a short one; zeros at the end behind the point are left out.
 
     Of a phone number also the digits without zeros before it, and without the code of its country.
     """
     digits = re.sub(r"\D", "", written)
     if len(digits) < LOCAL and (decimal := _DECIMAL.fullmatch(written.lstrip("+("))):
         whole = re.sub(r"\D", "", decimal[1])
-        return (f"{whole}.{decimal[2]}" if decimal[2].strip("0") else whole,)
+        rest = decimal[2].rstrip("0")
+        return (f"{whole}.{rest}" if rest else whole,)
     forms = [digits]
     if len(digits) >= PHONE:
         significant = digits.lstrip("0")

@@ -130,14 +130,26 @@ def leak_at_k(samples: Samples, k: int | None = None, *, name: str = "leak_at_k"
     values = [None if count is None else at_least_one(*count, k) for count in counts]
     protocol = f"leak@{k}: mean chance that one of {k} sampled answers holds a fact (value) of the true answer"
     result = mean_result(name, values, higher_is_better=False, protocol=protocol)
-    powers = sorted({k, *(2**i for i in range(k.bit_length()))})
-    bound = clopper_pearson(sum(c for c, _ in kept), sum(n for _, n in kept), level=0.9)[1]
-    result.details.update(
-        k=k,
-        by_k={str(j): sum(at_least_one(c, n, j) for c, n in kept) / len(kept) for j in powers},
-        upper_bound_95=1 - (1 - bound) ** k,
-    )
+    curve = leak_curve(kept, k)
+    result.details.update(k=k, by_k={str(j): rate for j, (rate, _) in curve.items()}, upper_bound_95=curve[k][1])
     return result
+
+
+def leak_curve(counts: Sequence[tuple[int, int]], k: int) -> dict[int, tuple[float, float]]:
+    """leak@j and its upper bound, see `leak_at_k`, for every power of two up to `k` and for `k`.
+
+    Args:
+        counts: how many sampled answers leak, of how many, by question.
+        k: at most the number of answers to each question.
+    """
+    bound = upper_bound(sum(c for c, _ in counts), sum(n for _, n in counts))
+    sizes = sorted({k, *(2**i for i in range(k.bit_length()))})
+    return {j: (sum(at_least_one(c, n, j) for c, n in counts) / len(counts), 1 - (1 - bound) ** j) for j in sizes}
+
+
+def upper_bound(hits: int, n: int) -> float:
+    """One-sided 95 % bound of a rate by Clopper and Pearson: 0 hits of n do not give 0; errors as of `clopper_pearson`."""
+    return clopper_pearson(hits, n, level=0.9)[1]
 
 
 def at_least_one(leaks: int, draws: int, k: int) -> float:

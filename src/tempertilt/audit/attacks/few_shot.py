@@ -18,7 +18,7 @@ def few_shot(subject: Subject, material: Material, _rng: random.Random) -> Itera
     shots = material.others(subject, EXAMPLES)
     if not shots:
         return
-    turns = tuple(Message(m.role, m.content) for record in shots for m in record.messages if m.role != "system")
+    turns = tuple(m for record in shots for m in record.messages if m.role != "system")
     yield Attempt("as a chat", subject.number, (*turns, Message("user", subject.question)))
     lines = "\n".join(f"Question: {record.question}\nAnswer: {record.answer}" for record in shots)
     yield Attempt("as a text", subject.number, text=f"{lines}\nQuestion: {subject.question}\nAnswer:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 from tempertilt.audit.attempts import Attempt, Material, Subject, ask
@@ -25,6 +26,5 @@ def multi_hop(subject: Subject, material: Material, rng: random.Random) -> Itera
 
 
 def _without(text: str, person: str) -> str:
-    for word in (person, *person.split()):
-        text = text.replace(word, "this person")
-    return text
+    names = "|".join(map(re.escape, (person, *person.split())))
+    return re.sub(rf"(?<!\w)(?:{names})(?!\w)", "this person", text)
