@@ -94,6 +94,7 @@ MISTAKES = [
     (["add", "--id", "REQ-9", "--forget", "0.jsonl", "--at", "noon"], "--at is 'noon'; must be a time"),
     (["add", "--id", "REQ-9", "--forget", "0.jsonl", "--key-file", "none"], "the key file 'none' cannot be read"),
     (["revoke", "REQ-9"], "--why is needed"),
+    (["revoke", "REQ-9", "--why", "\udcff"], "--why has half of a surrogate pair"),
     (["revoke", "REQ-9", "--why", "x"], "there is no request 'REQ-9'; there is none yet"),
     (["show", "REQ-9", "--ledger", "nowhere"], "'nowhere' has no ledger.sqlite"),
     (["covers"], "--records or --subject is needed"),

@@ -269,5 +269,7 @@ def test_a_person_is_named_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("T3_ACTOR", raising=False)
     with pytest.raises(ConfigError, match="--by is needed"):
         Author.from_environment()
+    with pytest.raises(ConfigError, match=r"'dpo\\udcff', has half of a surrogate pair.*; must be text"):
+        Author("dpo\udcff")  # a byte of a command line that is not UTF-8
     monkeypatch.setenv("T3_ACTOR", "dpo@example.org")
     assert Author.from_environment().by == "dpo@example.org" and Author.from_environment("other").by == "other"

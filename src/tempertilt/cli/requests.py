@@ -187,7 +187,7 @@ def _add(args: argparse.Namespace) -> int:
 
     require(args, "id", "forget")
     details = build(Details, args)
-    for flag in ("requested_by", "reason", "note", "reply"):
+    for flag in ("requested_by", "reason", "scope", "note", "reply"):
         check_argument(getattr(details, flag) or "", "--" + flag.replace("_", "-"))
     ledger, author = _open(args), _author(args)
     forget, holdout = (read_records(args, sources) for sources in (args.forget, args.holdout))
@@ -262,7 +262,7 @@ def _show(args: argparse.Namespace) -> int:
 def _revoke(args: argparse.Namespace) -> int:
     require(args, "why")
     ledger = _open(args)
-    event = ledger.revoke(args.name, _author(args), why=args.why, keep_files=args.keep_files)
+    event = ledger.revoke(args.name, _author(args), why=check_argument(args.why, "--why"), keep_files=args.keep_files)
     files = "its part's files stay" if args.keep_files else "its part is deleted"
     print(f"{args.name} revoked as event {event.sequence}: {files}; version {ledger.version}")
     return 0
@@ -271,7 +271,7 @@ def _revoke(args: argparse.Namespace) -> int:
 def _renew(args: argparse.Namespace) -> int:
     require(args, "why")
     ledger = _open(args)
-    event = ledger.renew(args.name, _author(args), why=args.why, expires=args.expires)
+    event = ledger.renew(args.name, _author(args), why=check_argument(args.why, "--why"), expires=args.expires)
     until = "without end" if args.expires is None else f"until {args.expires}"
     print(f"{args.name} renewed as event {event.sequence}: it acts {until}; version {ledger.version}")
     return 0
