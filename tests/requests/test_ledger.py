@@ -114,13 +114,24 @@ def test_a_subject_is_not_added_twice_unless_asked_for(place: Place) -> None:
         place.add("REQ-9", PERSONS[4])
     with pytest.raises(LedgerError, match="--replace is 'REQ-1'; must be a request that is active"):
         place.add("REQ-10", PERSONS[1], replace="REQ-1")
+    with pytest.raises(LedgerError, match="--replace is 'REQ-2', which is about another subject"):  # whose part would be deleted
+        place.add("REQ-10", PERSONS[0], subject=PERSONS[0], replace="REQ-2")
 
 
 def test_a_renewed_request_does_not_act_beside_another_about_its_subject(place: Place) -> None:
     place.ledger.revoke("REQ-0", OFFICER, why="to be looked at", keep_files=True)
     place.add("REQ-9", PERSONS[0], subject=PERSONS[0])
-    with pytest.raises(LedgerError, match="REQ-9 is about the same subject"):
+    with pytest.raises(LedgerError, match="REQ-9 is about the same subject; revoke it first"):
         place.ledger.renew("REQ-0", OFFICER, why="looked at")
+
+
+@pytest.mark.parametrize("renewed", ["REQ-0", "REQ-9"])
+def test_a_renewed_request_acts_beside_the_one_that_it_extends(place: Place, renewed: str) -> None:
+    """And beside one that extends it."""
+    place.add("REQ-9", PERSONS[0], subject=PERSONS[0], extend="REQ-0")
+    place.ledger.revoke(renewed, OFFICER, why="to be looked at", keep_files=True)
+    place.ledger.renew(renewed, OFFICER, why="looked at")
+    assert {"REQ-0", "REQ-9"} <= set(acting(place))
 
 
 def test_a_part_is_what_unlearning_gives(made: Place, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from tempertilt.requests.events import Event
 from tempertilt.requests.exposure import Exposure, check_kept_texts
 from tempertilt.requests.interference import Interference, features_of, measure_interference
 from tempertilt.requests.signing import Author, public_key_of
-from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, refuse_same_subject
+from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, same_subject
 from tempertilt.requests.work import CACHE, READERS, work_folder
 from tempertilt.storage import file_sha256, make_dir, remove_directory, write_text
 
@@ -141,10 +141,18 @@ def _check(states: Mapping[str, RequestState], details: Details, subject: str | 
     if details.id in states:
         raise LedgerError(f"request {details.id} is there already ({states[details.id].state}); must be another name")
     for flag, other in (("--replace", details.replace), ("--extend", details.extend)):
-        if other is not None and (other not in states or states[other].state != ACTIVE):
+        if other is None:
+            continue
+        if other not in states or states[other].state != ACTIVE:
             raise LedgerError(f"{flag} is {other!r}; must be a request that is active")
+        if None not in (subject, states[other].subject) and subject != states[other].subject:
+            raise LedgerError(f"{flag} is {other!r}, which is about another subject; must be one about the same")
     others = [state for state in states.values() if state.id != details.replace]
-    refuse_same_subject(others, subject, details.extend)
+    if other := same_subject(others, subject, [details.extend]):
+        raise LedgerError(
+            f"request {other} is about the same subject: say --replace {other} to have the new one take its place, or "
+            f"--extend {other} to have both act"
+        )
 
 
 def _check_base(base: BaseModel, settings: Mapping[str, Any]) -> None:
