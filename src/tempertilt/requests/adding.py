@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,27 +224,22 @@ def prepare_cache(
     """Have features of the retain records and of background text in a cache, and nothing else: nothing about `forget`.
 
     What is there is not run again. Background text about the forget records is deleted, and not replaced: the base could write
-    of what was forgotten before.
+    of what was forgotten before. It is written only where there is none for this model and type, or it is damaged.
 
     Returns:
         The examples of both, and their features.
     """
     config = within_context(config, base)
     examples = build_examples(retain, base.tokenizer, config.examples) if retain else []
-    about = build_examples(forget, base.tokenizer, config.examples) if forget else []
     background: list[Example] = []
     if config.background.background:
-        drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
-        background = background_examples(
-            base.model,
-            base.tokenizer,
-            [],
-            config.background,
-            config.examples,
-            fingerprint=base.fingerprint,
-            cache=cache,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"fingerprint": base.fingerprint, "cache": cache, "progress": progress}
+        written = partial(background_examples, base.model, base.tokenizer, [], config.background, config.examples, **options)
+        background = written()
+        if forget:
+            about = build_examples(forget, base.tokenizer, config.examples)
+            drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
+            background = written()  # what is left of it
     directory = features_dir(base, config, cache)
     for other in directory.parent.glob("*"):
         if other != directory:  # of another device or type: nobody would take out what is to be forgotten
