@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_mistakes_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(folder)
     for words, said in MISTAKES:
         assert main(["requests", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_request_that_is_refused_loads_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert add(folder, 0, "--subject", PERSONS[0]) == 0
+    shutil.rmtree(folder / "model")
+    for number, said in ((0, "is there already"), (1, "request REQ-0 is about the same subject")):
+        assert add(folder, number, "--subject", PERSONS[0]) == 2
         assert said in capsys.readouterr().err
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.fields import Columns
-from tempertilt.data.records import Record, check_records, load_all
+from tempertilt.data.records import Record, RecordSets, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.background import background_examples, drop_background
 from tempertilt.fitting.features import Features, FeatureStore, extract_features
@@ -39,7 +39,7 @@ from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.replies import ReplyConfig
 from tempertilt.requests.events import Event
 from tempertilt.requests.exposure import Exposure, check_kept_texts
-from tempertilt.requests.interference import Interference, features_of, measure_interference
+from tempertilt.requests.interference import Interference, features_of, measure_interference, stored_features
 from tempertilt.requests.signing import Author, public_key_of
 from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, same_subject
 from tempertilt.requests.work import CACHE, READERS, work_folder
@@ -71,6 +71,7 @@ def add_request(
     evidence_dir: Path | None = None,
     drop_overlap: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> Added:
     """Make the part of a new request and add its event.
 
@@ -78,16 +79,17 @@ def add_request(
         forget: the request's records.
         details: what else the ledger keeps of it.
         author: who adds it.
-        base: the ledger's model, loaded if not given.
+        base: the ledger's model; loaded if not given, when it is known that the ledger allows the request.
         holdout: records like these that the model has never seen, for the estimate.
         key_file: of the ledger's key; where `Ledger.create` made it, if not given.
         evidence_dir: folder for the whole report, answers in clear among it, under the request's name; not kept if not given.
         drop_overlap: drop records that occur twice.
+        options: device, dtype, trust_remote_code, as in `load_base`, where `base` is not given.
 
     Raises:
-        LedgerError: the name is taken, or a request about the same subject acts.
+        LedgerError: the name is taken, a request about the same subject acts, or the model is another one than the ledger's.
         DataError: the records are not usable, or what is said of the request holds a name or value of them.
-        ModelError, AdapterError: the model is another one than the ledger's, or a part can't be read.
+        ModelError, AdapterError: the model can't be loaded, or a part can't be read.
     """
     started = time.perf_counter()
     key, config = ledger.key(key_file), _config(ledger.settings, details)
@@ -97,18 +99,14 @@ def add_request(
     with work_folder(ledger.directory) as work:
         states = {state.id: state for state in ledger.requests()}
         _check(states, details, subject)
-        readers = load_readers(ledger.directory / READERS)
-        base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1])
+        base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1], **options)
         _check_base(base, ledger.settings)
         hashes = key.records(forget)
         covered = {*hashes, *(record for state in states.values() if state.state == ACTIVE for record in state.records)}
         retain = [record for record in retain_records(ledger.settings) if key.record(record) not in covered]
         sets = check_records(forget, retain, holdout, drop_overlap=drop_overlap)
-        prepare_cache(base, config, sets.retain, ledger.directory / CACHE, sets.forget, progress=progress)
-        shutil.copytree(ledger.directory / CACHE, work / CACHE, copy_function=_link)
-        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
         others = {part.request_id: part.directory for part in ledger.active() if part.request_id != details.replace}
-        interference = measure_interference(others, base, sets, within_context(config, base), work / CACHE, result)
+        result, interference = _make_part(ledger.directory, work, base, sets, config, others, progress)
         evidence = keep_numbers(work / "part", None if evidence_dir is None else evidence_dir / details.id)
         payload = {
             "subject": subject,
@@ -135,6 +133,29 @@ def add_request(
 
         event = ledger.write("add", details.id, checked, author, moves=work / "part")
     return Added(event, result, interference, time.perf_counter() - started)
+
+
+def _make_part(
+    directory: Path,
+    work: Path,
+    base: BaseModel,
+    sets: RecordSets,
+    config: UnlearnConfig,
+    others: Mapping[str, Path],
+    progress: bool,
+) -> tuple[UnlearnResult, Interference]:
+    """Make the part in `work / "part"`, of what the ledger in `directory` has in its cache and of the new records.
+
+    Args:
+        others: folders of the parts that will act beside it, by request.
+    """
+    readers = load_readers(directory / READERS)
+    retained, _ = prepare_cache(base, config, sets.retain, directory / CACHE, sets.forget, progress=progress)
+    shutil.copytree(directory / CACHE, work / CACHE, copy_function=_link)
+    result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
+    examples = build_examples(sets.forget, base.tokenizer, within_context(config, base).examples)
+    forget = stored_features(examples, features_dir(base, config, work / CACHE))
+    return result, measure_interference(others, forget, result, len(retained))
 
 
 def _check(states: Mapping[str, RequestState], details: Details, subject: str | None) -> None:
