@@ -24,6 +24,7 @@ from tempertilt.fitting.readers import load_readers
 from tempertilt.models.adapter import WEIGHTS, load_adapter
 from tempertilt.requests import Author, Details, Ledger
 from tempertilt.requests import ledger as ledger_module
+from tempertilt.requests.work import work_folder
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 
@@ -204,6 +205,20 @@ def test_a_killed_beginning_is_begun_again(made: Place, tmp_path: Path, monkeypa
         Ledger(tmp_path / "ledger")
     place = new_ledger(tmp_path, made.base)
     assert place.ledger.verify() == [] and place.ledger.active() == []
+
+
+def test_a_ledger_that_another_process_makes_at_the_same_time_stays(
+    made: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def later(directory: Path) -> Any:
+        monkeypatch.undo()
+        new_ledger(tmp_path, made.base)
+        return work_folder(directory)
+
+    monkeypatch.setattr(ledger_module, "work_folder", later)
+    with pytest.raises(LedgerError, match="has a ledger already"):
+        new_ledger(tmp_path, made.base, author=Author("other"))
+    assert [event.by for event in Ledger(tmp_path / "ledger").events()] == ["officer"]
 
 
 def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

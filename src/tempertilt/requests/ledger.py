@@ -99,6 +99,7 @@ class Ledger:
         payload = first_payload(base, retain, config, columns)
         config = config_of(payload)
         with work_folder(directory) as work:
+            _check_new(directory, key_file)  # another process may have made one while this one waited
             retained = prepare_cache(base, config, retain_records(payload), directory / CACHE, progress=progress)
             save_readers(directory / READERS, fit_readers(*retained, config.gate))
             key = Key.make(key_file)
