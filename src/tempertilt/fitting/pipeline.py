@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tempertilt.config.keys import key_of
+from tempertilt.config.keys import FIT, key_of
 from tempertilt.data.batches import example_key, spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.lines import json_text
@@ -488,7 +488,7 @@ def run_key(
     uses_holdout = config.calibration.calibrate or config.fit.objective == "match"
     decisive = ("forget", "retain", "holdout") if uses_holdout else ("forget", "retain")
     return key_of(
-        *("examples", "background", "features", "estimate", "gate", "head", "calibration"),
+        *FIT,
         fingerprint=base.fingerprint,
         records={name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
         config=config.recipe(),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tempertilt.config.keys import FIT
 from tempertilt.config.options import Options, option
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
@@ -73,7 +74,7 @@ class T3(Method):
     """Temper, then tilt, with this package's defaults."""
 
     method = "t3"
-    steps = ("background", "features", "estimate", "gate", "head", "calibration")
+    steps = FIT
 
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""
