@@ -23,17 +23,10 @@ from tempertilt.data.records import Record, RecordSets, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.background import background_examples, drop_background
 from tempertilt.fitting.features import Features, FeatureStore, extract_features
-from tempertilt.fitting.pipeline import (
-    METHODS,
-    REPORT,
-    UnlearnConfig,
-    UnlearnResult,
-    features_dir,
-    gate_layer,
-    unlearn,
-    within_context,
-)
+from tempertilt.fitting.pipeline import unlearn
 from tempertilt.fitting.readers import load_readers
+from tempertilt.fitting.recipe import METHODS, UnlearnConfig, features_dir, gate_layer, within_context
+from tempertilt.fitting.result import REPORT, UnlearnResult
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, read_config
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.replies import ReplyConfig

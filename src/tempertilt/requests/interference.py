@@ -11,7 +11,7 @@ import torch
 from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example
 from tempertilt.fitting.features import Features, FeatureStore
-from tempertilt.fitting.pipeline import UnlearnResult
+from tempertilt.fitting.result import UnlearnResult
 from tempertilt.guidance.gate import Gates
 from tempertilt.models.adapter import load_adapter
 

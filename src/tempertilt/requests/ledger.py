@@ -39,7 +39,7 @@ from tempertilt.storage import file_sha256, locked, make_dir, remove_directory, 
 if TYPE_CHECKING:
     from tempertilt.data.fields import Columns
     from tempertilt.data.records import Record
-    from tempertilt.fitting.pipeline import UnlearnConfig
+    from tempertilt.fitting.recipe import UnlearnConfig
     from tempertilt.models.base import BaseModel
     from tempertilt.requests.adding import Added
 

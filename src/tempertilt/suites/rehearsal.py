@@ -31,7 +31,8 @@ from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock
 from tempertilt.errors import DataError
 from tempertilt.fitting.before_after import NO_REPORT, count_facts, greedy_answers, paired_answers
-from tempertilt.fitting.pipeline import UnlearnConfig, features_dir, unlearn, within_context
+from tempertilt.fitting.pipeline import unlearn
+from tempertilt.fitting.recipe import UnlearnConfig, features_dir, within_context
 from tempertilt.metrics.membership import auc
 from tempertilt.models.base import BaseModel
 from tempertilt.models.divergence import kl_and_same_top
