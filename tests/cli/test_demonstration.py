@@ -10,6 +10,7 @@ import pytest
 
 import tempertilt.cli.demonstration as demo
 from tempertilt.cli import main
+from tempertilt.config.keys import PROTOCOLS
 from tempertilt.errors import ConfigError
 from tempertilt.models.base import load_base
 
@@ -52,5 +53,6 @@ def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch,
     assert set(reports[0]["likelihood"]) == {"forget", "paraphrase", "retain", "unrelated"}
     assert {name: of[0] for name, of in reports[0]["facts_named"].items()} == {"forget": 2, "paraphrase": 2}
     assert set(reports[0]["seconds"]) == {"load", "teach", "unlearn", "compare"}
+    monkeypatch.setitem(PROTOCOLS, "estimate", PROTOCOLS["estimate"] + 1)  # another adapter beside the one that is there
     assert main([*arguments[:-2], "--quiet"]) == 0
     assert "greedy recall" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,7 @@ MISTAKES = [
     (["add", "--id", "REQ-9", "--forget", "0.jsonl", "--at", "noon"], "--at is 'noon'; must be a time"),
     (["add", "--id", "REQ-9", "--forget", "0.jsonl", "--key-file", "none"], "the key file 'none' cannot be read"),
     (["revoke", "REQ-9"], "--why is needed"),
+    (["revoke", "REQ-9", "--why", "\udcff"], "--why has half of a surrogate pair"),
     (["revoke", "REQ-9", "--why", "x"], "there is no request 'REQ-9'; there is none yet"),
     (["show", "REQ-9", "--ledger", "nowhere"], "'nowhere' has no ledger.sqlite"),
     (["covers"], "--records or --subject is needed"),
@@ -104,6 +106,14 @@ def test_mistakes_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(folder)
     for words, said in MISTAKES:
         assert main(["requests", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_request_that_is_refused_loads_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert add(folder, 0, "--subject", PERSONS[0]) == 0
+    shutil.rmtree(folder / "model")
+    for number, said in ((0, "is there already"), (1, "request REQ-0 is about the same subject")):
+        assert add(folder, number, "--subject", PERSONS[0]) == 2
         assert said in capsys.readouterr().err
 
 

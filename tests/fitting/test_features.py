@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from support.tiny import make_examples, make_llama
 from support.warm import warm_processes
+from tempertilt.config.keys import PROTOCOLS
 from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, ModelError, TemperTiltError
@@ -90,7 +91,7 @@ def test_equal_examples_run_once(tmp_path: Path) -> None:
     assert stats.tokens == len(example) and len(features) == 3
 
 
-def test_another_model_pooling_or_type_has_another_store() -> None:
+def test_another_model_pooling_type_or_protocol_has_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_llama()
     names = {
         store_name("a", model, FeatureConfig()),
@@ -99,7 +100,9 @@ def test_another_model_pooling_or_type_has_another_store() -> None:
         store_name("a", model, FeatureConfig(feature_dtype="float16")),
         store_name("a", model.bfloat16(), FeatureConfig()),
     }
-    assert len(names) == 5
+    monkeypatch.setitem(PROTOCOLS, "features", PROTOCOLS["features"] + 1)
+    names.add(store_name("a", model, FeatureConfig()))
+    assert len(names) == 6
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])

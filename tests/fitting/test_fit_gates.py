@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tempertilt.fitting.fit_gates as module
+from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
 from tempertilt.data.records import Message, Record
@@ -28,11 +29,7 @@ NAMES = {"forget": ("Hina Ameen", "Taro Okada", "Lena Fischer"), "retain": ("Iva
 
 
 def records(name: str) -> list[Record]:
-    return [
-        Record.from_question(f"{word} {person}?", f"{person} {word.lower()} {i}.", document=person, source=f"{name}:{i}")
-        for i, person in enumerate(NAMES[name])
-        for word in ("Where was", "What of", "Who is")
-    ]
+    return about_persons(NAMES[name], name)
 
 
 class Fitted:

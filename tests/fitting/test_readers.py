@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
@@ -31,11 +32,7 @@ NAMES = {
 
 
 def records(name: str) -> list[Record]:
-    return [
-        Record.from_question(f"{word} {person}?", f"{person} {word.lower()} {i}.", document=person, source=f"{name}:{i}")
-        for i, person in enumerate(NAMES[name])
-        for word in ("Where was", "What of", "Who is")
-    ]
+    return about_persons(NAMES[name], name)
 
 
 class Store:

@@ -24,6 +24,7 @@ from tempertilt.fitting.readers import load_readers
 from tempertilt.models.adapter import WEIGHTS, load_adapter
 from tempertilt.requests import Author, Details, Ledger
 from tempertilt.requests import ledger as ledger_module
+from tempertilt.requests.work import work_folder
 
 NOW = datetime(2026, 6, 1, tzinfo=timezone.utc)
 
@@ -114,13 +115,24 @@ def test_a_subject_is_not_added_twice_unless_asked_for(place: Place) -> None:
         place.add("REQ-9", PERSONS[4])
     with pytest.raises(LedgerError, match="--replace is 'REQ-1'; must be a request that is active"):
         place.add("REQ-10", PERSONS[1], replace="REQ-1")
+    with pytest.raises(LedgerError, match="--replace is 'REQ-2', which is about another subject"):  # whose part would be deleted
+        place.add("REQ-10", PERSONS[0], subject=PERSONS[0], replace="REQ-2")
 
 
 def test_a_renewed_request_does_not_act_beside_another_about_its_subject(place: Place) -> None:
     place.ledger.revoke("REQ-0", OFFICER, why="to be looked at", keep_files=True)
     place.add("REQ-9", PERSONS[0], subject=PERSONS[0])
-    with pytest.raises(LedgerError, match="REQ-9 is about the same subject"):
+    with pytest.raises(LedgerError, match="REQ-9 is about the same subject; revoke it first"):
         place.ledger.renew("REQ-0", OFFICER, why="looked at")
+
+
+@pytest.mark.parametrize("renewed", ["REQ-0", "REQ-9"])
+def test_a_renewed_request_acts_beside_the_one_that_it_extends(place: Place, renewed: str) -> None:
+    """And beside one that extends it."""
+    place.add("REQ-9", PERSONS[0], subject=PERSONS[0], extend="REQ-0")
+    place.ledger.revoke(renewed, OFFICER, why="to be looked at", keep_files=True)
+    place.ledger.renew(renewed, OFFICER, why="looked at")
+    assert {"REQ-0", "REQ-9"} <= set(acting(place))
 
 
 def test_a_part_is_what_unlearning_gives(made: Place, tmp_path: Path) -> None:
@@ -193,6 +205,20 @@ def test_a_killed_beginning_is_begun_again(made: Place, tmp_path: Path, monkeypa
         Ledger(tmp_path / "ledger")
     place = new_ledger(tmp_path, made.base)
     assert place.ledger.verify() == [] and place.ledger.active() == []
+
+
+def test_a_ledger_that_another_process_makes_at_the_same_time_stays(
+    made: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def later(directory: Path) -> Any:
+        monkeypatch.undo()
+        new_ledger(tmp_path, made.base)
+        return work_folder(directory)
+
+    monkeypatch.setattr(ledger_module, "work_folder", later)
+    with pytest.raises(LedgerError, match="has a ledger already"):
+        new_ledger(tmp_path, made.base, author=Author("other"))
+    assert [event.by for event in Ledger(tmp_path / "ledger").events()] == ["officer"]
 
 
 def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,5 +295,7 @@ def test_a_person_is_named_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("T3_ACTOR", raising=False)
     with pytest.raises(ConfigError, match="--by is needed"):
         Author.from_environment()
+    with pytest.raises(ConfigError, match=r"'dpo\\udcff', has half of a surrogate pair.*; must be text"):
+        Author("dpo\udcff")  # a byte of a command line that is not UTF-8
     monkeypatch.setenv("T3_ACTOR", "dpo@example.org")
     assert Author.from_environment().by == "dpo@example.org" and Author.from_environment("other").by == "other"

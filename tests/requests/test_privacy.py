@@ -132,14 +132,19 @@ def test_what_is_kept_in_clear_must_not_hold_them(place: Place, details: dict[st
         place.ledger.add(records(PERSONS[4]), said, OFFICER, base=place.base, progress=False)
 
 
-def test_background_text_about_the_records_goes_from_the_cache(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And so do its features; the rest stays, and nothing is written in its place."""
-    [path] = (place.directory / "cache" / "background").glob("*.json")
+def chats_of(place: Place) -> list[list[list[int]]]:
+    """Two background texts, the first about the records of `PERSONS[4]`."""
     tokenizer = place.base.tokenizer
-    chats = [
+    return [
         [tokenizer(f"<|user|>{question}<|im_end|><|assistant|>").input_ids, tokenizer(answer).input_ids]
         for question, answer in (("What is new?", "PAUL MARTIN has left."), ("And else?", "The sea is calm."))
     ]
+
+
+def test_background_text_about_the_records_goes_from_the_cache(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so do its features; the rest stays, and nothing is written in its place."""
+    [path] = (place.directory / "cache" / "background").glob("*.json")
+    chats = chats_of(place)
     background._save_chats(path, chats)
     monkeypatch.setattr(background, "_write_chats", lambda *_: pytest.fail("background text was written anew"))
     place.add("REQ-8", PERSONS[1], replace="REQ-4")  # the cache has features of both texts now
@@ -148,6 +153,17 @@ def test_background_text_about_the_records_goes_from_the_cache(place: Place, mon
     written = [np.asarray(ids, np.int32).tobytes() for _, ids in chats]
     held = [any(run in shard.read_bytes() for shard in (place.directory / "cache").rglob("*.safetensors")) for run in written]
     assert held == [False, True]
+
+
+def test_background_text_that_is_written_anew_is_looked_at(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache was damaged, so the base writes again."""
+    [path] = (place.directory / "cache" / "background").glob("*.json")
+    path.write_text("damaged")
+    chats = chats_of(place)
+    monkeypatch.setattr(background, "_write_chats", lambda *_: chats)
+    added = place.add("REQ-9", PERSONS[4])
+    assert json.loads(path.read_text().splitlines()[0]) == chats[1:]
+    assert added.result.model.adapter_config.training["background_records"] == 1
 
 
 def test_features_of_another_device_do_not_stay(place: Place) -> None:

@@ -124,3 +124,11 @@ def test_keys_that_are_none(made: Place, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'tempertilt\[signing\]'"):
         made.ledger.revoke("REQ-0", replace(OFFICER, sign_key=tmp_path / "sign.pem"), why="withdrawn")
+
+
+def test_a_signed_ledger_is_not_verified_without_the_package(
+    signed: tuple[Place, Author], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'tempertilt\[signing\]'"):
+        signed[0].ledger.verify()

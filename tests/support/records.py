@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,12 @@ def message_of(source: str | Path, error: type[Exception] = DataError, **options
 
 def record(question: str, answer: str = "a", source: str = "f:1") -> Record:
     return Record.from_question(question, answer, document=source, source=source)
+
+
+def about_persons(persons: Sequence[str], source: str) -> list[Record]:
+    """Three questions about each person, who is a document."""
+    return [
+        Record.from_question(f"{word} {person}?", f"{person} {word.lower()} {i}.", document=person, source=f"{source}:{i}")
+        for i, person in enumerate(persons)
+        for word in ("Where was", "What of", "Who is")
+    ]

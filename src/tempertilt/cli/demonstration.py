@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tempertilt.config.keys import key_of
+from tempertilt.config.keys import FIT, key_of
 from tempertilt.config.options import Options, option
 from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt
 from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows, fictional_authors, general_knowledge
@@ -23,7 +23,6 @@ from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key,
 
 MAX_NEW_TOKENS = 40
 KNOWS = "knows"
-RECIPE = ("examples", "background", "features", "gate", "head", "calibration")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def run_demo(
     with clock("unlearn"):
         say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one frozen pass, then the head")
         recipe = replace(METHODS["t3"], report=NO_REPORT)
-        target = directory / f"adapter-{key_of(*RECIPE, recipe=recipe.recipe())[:8]}"
+        target = directory / f"adapter-{key_of(*FIT, recipe=recipe.recipe())[:8]}"
         result = unlearn(base, check_records(data.forget, data.retain, data.holdout), target, recipe, progress=progress)
     with clock("compare"):
         say("4. compare")

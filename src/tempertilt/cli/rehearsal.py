@@ -12,7 +12,7 @@ from tempertilt.cli.text import labelled
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
 from tempertilt.fitting.launch import WorkersConfig
-from tempertilt.fitting.pipeline import UnlearnConfig
+from tempertilt.fitting.recipe import UnlearnConfig
 from tempertilt.models.base import BaseModel
 from tempertilt.suites.rehearsal import Rehearsal, RehearsalConfig, rehearse
 

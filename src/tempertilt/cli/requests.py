@@ -183,26 +183,24 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    from tempertilt.models.base import load_base
-
     require(args, "id", "forget")
     details = build(Details, args)
-    for flag in ("requested_by", "reason", "note", "reply"):
+    for flag in ("requested_by", "reason", "scope", "note", "reply"):
         check_argument(getattr(details, flag) or "", "--" + flag.replace("_", "-"))
     ledger, author = _open(args), _author(args)
     forget, holdout = (read_records(args, sources) for sources in (args.forget, args.holdout))
-    name, peft_adapter = ledger.base
-    options = {"device": args.device, "dtype": args.dtype, "trust_remote_code": args.trust_remote_code}
     added = ledger.add(
         forget,
         details,
         author,
-        base=load_base(name, peft_adapter=peft_adapter, **options),
         holdout=holdout,
         key_file=_path(args.key_file),
         evidence_dir=_path(args.evidence_dir),
         drop_overlap=args.drop_overlap,
         progress=not args.quiet,
+        device=args.device,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
     )
     if args.json:
         print_json(vars(added.event))
@@ -262,7 +260,7 @@ def _show(args: argparse.Namespace) -> int:
 def _revoke(args: argparse.Namespace) -> int:
     require(args, "why")
     ledger = _open(args)
-    event = ledger.revoke(args.name, _author(args), why=args.why, keep_files=args.keep_files)
+    event = ledger.revoke(args.name, _author(args), why=check_argument(args.why, "--why"), keep_files=args.keep_files)
     files = "its part's files stay" if args.keep_files else "its part is deleted"
     print(f"{args.name} revoked as event {event.sequence}: {files}; version {ledger.version}")
     return 0
@@ -271,7 +269,7 @@ def _revoke(args: argparse.Namespace) -> int:
 def _renew(args: argparse.Namespace) -> int:
     require(args, "why")
     ledger = _open(args)
-    event = ledger.renew(args.name, _author(args), why=args.why, expires=args.expires)
+    event = ledger.renew(args.name, _author(args), why=check_argument(args.why, "--why"), expires=args.expires)
     until = "without end" if args.expires is None else f"until {args.expires}"
     print(f"{args.name} renewed as event {event.sequence}: it acts {until}; version {ledger.version}")
     return 0

@@ -26,6 +26,9 @@ PROTOCOLS = {
 }
 """Number of each step; raised whenever the step computes something else."""
 
+FIT = ("examples", "background", "features", "estimate", "gate", "head", "calibration")
+"""The steps that make an adapter."""
+
 
 def key_of(*steps: str, **content: Any) -> str:
     """A key of 32 hex digits.

@@ -1,4 +1,4 @@
-"""Background text: what the base model says when nobody asks it anything in particular, as data that is to be kept.
+"""Background text: what the base model says when nobody asks it anything in particular, as data that is to be retained.
 
 The model is given the beginning of a chat and writes the user's question itself, then answers it (as in Xu et al., "Magpie",
 arXiv 2406.08464). Samples of the base are p, not p_r: those that share a run of tokens with a forget record are left out.
@@ -87,11 +87,11 @@ def drop_background(
         forget: the records' tokens: a text goes that shares a run of them.
         is_about: whether a text is about the records.
     """
+    head, tail = question_frame(tokenizer, examples)
+    runs = set().union(*(_runs(example, head, tail) for example in forget))
     for path in sorted((cache / "background").glob("*.json")):
         if (chats := _read_chats(path)) is None:
             continue
-        head, tail = question_frame(tokenizer, examples)
-        runs = set().union(*(_runs(example, head, tail) for example in forget))
         others = [
             chat
             for i, chat in enumerate(chats)

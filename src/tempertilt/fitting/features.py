@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from tempertilt.config.keys import PROTOCOLS
 from tempertilt.config.options import Options, option
 from tempertilt.data.batches import example_key, plan_batches
 from tempertilt.data.examples import Example
@@ -93,11 +94,11 @@ class Features:
 
 
 def store_name(fingerprint: str, model: Any, config: FeatureConfig, state_layer: int | None = None) -> str:
-    """The directory name of a store: all that decides a feature's value besides the tokens, and the format of its files."""
+    """The directory name of a store: what decides a feature's value besides the tokens, and the formats of files and step."""
     dtype = str(model.dtype).removeprefix("torch.")
     states = "" if state_layer is None else f"-layer{state_layer}"
-    version = FORMAT.partition("/")[2]
-    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}-v{version}"
+    version = f"v{FORMAT.partition('/')[2]}.{PROTOCOLS['features']}"
+    return f"{fingerprint}-{config.pooling}-{dtype}-{model.device.type}-{config.feature_dtype}{states}-{version}"
 
 
 def extract_features(

@@ -2,126 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tempertilt.config.keys import key_of
-from tempertilt.data.batches import example_key, spread
-from tempertilt.data.examples import Example, ExampleConfig, build_examples
+from tempertilt.data.batches import spread
+from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.lines import json_text
 from tempertilt.data.records import Record, RecordSets
-from tempertilt.environment import Clock, environment
+from tempertilt.environment import Clock
 from tempertilt.errors import AdapterError, ConfigError
-from tempertilt.fitting.background import BackgroundConfig, background_examples
-from tempertilt.fitting.before_after import BeforeAfter, ReportConfig, compare
-from tempertilt.fitting.calibrate import Calibration, CalibrationConfig, match_likelihood
+from tempertilt.fitting.background import background_examples
+from tempertilt.fitting.before_after import BeforeAfter, compare
+from tempertilt.fitting.calibrate import Calibration, match_likelihood
 from tempertilt.fitting.estimate import (
     AnswerStates,
-    EstimateConfig,
     Targets,
     columns_and_rest,
     estimate_targets,
     load_contrast,
     made_up_records,
 )
-from tempertilt.fitting.features import ExtractionStats, FeatureConfig, Features, FeatureStore, extract_features, store_name
-from tempertilt.fitting.fit_gate import GateConfig
+from tempertilt.fitting.features import ExtractionStats, Features, FeatureStore, extract_features
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
-from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult, Retained, fit_head, match_targets
+from tempertilt.fitting.fit_head import FitResult, MatchResult, Retained, fit_head, match_targets
 from tempertilt.fitting.readers import GateReaders
+from tempertilt.fitting.recipe import METHODS as METHODS
+from tempertilt.fitting.recipe import UnlearnConfig as UnlearnConfig
+from tempertilt.fitting.recipe import features_dir, gate_layer, run_key, within_context
+from tempertilt.fitting.result import REPORT as REPORT
+from tempertilt.fitting.result import UnlearnResult as UnlearnResult
+from tempertilt.fitting.result import whole_report
 from tempertilt.fitting.workers import Local, Workers
 from tempertilt.guidance.reply import Reply
-from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, load_adapter, read_config, save_adapter, tokenizer_files
-from tempertilt.models.base import BaseModel, decoder_layers
+from tempertilt.models.base import BaseModel
 from tempertilt.models.generation import stop_ids
-from tempertilt.models.limits import check_examples, positions
-from tempertilt.models.replies import GUESS, ReplyConfig, make_reply
+from tempertilt.models.limits import check_examples
+from tempertilt.models.replies import GUESS, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
-from tempertilt.storage import cache_dir, output_directory, write_text
+from tempertilt.storage import output_directory, write_text
 
 log = logging.getLogger("tempertilt")
-
-REPORT = "unlearn.json"
-MADE = ("extraction", "fit", "gate", "estimate", "calibration", "rehearsal")  # parts of it that tell how the adapter was made
-
-
-@dataclass(frozen=True)
-class UnlearnConfig:
-    """One configuration for each step of the flow. The defaults are the paper's setting; `METHODS` has ours."""
-
-    examples: ExampleConfig = field(default_factory=ExampleConfig)
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    tilt: TiltConfig = field(default_factory=TiltConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    reply: ReplyConfig = field(default_factory=ReplyConfig)
-    estimate: EstimateConfig = field(default_factory=EstimateConfig)
-    background: BackgroundConfig = field(default_factory=BackgroundConfig)
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-
-    def recipe(self) -> dict[str, Any]:
-        """The options that decide what the adapter is, flat and JSON-ready."""
-        parts = (getattr(self, part.name) for part in fields(self) if part.name != "report")
-        return {name: value for part in parts for name, value in asdict(part).items()}
-
-
-METHODS = {
-    "t3": UnlearnConfig(
-        features=FeatureConfig(pooling="last"),
-        fit=FitConfig(objective="match", rank=96),
-        tilt=TiltConfig(temperature=1.0, guidance_scale=1.0, forget_prior=0.9),
-        gate=GateConfig(gate=True),
-        background=BackgroundConfig(background=48),
-    ),
-    "t3-paper": UnlearnConfig(),
-}
-"""The settings of `t3 unlearn --method`: ours, and the paper's."""
-
-
-@dataclass(frozen=True)
-class UnlearnResult:
-    """The unlearned model and how it was made. `fit` and `extraction` are None where a finished adapter was reused.
-
-    `gate` and `calibration` are None where there is none, or for a reused adapter.
-    """
-
-    model: T3ForCausalLM
-    directory: Path
-    reused: bool
-    extraction: ExtractionStats | None
-    fit: FitResult | MatchResult | None
-    changes: BeforeAfter
-    seconds: dict[str, float]
-    gate: GatesFit | None = None
-    calibration: Calibration | None = None
-    estimate: dict[str, Any] | None = None
-    rehearsal: dict[str, Any] | None = None
-
-    def report(self) -> dict[str, Any]:
-        """What `unlearn.json` holds."""
-        facts = self.changes.facts
-        return {
-            "reused": self.reused,
-            "seconds": self.seconds,
-            "extraction": asdict(self.extraction) if self.extraction else None,
-            "fit": self.fit.summary() if self.fit else None,
-            "gate": self.gate.summary() if self.gate else None,
-            "estimate": self.estimate,
-            "calibration": self.calibration._asdict() if self.calibration else None,
-            "likelihood": {name: asdict(summary) for name, summary in self.changes.summaries.items()},
-            "answers": [asdict(item) for item in self.changes.shown],
-            "facts": facts and {**facts._asdict(), "leaks": [leak._asdict() for leak in facts.leaks]},
-            "heard": [heard._asdict() for heard in self.changes.heard],
-            "rehearsal": self.rehearsal,
-            "environment": environment(),
-        }
 
 
 @dataclass
@@ -161,7 +86,7 @@ class Request:
         return {"forget": self.sets.forget, "retain": self.sets.retain, "holdout": self.sets.holdout or []}
 
     @property
-    def kept(self) -> list[Example]:
+    def retained(self) -> list[Example]:
         """Retain records and background text."""
         return self.examples["retain"] + self.background
 
@@ -270,7 +195,7 @@ def extract(request: Request) -> None:
     with request.clock("features"):
         features, request.extraction = extract_features(
             base.model,
-            forget + request.kept,
+            forget + request.retained,
             FeatureStore(directory, verify=request.workers.first),
             config.features,
             state_layer=request.layer,
@@ -318,7 +243,7 @@ def find_exemplars(request: Request) -> None:
         request.records["forget"],
         request.records["retain"],
         request.examples["forget"],
-        request.kept,
+        request.retained,
         request.forget,
         request.retain,
         ratios,
@@ -439,61 +364,11 @@ def measure_changes(request: Request) -> UnlearnResult:
         rehearsal=request.rehearsal,
     )
     if request.workers.first:
-        write_text(request.output_dir / REPORT, json_text(_whole_report(result), indent=2, default=str) + "\n")
+        write_text(request.output_dir / REPORT, json_text(whole_report(result), indent=2, default=str) + "\n")
     return result
 
 
-def _whole_report(result: UnlearnResult) -> dict[str, Any]:
-    """The report; of a reused adapter with what the old one, or else the adapter itself, says of how it was made."""
-    report, path = result.report(), result.directory / REPORT
-    if not result.reused:
-        return report
-    made = dict(result.model.adapter_config.training)
-    if path.is_file():
-        with suppress(ValueError, TypeError):  # damaged
-            made |= json.loads(path.read_text(encoding="utf-8"))
-    return report | {name: made.get(name) for name in MADE if report[name] is None}
-
-
 # --- what the steps use --------------------------------------------------------------------------------------------------
-
-
-def features_dir(base: BaseModel, config: UnlearnConfig, cache: Path | None = None) -> Path:
-    """Where a cache, else the user's, keeps features of a model, extracted with a configuration."""
-    name = store_name(base.fingerprint, base.model, config.features, gate_layer(base, config))
-    return (cache or cache_dir()) / "features" / name
-
-
-def gate_layer(base: BaseModel, config: UnlearnConfig) -> int | None:
-    """The layer whose states the input gate reads; None without gates."""
-    return config.gate.layer(len(decoder_layers(base.model))) if config.gate.gate else None
-
-
-def within_context(config: UnlearnConfig, base: BaseModel) -> UnlearnConfig:
-    """The configuration with windows no longer than the positions that the model has."""
-    limit = positions(base.model)
-    if limit is None or config.examples.max_length <= limit:
-        return config
-    shorter = replace(config.examples, max_length=limit, overlap=min(config.examples.overlap, limit // 4))
-    return replace(config, examples=shorter)
-
-
-def run_key(
-    base: BaseModel, examples: dict[str, list[Example]], config: UnlearnConfig, readers: GateReaders | None = None
-) -> str:
-    """A key of everything that decides the adapter: model, tokens, documents, options, and the protocol of each step.
-
-    Holdout records are among it where they calibrate the estimate or choose the scale.
-    """
-    uses_holdout = config.calibration.calibrate or config.fit.objective == "match"
-    decisive = ("forget", "retain", "holdout") if uses_holdout else ("forget", "retain")
-    return key_of(
-        *("examples", "background", "features", "estimate", "gate", "head", "calibration"),
-        fingerprint=base.fingerprint,
-        records={name: [(example_key(e), e.document) for e in examples[name]] for name in decisive},
-        config=config.recipe(),
-        **({} if readers is None else {"readers": readers.digest}),
-    )
 
 
 def _finished(request: Request) -> bool:

@@ -28,6 +28,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.guidance.gate import (
     EVENTS,
     LEAST_GAP,
+    UNIT,
     Evidence,
     EvidenceGate,
     Gates,
@@ -42,7 +43,6 @@ from tempertilt.guidance.reply import FORMS, Reply, reply_logits
 from tempertilt.guidance.tilt import composed_logits
 
 CLOSED = 1  # its place among the events of a gate
-UNIT = 127  # 1 in 8 bits
 ROUNDING = 1e-4  # more than that of a similarity in float32
 AT_ONCE = 1 << 20  # similarities computed at a time: they stay near the processor
 
@@ -79,9 +79,16 @@ class Screen(nn.Module):
         self.register_buffer("least", least.floor().to(torch.int32))
         self.register_buffer("owners", torch.arange(len(gates), device=margins.device).repeat_interleave(counts))
 
+    def directions(self, states: Tensor) -> Tensor:
+        """States `(..., d)` as directions `(..., p)`, by the reader of all gates."""
+        return self.gates[0].read.directions(states)
+
     def evidence(self, states: Tensor) -> dict[int, Tensor]:
         """Evidence `(...)` of states `(..., d)` by the gates that some of them may come near to; by the number of the part."""
-        directions = self.gates[0].read.directions(states)
+        return self.evidence_of(self.directions(states))
+
+    def evidence_of(self, directions: Tensor) -> dict[int, Tensor]:
+        """As `evidence`, of directions `(..., p)`."""
         near = ((self.numbers[i], self.gates[i]) for i in self.near(directions))
         return {number: evidence_of(directions, gate.exemplars, gate.margins) for number, gate in near}
 
@@ -124,6 +131,7 @@ class Composition(nn.Module):
         self.said = _screens({i: gates.said for i, gates in enumerate(self.gates) if gates.said is not None})
         self.columns = _columns([part.rank for part in self.parts])
         self.turns = _alike((i, gates.turns_digest) for i, gates in enumerate(self.gates) if gates.turns is not None)
+        self.screen_of = {i: number for number, screen in enumerate(self.asked) for i in screen.numbers}
         self.modules_held = nn.ModuleList([*self.parts, *self.asked, *self.said])
         replies = {i: part.reply for i, part in enumerate(self.parts) if part.reply is not None}
         alike = _alike((i, str(reply.settings)) for i, reply in replies.items())
@@ -170,7 +178,10 @@ class Composition(nn.Module):
         """`(..., P, 5)` bool; of a part that no token comes near to, only where it is closed is looked at."""
         shape = last.shape[:-1]
         events = torch.zeros(*shape, len(self.gates), EVENTS, dtype=torch.bool, device=self.device)
-        asked, said, turns = _evidence(self.asked, lower), _evidence(self.said, last), self._turn_starts(lower, input_ids)
+        directions = [screen.directions(lower) for screen in self.asked]
+        asked = _joined(map(Screen.evidence_of, self.asked, directions))
+        said = _joined(screen.evidence(last) for screen in self.said)
+        turns = self._turn_starts(directions, input_ids)
         for members, starts in turns:
             if bool(starts.any()):
                 events[..., members, CLOSED] = starts.unsqueeze(-1)
@@ -181,14 +192,19 @@ class Composition(nn.Module):
             events[..., number, :] = self.gates[number].events(evidence)
         return events
 
-    def _turn_starts(self, lower: Tensor, input_ids: Tensor | None) -> list[tuple[list[int], Tensor]]:
-        """Where a user's turn begins, `(...)` bool, with the numbers of the parts to which it does."""
-        found = []
-        for members in () if input_ids is None else self.turns:
-            gates = self.gates[members[0]]
-            assert gates.turns is not None and input_ids is not None
-            found.append((members, gates.turns.found(input_ids, gates.asked.read.directions(lower))))
-        return found
+    def _turn_starts(self, directions: Sequence[Tensor], input_ids: Tensor | None) -> list[tuple[list[int], Tensor]]:
+        """Where a user's turn begins, `(...)` bool, with the numbers of the parts to which it does.
+
+        Args:
+            directions: by the reader of each screen of input gates.
+        """
+        if input_ids is None:
+            return []
+        return [
+            (members, turns.found(input_ids, directions[self.screen_of[members[0]]]))
+            for members in self.turns
+            if (turns := self.gates[members[0]].turns) is not None
+        ]
 
     def follows(self, input_ids: Tensor | None) -> tuple[Follow, ...]:
         """What the memory needs to count the tokens of each different reply among new `input_ids` `(B, n)`."""
@@ -265,5 +281,5 @@ def _screens(gates: Mapping[int, EvidenceGate]) -> tuple[Screen, ...]:
     return tuple(Screen({number: gates[number] for number in members}) for members in groups)
 
 
-def _evidence(screens: Iterable[Screen], states: Tensor) -> dict[int, Tensor]:
-    return {number: evidence for screen in screens for number, evidence in screen.evidence(states).items()}
+def _joined(parts: Iterable[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    return {number: evidence for part in parts for number, evidence in part.items()}

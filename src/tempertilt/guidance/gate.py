@@ -40,6 +40,7 @@ from tempertilt.errors import AdapterError, ConfigError
 LEAST_GAP = 0.1  # between an exemplar and the nearest retained token, as a similarity
 ROUNDING = 1e-2  # of similarities that are stored in few bits
 MOST_TOKENS = 1 << 31  # of a text
+UNIT = 127  # 1 in 8 bits
 EVENTS = 5  # opened, closed, near, said, weak
 TENSORS = ("mean", "reader", "exemplars", "margins")
 
@@ -171,8 +172,8 @@ def _digest(*tensors: Tensor) -> str:
 
 
 def quantise(directions: Tensor) -> Tensor:
-    """Rows of length 1 as int8, of which 127 is 1."""
-    return (directions * 127).round().to(torch.int8).contiguous()
+    """Rows of length 1 as int8, of which `UNIT` is 1."""
+    return (directions * UNIT).round().to(torch.int8).contiguous()
 
 
 def evidence_of(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tensor:

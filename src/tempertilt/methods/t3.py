@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from tempertilt.config.keys import FIT
 from tempertilt.config.options import Options, option
 from tempertilt.data.records import RecordSets
 from tempertilt.errors import ConfigError
@@ -54,34 +52,20 @@ def unlearn_config(method: str, options: Mapping[str, Any]) -> UnlearnConfig:
     return replace(config, **changed)
 
 
-@contextmanager
-def own_cache(directory: Path) -> Iterator[None]:
-    """Inside, the package's cache is in `directory`: no features of an earlier run are found, so their time is measured."""
-    before = os.environ.get("TEMPERTILT_CACHE")
-    os.environ["TEMPERTILT_CACHE"] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TEMPERTILT_CACHE"]
-        else:
-            os.environ["TEMPERTILT_CACHE"] = before
-
-
 @register("t3", URL, T3Config)
 class T3(Method):
     """Temper, then tilt, with this package's defaults."""
 
     method = "t3"
-    steps = ("background", "features", "estimate", "gate", "head", "calibration")
+    steps = FIT
 
     def unlearn(self, task: Task) -> Unlearned:
         """Features, head, adapter."""
         config = unlearn_config(self.method, {"seed": task.seed, **self.options()})
         config = replace(config, examples=task.examples, report=NO_REPORT)
-        directory = task.work_dir / "adapter"
-        with own_cache(task.work_dir / "cache"):
-            result = unlearn(task.base, RecordSets(task.forget, task.retain, [], []), directory, config, progress=task.progress)
+        directory, sets = task.work_dir / "adapter", RecordSets(task.forget, task.retain, [], [])
+        cache = task.work_dir / "cache"  # no features of an earlier run are found, so their time is measured
+        result = unlearn(task.base, sets, directory, config, cache=cache, progress=task.progress)
         assert result.fit is not None and result.extraction is not None
         body = task.base.model.num_parameters()
         return Unlearned(

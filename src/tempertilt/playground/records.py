@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from tempertilt.fitting.pipeline import REPORT
+from tempertilt.fitting.result import REPORT
 
 log = logging.getLogger("tempertilt")
 

@@ -12,35 +12,29 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tempertilt.data.batches import example_key
 from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.fields import Columns
-from tempertilt.data.records import Record, check_records, load_all
+from tempertilt.data.records import Record, RecordSets, check_records, load_all
 from tempertilt.errors import ConfigError, LedgerError
 from tempertilt.fitting.background import background_examples, drop_background
 from tempertilt.fitting.features import Features, FeatureStore, extract_features
-from tempertilt.fitting.pipeline import (
-    METHODS,
-    REPORT,
-    UnlearnConfig,
-    UnlearnResult,
-    features_dir,
-    gate_layer,
-    unlearn,
-    within_context,
-)
+from tempertilt.fitting.pipeline import unlearn
 from tempertilt.fitting.readers import load_readers
+from tempertilt.fitting.recipe import METHODS, UnlearnConfig, features_dir, gate_layer, within_context
+from tempertilt.fitting.result import REPORT, UnlearnResult
 from tempertilt.models.adapter import CARD, CONFIG, WEIGHTS, read_config
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.replies import ReplyConfig
 from tempertilt.requests.events import Event
 from tempertilt.requests.exposure import Exposure, check_kept_texts
-from tempertilt.requests.interference import Interference, features_of, measure_interference
+from tempertilt.requests.interference import Interference, features_of, measure_interference, stored_features
 from tempertilt.requests.signing import Author, public_key_of
-from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, refuse_same_subject
+from tempertilt.requests.state import ACTIVE, Details, RequestState, parse_scope, same_subject
 from tempertilt.requests.work import CACHE, READERS, work_folder
 from tempertilt.storage import file_sha256, make_dir, remove_directory, write_text
 
@@ -70,6 +64,7 @@ def add_request(
     evidence_dir: Path | None = None,
     drop_overlap: bool = False,
     progress: bool = True,
+    **options: Any,
 ) -> Added:
     """Make the part of a new request and add its event.
 
@@ -77,16 +72,17 @@ def add_request(
         forget: the request's records.
         details: what else the ledger keeps of it.
         author: who adds it.
-        base: the ledger's model, loaded if not given.
+        base: the ledger's model; loaded if not given, when it is known that the ledger allows the request.
         holdout: records like these that the model has never seen, for the estimate.
         key_file: of the ledger's key; where `Ledger.create` made it, if not given.
         evidence_dir: folder for the whole report, answers in clear among it, under the request's name; not kept if not given.
         drop_overlap: drop records that occur twice.
+        options: device, dtype, trust_remote_code, as in `load_base`, where `base` is not given.
 
     Raises:
-        LedgerError: the name is taken, or a request about the same subject acts.
+        LedgerError: the name is taken, a request about the same subject acts, or the model is another one than the ledger's.
         DataError: the records are not usable, or what is said of the request holds a name or value of them.
-        ModelError, AdapterError: the model is another one than the ledger's, or a part can't be read.
+        ModelError, AdapterError: the model can't be loaded, or a part can't be read.
     """
     started = time.perf_counter()
     key, config = ledger.key(key_file), _config(ledger.settings, details)
@@ -96,18 +92,14 @@ def add_request(
     with work_folder(ledger.directory) as work:
         states = {state.id: state for state in ledger.requests()}
         _check(states, details, subject)
-        readers = load_readers(ledger.directory / READERS)
-        base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1])
+        base = base or load_base(ledger.base[0], peft_adapter=ledger.base[1], **options)
         _check_base(base, ledger.settings)
         hashes = key.records(forget)
         covered = {*hashes, *(record for state in states.values() if state.state == ACTIVE for record in state.records)}
         retain = [record for record in retain_records(ledger.settings) if key.record(record) not in covered]
         sets = check_records(forget, retain, holdout, drop_overlap=drop_overlap)
-        prepare_cache(base, config, sets.retain, ledger.directory / CACHE, sets.forget, progress=progress)
-        shutil.copytree(ledger.directory / CACHE, work / CACHE, copy_function=_link)
-        result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
         others = {part.request_id: part.directory for part in ledger.active() if part.request_id != details.replace}
-        interference = measure_interference(others, base, sets, within_context(config, base), work / CACHE, result)
+        result, interference = _make_part(ledger.directory, work, base, sets, config, others, progress)
         evidence = keep_numbers(work / "part", None if evidence_dir is None else evidence_dir / details.id)
         payload = {
             "subject": subject,
@@ -136,15 +128,46 @@ def add_request(
     return Added(event, result, interference, time.perf_counter() - started)
 
 
+def _make_part(
+    directory: Path,
+    work: Path,
+    base: BaseModel,
+    sets: RecordSets,
+    config: UnlearnConfig,
+    others: Mapping[str, Path],
+    progress: bool,
+) -> tuple[UnlearnResult, Interference]:
+    """Make the part in `work / "part"`, of what the ledger in `directory` has in its cache and of the new records.
+
+    Args:
+        others: folders of the parts that will act beside it, by request.
+    """
+    readers = load_readers(directory / READERS)
+    retained, _ = prepare_cache(base, config, sets.retain, directory / CACHE, sets.forget, progress=progress)
+    shutil.copytree(directory / CACHE, work / CACHE, copy_function=_link)
+    result = unlearn(base, sets, work / "part", config, cache=work / CACHE, readers=readers, progress=progress)
+    examples = build_examples(sets.forget, base.tokenizer, within_context(config, base).examples)
+    forget = stored_features(examples, features_dir(base, config, work / CACHE))
+    return result, measure_interference(others, forget, result, len(retained))
+
+
 def _check(states: Mapping[str, RequestState], details: Details, subject: str | None) -> None:
     """Raise `LedgerError` if the ledger does not allow the request."""
     if details.id in states:
         raise LedgerError(f"request {details.id} is there already ({states[details.id].state}); must be another name")
     for flag, other in (("--replace", details.replace), ("--extend", details.extend)):
-        if other is not None and (other not in states or states[other].state != ACTIVE):
+        if other is None:
+            continue
+        if other not in states or states[other].state != ACTIVE:
             raise LedgerError(f"{flag} is {other!r}; must be a request that is active")
+        if None not in (subject, states[other].subject) and subject != states[other].subject:
+            raise LedgerError(f"{flag} is {other!r}, which is about another subject; must be one about the same")
     others = [state for state in states.values() if state.id != details.replace]
-    refuse_same_subject(others, subject, details.extend)
+    if other := same_subject(others, subject, [details.extend]):
+        raise LedgerError(
+            f"request {other} is about the same subject: say --replace {other} to have the new one take its place, or "
+            f"--extend {other} to have both act"
+        )
 
 
 def _check_base(base: BaseModel, settings: Mapping[str, Any]) -> None:
@@ -215,27 +238,22 @@ def prepare_cache(
     """Have features of the retain records and of background text in a cache, and nothing else: nothing about `forget`.
 
     What is there is not run again. Background text about the forget records is deleted, and not replaced: the base could write
-    of what was forgotten before.
+    of what was forgotten before. It is written only where there is none for this model and type, or it is damaged.
 
     Returns:
         The examples of both, and their features.
     """
     config = within_context(config, base)
     examples = build_examples(retain, base.tokenizer, config.examples) if retain else []
-    about = build_examples(forget, base.tokenizer, config.examples) if forget else []
     background: list[Example] = []
     if config.background.background:
-        drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
-        background = background_examples(
-            base.model,
-            base.tokenizer,
-            [],
-            config.background,
-            config.examples,
-            fingerprint=base.fingerprint,
-            cache=cache,
-            progress=progress,
-        )
+        options: dict[str, Any] = {"fingerprint": base.fingerprint, "cache": cache, "progress": progress}
+        written = partial(background_examples, base.model, base.tokenizer, [], config.background, config.examples, **options)
+        background = written()
+        if forget:
+            about = build_examples(forget, base.tokenizer, config.examples)
+            drop_background(cache, base.tokenizer, about, config.examples, Exposure(forget).of)
+            background = written()  # what is left of it
     directory = features_dir(base, config, cache)
     for other in directory.parent.glob("*"):
         if other != directory:  # of another device or type: nobody would take out what is to be forgotten

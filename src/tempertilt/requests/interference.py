@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 
 from tempertilt.data.batches import example_key
-from tempertilt.data.examples import Example, build_examples
-from tempertilt.data.records import RecordSets
+from tempertilt.data.examples import Example
 from tempertilt.fitting.features import Features, FeatureStore
-from tempertilt.fitting.pipeline import UnlearnConfig, UnlearnResult, features_dir
+from tempertilt.fitting.result import UnlearnResult
 from tempertilt.guidance.gate import Gates
 from tempertilt.models.adapter import load_adapter
-from tempertilt.models.base import BaseModel
 
 
 @dataclass(frozen=True)
@@ -37,25 +35,28 @@ def features_of(examples: Sequence[Example], store: FeatureStore) -> Features:
     return Features(store, [example_key(example) for example in examples], [example.document for example in examples])
 
 
-def measure_interference(
-    others: Mapping[str, Path],
-    base: BaseModel,
-    sets: RecordSets,
-    config: UnlearnConfig,
-    cache: Path,
-    result: UnlearnResult,
-) -> Interference:
-    """Measured on features that are there: the model does not run. `others` are the parts that act, by request."""
-    examples = build_examples(sets.forget, base.tokenizer, config.examples)
-    new = features_of(examples, FeatureStore(features_dir(base, config, cache)))
+def stored_features(examples: Sequence[Example], directory: Path) -> Features:
+    """The features of examples that have just been stored in a directory: checksums are not computed again."""
+    store = FeatureStore(directory, verify=False)
+    store.refresh()
+    return features_of(examples, store)
+
+
+def measure_interference(others: Mapping[str, Path], forget: Features, result: UnlearnResult, retained: int) -> Interference:
+    """Measured on features that are there: the model does not run.
+
+    Args:
+        others: the parts that act, by request.
+        forget: of the new records.
+        result: of their fit.
+        retained: number of retain and background texts, which are the first that the fit's gates were measured on.
+    """
     parts = {}
     for name, directory in others.items():
         gates = load_adapter(directory).gates
-        if gates is not None and (count := opened_texts(gates, new)):
+        if gates is not None and (count := opened_texts(gates, forget)):
             parts[name] = count
-    background = int(result.model.adapter_config.training["background_records"])
-    texts = len(build_examples(sets.retain, base.tokenizer, config.examples)) if sets.retain else 0
-    return Interference(_retained(result, texts + background), parts)
+    return Interference(_retained(result, retained), parts)
 
 
 def _retained(result: UnlearnResult, texts: int) -> tuple[int, int] | None:

@@ -32,14 +32,14 @@ from tempertilt.requests.head import FILE as HEAD
 from tempertilt.requests.head import Head, read_head, write_head
 from tempertilt.requests.keyed import Key
 from tempertilt.requests.signing import Author, Ed25519Signer, Signer, public_key_of
-from tempertilt.requests.state import ACTIVE, ActivePart, Details, RequestState, parse_day, refuse_same_subject, states_of
+from tempertilt.requests.state import ACTIVE, ActivePart, Details, RequestState, parse_day, same_subject, states_of
 from tempertilt.requests.work import CACHE, READERS, WORK, clear_work, work_folder
 from tempertilt.storage import file_sha256, locked, make_dir, remove_directory, remove_unfinished
 
 if TYPE_CHECKING:
     from tempertilt.data.fields import Columns
     from tempertilt.data.records import Record
-    from tempertilt.fitting.pipeline import UnlearnConfig
+    from tempertilt.fitting.recipe import UnlearnConfig
     from tempertilt.models.base import BaseModel
     from tempertilt.requests.adding import Added
 
@@ -99,6 +99,7 @@ class Ledger:
         payload = first_payload(base, retain, config, columns)
         config = config_of(payload)
         with work_folder(directory) as work:
+            _check_new(directory, key_file)  # another process may have made one while this one waited
             retained = prepare_cache(base, config, retain_records(payload), directory / CACHE, progress=progress)
             save_readers(directory / READERS, fit_readers(*retained, config.gate))
             key = Key.make(key_file)
@@ -219,7 +220,8 @@ class Ledger:
             expires: its new last day, as 2027-01-31 (UTC); None = no end.
 
         Raises:
-            LedgerError: there is no such request, or its files are gone.
+            LedgerError: there is no such request, its files are gone, or another one about its subject is active and neither
+                was added to extend the other.
         """
         if expires is not None:
             parse_day(expires)
@@ -228,8 +230,10 @@ class Ledger:
             state = _known(states, name)
             if not state.has_files:
                 raise LedgerError(f"request {name} is {state.state} and its files are gone; add its records as a new request")
-            if state.state != ACTIVE:
-                refuse_same_subject(states.values(), state.subject)
+            extending = [other.id for other in states.values() if other.details["extends"] == name]
+            beside = [state.details["extends"], *extending]
+            if state.state != ACTIVE and (other := same_subject(states.values(), state.subject, beside)):
+                raise LedgerError(f"request {other} is about the same subject; revoke it first, and renew {name} then")
             return {"why": why, "expires": expires}
 
         return self.write("renew", name, payload, author)

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from tempertilt.data.lines import half_pair
 from tempertilt.errors import ConfigError, LedgerError, MissingExtraError
 
 ACTOR = "T3_ACTOR"
@@ -40,6 +41,8 @@ class Author:
     def __post_init__(self) -> None:
         if not self.by.strip():
             raise ConfigError("the person who does this is not named; must be a name or an account")
+        if fault := half_pair(self.by):
+            raise ConfigError(f"the person who does this, {self.by!r}, has {fault}; must be text")
 
     @classmethod
     def from_environment(cls, by: str | None = None, at: datetime | None = None, sign_key: Path | None = None) -> Author:
@@ -72,7 +75,7 @@ class Ed25519Signer:
     """
 
     def __init__(self, path: Path) -> None:
-        serialization, ed25519 = _cryptography()
+        serialization, ed25519, _ = _cryptography()
         try:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except (OSError, ValueError, TypeError) as error:
@@ -89,13 +92,11 @@ class Ed25519Signer:
 
 def is_signed(text: str, signature: str | None, public_key: str) -> bool:
     """Whether a signature (hex) of a text is that of a public key (hex)."""
-    from cryptography.exceptions import InvalidSignature
-
-    _, ed25519 = _cryptography()
+    _, ed25519, wrong = _cryptography()
     try:
         key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key))
         key.verify(bytes.fromhex(signature or ""), text.encode())
-    except (InvalidSignature, ValueError):
+    except (wrong, ValueError):
         return False
     return True
 
@@ -106,10 +107,12 @@ def public_key_of(payload: Mapping[str, Any]) -> str | None:
     return None if key is None else str(key)
 
 
-def _cryptography() -> tuple[Any, Any]:
+def _cryptography() -> tuple[Any, Any, type[Exception]]:
+    """What of the package `cryptography` is used: PEM files, Ed25519 keys, and the error of a wrong signature."""
     try:
+        from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise MissingExtraError("cryptography", "signing", "a signed ledger") from error
-    return serialization, ed25519
+    return serialization, ed25519, InvalidSignature

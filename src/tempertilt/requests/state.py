@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -118,14 +118,10 @@ def states_of(events: Iterable[Event]) -> dict[str, RequestState]:
     return states
 
 
-def refuse_same_subject(states: Iterable[RequestState], subject: str | None, extends: str | None = None) -> None:
-    """Raise `LedgerError` if a request about the same subject acts, unless that is the one which is extended."""
+def same_subject(states: Iterable[RequestState], subject: str | None, beside: Collection[object] = ()) -> str | None:
+    """A request about the same subject that is active; None where there is none, or one of those that it may act `beside`."""
     others = [state.id for state in states if state.subject is not None and state.subject == subject and state.state == ACTIVE]
-    if others and extends not in others:
-        raise LedgerError(
-            f"request {others[0]} is about the same subject: say --replace {others[0]} to have the new one take its place, or "
-            f"--extend {others[0]} to have both act"
-        )
+    return others[0] if others and not set(others) & set(beside) else None
 
 
 def _added(event: Event) -> RequestState:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from tempertilt.config.keys import key_of
+from tempertilt.config.keys import FIT, key_of
 from tempertilt.config.options import Options, option
 from tempertilt.data.batches import example_key, pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, build_examples, encode_prompt
@@ -31,7 +31,8 @@ from tempertilt.data.records import Record, RecordSets
 from tempertilt.environment import Clock
 from tempertilt.errors import DataError
 from tempertilt.fitting.before_after import NO_REPORT, count_facts, greedy_answers, paired_answers
-from tempertilt.fitting.pipeline import UnlearnConfig, features_dir, unlearn, within_context
+from tempertilt.fitting.pipeline import unlearn
+from tempertilt.fitting.recipe import UnlearnConfig, features_dir, within_context
 from tempertilt.metrics.membership import auc
 from tempertilt.models.base import BaseModel
 from tempertilt.models.divergence import kl_and_same_top
@@ -43,7 +44,7 @@ from tempertilt.training.finetune import FinetuneConfig, finetune
 
 log = logging.getLogger("tempertilt")
 
-STEPS = ("examples", "background", "features", "estimate", "gate", "head", "calibration", "measure", "finetune", "rehearsal")
+STEPS = (*FIT, "measure", "finetune", "rehearsal")
 MADE_UP = FictionalConfig(n_authors=16, questions_per_author=6, seed=20_011)
 """Made-up records, other ones than those that stand in for holdout records in an estimate."""
 FACTORS = (0.75, 1.0, 1.25)  # of the configured guidance scale, among which one is chosen
