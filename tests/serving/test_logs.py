@@ -7,10 +7,12 @@ import io
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import transformers
 
 openai = pytest.importorskip("openai")
 
@@ -26,11 +28,16 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A function that gives what has been logged as JSON; logging is as before at the end."""
     stream, root, ours = io.StringIO(), logging.getLogger(), logging.getLogger("tempertilt.requests")
     handlers, level = root.handlers[:], root.level
+    others = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    states = [(logger, logger.handlers, logger.propagate) for logger in others]
     monkeypatch.setattr(sys, "stderr", stream)
     root.handlers = []
     log_as_json()
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers, root.level = handlers, level
+    logging.captureWarnings(False)
+    for logger, own, propagate in states:
+        logger.handlers, logger.propagate = own, propagate
     ours.setLevel(logging.NOTSET)
 
 
@@ -99,3 +106,11 @@ def test_messages_of_other_packages_are_left_out() -> None:
     assert json.loads(JsonFormatter().format(record))["message"] == "b.py:7"
     ours = logging.LogRecord("tempertilt.x", logging.WARNING, "/a/b.py", 7, "version %d", (3,), None)
     assert json.loads(JsonFormatter().format(ours))["message"] == "version 3"
+
+
+def test_libraries_with_handlers_of_their_own_and_warnings_write_json(lines: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers' own handler would write the text, and no JSON."""
+    transformers.utils.logging.get_logger("transformers.tokenization").error("got %s", SECRET)
+    warnings.warn(f"got {SECRET}", UserWarning, stacklevel=1)
+    assert [line["logger"] for line in lines()] == ["transformers.tokenization", "py.warnings"]
+    assert SECRET not in json.dumps(lines()) + capfd.readouterr().err

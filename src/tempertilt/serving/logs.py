@@ -43,10 +43,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """From now on every logger of this process writes JSON to stderr; requests are logged."""
+    """From now on every logger that this process has, and Python's warnings, write JSON to stderr; requests are logged."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):  # transformers and huggingface_hub write by handlers of their own
+            logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)
     requests_log.setLevel(logging.INFO)
 
 
