@@ -110,7 +110,7 @@ class Bench:
                 print(
                     f"taught {name}: {len(records)} records in {result.seconds:.0f} s, loss {result.losses[-1]:.3f}", flush=True
                 )
-                report = {"key": key, "config": asdict(config), "environment": environment()}
+                report = {"key": key, "records": len(records), "config": asdict(config), "environment": environment()}
                 save_finetuned(result, directory, report, base)
         return load_base(self.model, peft_adapter=str(directory))
 
