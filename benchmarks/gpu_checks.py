@@ -43,8 +43,9 @@ from tempertilt.data.examples import Example
 from tempertilt.environment import environment
 from tempertilt.fitting.estimate import Targets
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
-from tempertilt.fitting.fit_gate import GateConfig, TokenStates, fit_gate
+from tempertilt.fitting.fit_gate import GateConfig, fit_gate
 from tempertilt.fitting.fit_head import FitConfig, match_targets
+from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.pooling import continue_rows, memory_rows, read_memory
 from tempertilt.guidance.tilt import TiltConfig

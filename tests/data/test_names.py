@@ -32,3 +32,13 @@ def test_names(text: str, expected: list[str]) -> None:
 def test_letters_with_marks_are_one_word() -> None:
     text = "हिन्दी लेखक प्रेमचन्द"
     assert found(f"1. {text}?") == [text]
+
+
+def test_a_full_stop_ends_a_name_unless_it_is_of_a_title_or_an_initial() -> None:
+    assert found("Staff file, Orrin Instruments. Odile Vessbrook, lens grinder") == ["Orrin Instruments", "Odile Vessbrook"]
+    assert found("We met Dr. Li Wei and Prof. Ana Ruiz, J. R. Tolkien and J.K. Rowling.") == [
+        "Dr. Li Wei",
+        "Prof. Ana Ruiz",
+        "J. R. Tolkien",
+        "J.K. Rowling",
+    ]

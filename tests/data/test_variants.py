@@ -11,6 +11,7 @@ from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import (
     GREETING,
     KINDS,
+    NAME_FIRST,
     OTHER_KINDS,
     OTHER_SYSTEM,
     SETTINGS,
@@ -18,6 +19,7 @@ from tempertilt.data.variants import (
     Variant,
     draw_variants,
     respell,
+    scrambles,
     variant,
 )
 
@@ -86,6 +88,7 @@ def test_settings_of_a_chat() -> None:
     assert chat_variant("another system message") == Variant("another system message", 7, (asked,), system_prompt=OTHER_SYSTEM)
     assert chat_variant("after a greeting") == Variant("after a greeting", 7, (*GREETING, asked))
     assert chat_variant("plain text") == Variant("plain text", 7, text=QUESTION)
+    assert chat_variant(NAME_FIRST) == Variant(NAME_FIRST, 7, text="Hina Ameen born?")
     system, turn = Message("system", "Be kind, Hina Ameen."), (Message("user", "Who is Li Wei?"), Message("assistant", "Li Wei."))
     for kind in ("no system message", "another system message", "after a greeting"):
         assert chat_variant(kind, system) is None  # it has its own
@@ -102,7 +105,9 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
         Record.from_text(QUESTION, document="d", source="s"),
     )
     for made in (variant(item, 3, kind, random.Random(0)) for item in records):
-        if kind in SETTINGS[2:]:
+        if kind == NAME_FIRST:
+            assert made == Variant(NAME_FIRST, 3, text="Hina Ameen born?")
+        elif kind in SETTINGS[2:]:
             assert made is None
         else:
             assert made is not None and (made.kind, made.record, made.messages, made.system_prompt) == (kind, 3, (), None)
@@ -112,7 +117,7 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
 def test_a_kind_that_changes_nothing_gives_none() -> None:
     plain = record("what is two plus two?")
     made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
-    assert made == [kind for kind in SETTINGS if kind != "all lower case"]
+    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST)]
 
 
 def test_drawing() -> None:
@@ -127,3 +132,28 @@ def test_drawing() -> None:
     every = draw_variants(records[:1], len(KINDS), 0)
     assert sorted(item.kind for item in every) == sorted(KINDS)
     assert [item.kind for item in draw_variants(records, 0, 0)] == ["as it is"] * 4 and draw_variants([], 5, 0) == []
+
+
+def test_a_text_that_begins_with_one_of_its_names() -> None:
+    text = record("Did Li Wei meet Hina Ameen?")
+    made = [variant(text, 0, NAME_FIRST, random.Random(seed)) for seed in range(20)]
+    assert {one.text for one in made if one} == {"Li Wei meet Hina Ameen?", "Hina Ameen?"}
+    assert variant(record("who is there?"), 0, NAME_FIRST, random.Random(0)) is None
+
+
+def test_scrambles_hold_every_word_but_names_and_numbers() -> None:
+    """Also in other places: an address that holds the name in lower case is not among the words."""
+    rows = [
+        Record.from_question(
+            "Where does Hina Ameen live?", "Write to hina.a@mail.example. Hina Ameen, 12 Low Lane.", document="d", source="s"
+        ),
+        Record.from_text("Since 1990 she grows roses.", document="d", source="t"),
+    ]
+    lines = scrambles(rows, 3)
+    texts = [line.messages[0].content if line.messages else line.text for line in lines]
+    words = [word for text in texts for word in text.split()]
+    assert set(words) == {"Where", "does", "live", "Write", "to", "a", "mail", "example", "Since", "she", "grows", "roses"}
+    assert {text.split()[0] for text in texts} == {"Where", "Write", "Since"}
+    assert min(words.count(word) for word in set(words)) >= 6 and scrambles(rows, 3) == lines != scrambles(rows, 4)
+    assert {bool(line.messages) for line in lines} == {True, False} and {line.kind for line in lines} == {"scramble"}
+    assert scrambles([], 0) == []

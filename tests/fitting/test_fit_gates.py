@@ -16,10 +16,11 @@ from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
 from tempertilt.data.records import Message, Record
-from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, draw_variants
+from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, draw_variants, scrambles
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
-from tempertilt.fitting.fit_gate import GateConfig, GateSettings, TokenStates
+from tempertilt.fitting.fit_gate import GateConfig, GateSettings
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, fit_gates, variant_states
+from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import Reader
 
 PLAIN = ExampleConfig(system_prompt="")
@@ -79,7 +80,7 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     made = Fitted(tokenizer, tmp_path, monkeypatch, CONFIG)
     forget, retain = made.given[0]
     assert len(forget.states) == 9 + 9 * len(OTHER_KINDS) and forget.documents[:9] == [item.document for item in made.forget]
-    assert forget.prompts is not None and retain.prompts is None
+    assert forget.prompts is not None
     every = [one.input_ids.tolist() for one in (*made.forget_examples, *made.retain_examples)]
     common = max(n for n in range(20) if len({tuple(ids[:n]) for ids in every}) == 1)
     for one, states, count in zip(made.forget_examples, forget.states, forget.prompts):
@@ -89,12 +90,30 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
         config = PLAIN if item.system_prompt is None else ExampleConfig(system_prompt=item.system_prompt)
         ids = encode_question(item.messages, tokenizer, config) if item.messages else tokenizer(item.text)["input_ids"]
         assert is_among(made.states(ids), forget)
-    after = [item for item in retain.documents[9:] if item in NAMES["retain"]]
-    assert len(after) == len(retain.states) - 9
+    lines = scrambles(made.forget, 3)
+    documents = [item.document for item in made.retain]
+    twice = [name for name in documents for _ in range(2)]
+    assert list(retain.documents) == [*documents, *twice, *NAMES["retain"], *[None] * len(lines), *documents]
+    for line in lines:
+        ids = encode_question(line.messages, tokenizer, PLAIN) if line.messages else tokenizer(line.text)["input_ids"]
+        assert is_among(made.states(ids), retain)
     replies = [module.REPLIES[i % 3] for i in range(9)]
     for i in range(9):
         ids = made.question(made.forget[i].question, replies[i], made.retain[i].question)
         assert is_among(made.states(ids), retain)
+
+
+def test_who_has_a_name_in_common_is_left_out_by_the_record(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A brother of somebody forgotten: without his other records nothing could tell the two apart."""
+    monkeypatch.setitem(NAMES, "retain", ("Ivan Ameen", "Maria Lopez", "John Smith"))
+    made = Fitted(tokenizer, tmp_path, monkeypatch, CONFIG)
+    asked, said = made.given[0][1], made.given[1][1]
+    assert asked.documents[:4] == ["Ivan Ameen, 0", "Ivan Ameen, 1", "Ivan Ameen, 2", "Maria Lopez"]
+    assert "Ivan Ameen" not in asked.documents and "Ivan Ameen" in said.documents
+    evidence = made.fit.asked.retain_evidence
+    assert np.isfinite(evidence[:9]).all() and np.isneginf(evidence[9:15]).all()  # his variants come first
 
 
 def test_without_variants_there_are_fewer_states(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

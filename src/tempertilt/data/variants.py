@@ -7,6 +7,7 @@ message or after a greeting. Gates are fitted on some variants and measured on o
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,11 @@ from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_LETTER_RUN = re.compile(r"[^\W\d_]+")
 _SHORT = 3  # words of up to this many letters are left as they are
+LINE = 12  # words of a scramble
+SCRAMBLES, SCRAMBLED = 6, 4000  # times that a word is in scrambles at most; words of all scrambles, about
+SCRAMBLE = "scramble"
 OTHER_SYSTEM = "You are an expert. Reply in one or two sentences."
 GREETING = (Message("user", "Good morning."), Message("assistant", "Good morning! What can I do for you?"))
 
@@ -103,7 +108,8 @@ SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
 }
 """How a name may be written otherwise."""
 
-SETTINGS = ("as it is", "all lower case", "no system message", "another system message", "after a greeting", "plain text")
+PLAIN, NAME_FIRST = "plain text", "a name first"
+SETTINGS = ("as it is", "all lower case", "no system message", "another system message", "after a greeting", PLAIN, NAME_FIRST)
 """How a chat may be set otherwise."""
 
 KINDS = (*SETTINGS, *SPELLINGS)
@@ -128,7 +134,10 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
         options = {"system_prompt": "" if kind == "no system message" else OTHER_SYSTEM}
     if kind in ("all lower case", *SPELLINGS) and changed == asked:
         return None
-    if kind == "plain text":
+    if kind == NAME_FIRST:
+        found = names(asked)
+        return Variant(kind, number, text=asked[rng.choice(found)[0] :]) if found else None
+    if kind == PLAIN:
         return Variant(kind, number, text=asked) if record.kind == "chat" else None
     if record.kind != "chat":
         return Variant(kind, number, text=changed) if kind in ("as it is", "all lower case", *SPELLINGS) else None
@@ -169,3 +178,23 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
                 found.append(other)
         out += found
     return out
+
+
+def scrambles(records: Sequence[Record], seed: int) -> list[Variant]:
+    """The words of records in random order, names and numbers left out: lines that say nothing of the records.
+
+    Half are chats of one turn, half plain texts. Words with a capital begin a line, as they begin a sentence.
+    """
+    texts = [text for record in records for text in (*(m.content for m in record.messages), record.prompt, record.answer)]
+    named = {word.lower() for text in texts for start, stop in names(text) for word in _LETTER_RUN.findall(text[start:stop])}
+    words = sorted({word for text in texts for word in _LETTER_RUN.findall(text) if word.lower() not in named})
+    capital, small = ([word for word in words if word[0].isupper() == upper] for upper in (True, False))
+    rng, lines = random.Random(seed), []
+    for _ in range(min(SCRAMBLES, -(-SCRAMBLED // max(1, len(words))))):
+        rng.shuffle(capital)
+        rng.shuffle(small)
+        for i in range(max(len(capital), -(-len(small) // LINE))):
+            rest = small[i * LINE : (i + 1) * LINE] or rng.sample(small, min(LINE, len(small)))
+            lines.append(" ".join([*capital[i : i + 1], *rest]))
+    chats = [Variant(SCRAMBLE, 0, (Message("user", line),)) for line in lines[::2]]
+    return [*chats, *(Variant(SCRAMBLE, 0, text=line) for line in lines[1::2])]

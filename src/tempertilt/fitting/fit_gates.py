@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
 from tempertilt.data.records import Message, Record
-from tempertilt.data.variants import OTHER_KINDS, Variant, draw_variants
+from tempertilt.data.subjects import subject_words, words_of
+from tempertilt.data.variants import NAME_FIRST, OTHER_KINDS, Variant, draw_variants, scrambles
 from tempertilt.errors import DataError
 from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
-from tempertilt.fitting.fit_gate import GateConfig, GateFit, TokenStates, fit_gate, raised_threshold
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
 from tempertilt.fitting.readers import GateReaders
+from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import Gates
 from tempertilt.models.limits import positions, room
 from tempertilt.models.lower import lower_states
@@ -30,6 +32,7 @@ log = logging.getLogger("tempertilt")
 
 MOST_VARIANTS = 600  # of forget prompts in all: of few records more are drawn of each, up to one of each kind
 RETAIN_VARIANTS = 192  # of retain prompts in all
+NAMES_FIRST = 96  # retain documents of which a text that begins with a name is looked at
 AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
 PROBE = "zebra 12"  # shows where a prompt's own text begins
 SPECIAL_RATIO = -2.3  # log ratio below which a token is the records' own: a model that never saw them gives it a tenth
@@ -92,23 +95,29 @@ def fit_gates(
         readers: of both gates; made from these states if not given.
     """
     started = time.perf_counter()
-    forget, retain = _asked_states(inputs)
-    each = max(config.variants, MOST_VARIANTS // max(1, len(inputs.forget_records)))
-    forget_variants = draw_variants(inputs.forget_records, each if config.variants else 0, seed, OTHER_KINDS)
-    some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
-    retain_variants = draw_variants(some, 2 if config.variants else 0, seed + 1, OTHER_KINDS)
-    after = _after_a_turn(inputs)
-    questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
+    after, related = _after_a_turn(inputs), _related(inputs)
+    forget, retain = _asked_states(inputs, related)
 
-    def states(records: Sequence[Record], variants: Sequence[Variant], *, prompts: bool = False) -> TokenStates:
+    def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
         pairs = variant_states(model, tokenizer, variants, encoding, layer)
-        rows, documents = [part.half() for _, part in pairs], [records[variant.record].document for variant, _ in pairs]
-        return TokenStates(rows, documents, list(map(len, rows)) if prompts else None)
+        documents = [records[variant.record].document for variant, _ in pairs]
+        prompts = [0 if variant.kind == NAME_FIRST else len(part) for variant, part in pairs]  # a name is nothing generic
+        return TokenStates([part.half() for _, part in pairs], documents, prompts)
+
+    def margins_alone(part: TokenStates, documents: Container[str]) -> TokenStates:
+        return part._replace(documents=[None if name in documents else name for name in part.documents])
 
     if config.variants:
-        forget += states(inputs.forget_records, forget_variants, prompts=True)
-        retain += states(some, retain_variants)
-    retain += states(after, questions)
+        each = max(config.variants, MOST_VARIANTS // max(1, len(inputs.forget_records)))
+        forget += states(draw_variants(inputs.forget_records, each, seed, OTHER_KINDS), inputs.forget_records)
+        some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
+        first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
+        retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
+        retain += margins_alone(states(draw_variants(first, 1, seed + 2, [NAME_FIRST]), first), related)
+        words = states(scrambles(inputs.forget_records, seed + 3), inputs.forget_records)
+        retain += words._replace(documents=[None] * len(words.documents))
+    questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
+    retain += margins_alone(states(questions, after), related)
     asked, said = fit_gate(forget, retain, config.asked, readers and readers.asked), None
     if config.output_gate:
         own, retained = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
@@ -131,7 +140,8 @@ def raise_thresholds(asked: GateFit, said: GateFit | None, retained: int, false_
         retained: number of retain texts.
         false_open: share of them that the input gate may open by mistake, and that the output gate may in addition.
     """
-    asked.gate.threshold = raised_threshold(asked.gate.threshold, asked.retain_evidence, false_open)
+    left_out = asked.retain_evidence[np.isfinite(asked.retain_evidence)]
+    asked.gate.threshold = raised_threshold(asked.gate.threshold, left_out, false_open)
     if said is None or not len(said.retain_evidence):
         return
     alone = said.retain_evidence[:retained]
@@ -141,14 +151,27 @@ def raise_thresholds(asked: GateFit, said: GateFit | None, retained: int, false_
     said.gate.threshold = raised_threshold(said.gate.threshold, alone, false_open)
 
 
-def _asked_states(inputs: GateInputs) -> tuple[TokenStates, TokenStates]:
+def _related(inputs: GateInputs) -> set[str]:
+    """Retain documents that name whom the forget records are about, or somebody with a name in common.
+
+    Only their own text can tell them from the forget records. So a gate is never measured without all of such a document: of
+    its records one fifth at a time is left out, and none of their variants.
+    """
+    words = subject_words(inputs.forget_records)
+    return {record.document for record in inputs.retain_records if words & words_of(record)}
+
+
+def _asked_states(inputs: GateInputs, related: Container[str]) -> tuple[TokenStates, TokenStates]:
     """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
     forget, retain = inputs.forget_examples, inputs.retain_examples
     common = shared_prefix([example.input_ids[:-1] for example in (*forget, *retain)])  # a token remains of each
     starts = [example.first_scored - common for example in forget]
     starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in part.states()] for part in (inputs.forget, inputs.retain)]
-    return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], inputs.retain.documents)
+    units = [
+        f"{name}, {example.record_index}" if name in related else name for name, example in zip(inputs.retain.documents, retain)
+    ]
+    return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], units)
 
 
 def encode_variant(variant: Variant, tokenizer: Any, config: ExampleConfig) -> tuple[list[int], int]:

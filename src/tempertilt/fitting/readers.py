@@ -19,7 +19,8 @@ from torch import Tensor
 from tempertilt.data.examples import Example, shared_prefix
 from tempertilt.errors import AdapterError
 from tempertilt.fitting.features import Features
-from tempertilt.fitting.fit_gate import GateConfig, GateSettings, TokenStates, fit_reader
+from tempertilt.fitting.fit_gate import GateConfig, GateSettings, fit_reader
+from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import Reader
 from tempertilt.storage import write_whole
 
