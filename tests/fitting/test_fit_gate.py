@@ -16,9 +16,10 @@ from tempertilt.fitting.fit_gate import (
     GateSettings,
     fit_gate,
     fit_reader,
+    fitted_threshold,
     raised_threshold,
 )
-from tempertilt.fitting.fit_gates import raise_thresholds
+from tempertilt.fitting.fit_gates import set_thresholds
 from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import EvidenceGate, Gates
 from tempertilt.guidance.head import GuidanceHead
@@ -167,16 +168,29 @@ def test_a_threshold_rises_until_few_enough_open() -> None:
     assert raised_threshold(0.5, np.ones(50, np.float32), 0.02) == HIGHEST_THRESHOLD
 
 
+def test_a_threshold_falls_where_fewer_than_half_open() -> None:
+    def evidence(*highest: float) -> np.ndarray:
+        return np.array([*highest, *[0.1] * (100 - len(highest))], np.float32)
+
+    assert fitted_threshold(0.9, 0.7, evidence(), 0.04) == 0.7
+    assert fitted_threshold(0.9, 0.7, evidence(0.99, 0.99), 0.04) == 0.7
+    assert fitted_threshold(0.9, 0.7, evidence(0.99, 0.99, 0.8), 0.04) == pytest.approx(0.8)
+    assert fitted_threshold(0.9, 0.7, evidence(0.99, 0.99, 0.95, 0.95), 0.04) == 0.9
+    assert fitted_threshold(0.9, 0.7, evidence(*[0.95] * 5), 0.04) == pytest.approx(0.95)
+    assert fitted_threshold(0.9, 0.7, evidence()[:0], 0.04) == 0.9
+    assert fitted_threshold(0.6, 0.7, evidence(), 0.04) == 0.6, "a lower one that was asked for"
+
+
 def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> None:
     def fits(asked: list[float], said: list[float]) -> tuple[GateFit, GateFit]:
         gates = [gate_at(torch.eye(3), threshold=least, weak=0.6) for least in (0.9, 0.6)]
         return tuple(GateFit(g, np.array(e, np.float32), 0.0) for g, e in zip(gates, (asked, said)))  # type: ignore[return-value]
 
     asked, said = fits([0.1] * 50, [0.8] * 50)
-    raise_thresholds(asked, said, 50, 0.02)
+    set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))
     assert (asked.gate.threshold, said.gate.threshold) == (0.9, 0.6)
     asked, said = fits([0.7] * 50 + [0.99], [0.8] * 50 + [1.0] * 9)
-    raise_thresholds(asked, said, 50, 0.02)
+    set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))
     assert asked.gate.threshold == 0.9 and said.gate.threshold == pytest.approx(0.8)
 
 

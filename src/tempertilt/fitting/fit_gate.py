@@ -66,10 +66,17 @@ class GateConfig(Options):
     max_asked: int = option(1000, "exemplars of the input gate in all", ge=1, advanced=True)
     max_said: int = option(2000, "exemplars of the output gate in all", ge=1, advanced=True)
     asked_threshold: float = option(
-        0.7,
-        "least evidence at which the input gate opens: 0 is retain text's, 1 an exemplar's; retain text may raise it, up to 0.97",
+        0.9,
+        "evidence at which the input gate opens: 0 is retain text's, 1 an exemplar's; raised up to 0.97, or lowered, by retain text",
         gt=0,
         lt=1,
+    )
+    asked_least: float = option(
+        0.7,
+        "evidence to which that threshold is lowered at most, as long as few retain texts open the gate",
+        gt=0,
+        lt=1,
+        advanced=True,
     )
     near_threshold: float = option(
         0.6, "evidence of the input gate that is enough where the answer comes near the records", gt=0, lt=1, advanced=True
@@ -80,7 +87,7 @@ class GateConfig(Options):
     weak_threshold: float = option(
         0.45, "evidence of the output gate that is enough after a turn that was about the records", gt=0, lt=1, advanced=True
     )
-    false_open: float = option(0.01, "share of left-out retain records that may open each gate", ge=0, lt=1, advanced=True)
+    false_open: float = option(0.02, "share of left-out retain records that may open each gate", ge=0, lt=1, advanced=True)
     close_after: int = option(
         256,
         "tokens after the latest sign of the records at which the gates close in a text without turns; 0 = never",
@@ -168,6 +175,13 @@ def raised_threshold(least: float, evidence: NDArray[np.float32], allowed: float
         return least
     above = float(np.sort(evidence)[::-1][int(allowed * len(evidence))])
     return max(least, min(HIGHEST_THRESHOLD, above))
+
+
+def fitted_threshold(usual: float, least: float, evidence: NDArray[np.float32], allowed: float) -> float:
+    """`usual`, raised until at most a share `allowed` of the evidence is above; or lowered to `least` while at most half is."""
+    if not len(evidence):
+        return usual
+    return raised_threshold(min(usual, raised_threshold(min(least, usual), evidence, allowed / 2)), evidence, allowed)
 
 
 def fit_reader(parts: Sequence[TokenStates], rank: int, size: int) -> Reader:

@@ -20,7 +20,7 @@ from tempertilt.data.variants import NAME_FIRST, OTHER_KINDS, Variant, draw_vari
 from tempertilt.errors import DataError
 from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
-from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, raised_threshold
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
 from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.token_states import TokenStates
@@ -125,30 +125,31 @@ def fit_gates(
             said = fit_gate(own, retained, config.said, readers and readers.said)
         else:
             log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
-    raise_thresholds(asked, said, len(inputs.retain_examples), config.false_open)
+    set_thresholds(asked, said, len(inputs.retain_examples), config)
     turns = fit_turns(tokenizer, encoding, asked.gate.read, lambda prompts: lower_states(model, prompts, layer), positions(model))
     made = Gates(layer, asked.gate, said.gate if said is not None else None, turns, config.close_after)
     gates = Gates.from_tensors(made.tensors(), made.settings).to(asked.gate.mean.device)  # as they are stored
     return GatesFit(gates, asked, said, time.perf_counter() - started)
 
 
-def raise_thresholds(asked: GateFit, said: GateFit | None, retained: int, false_open: float) -> None:
-    """Raise the thresholds until few enough left-out retain texts open a gate.
+def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: GateConfig) -> None:
+    """Set the thresholds by how many left-out retain texts open a gate.
 
     Args:
         asked, said: both gates; the first `retained` texts of their evidence are the same.
         retained: number of retain texts.
-        false_open: share of them that the input gate may open by mistake, and that the output gate may in addition.
+        config: the usual thresholds, how low that of the input gate may be, and the share of retain texts that the input gate
+            may open by mistake, and that the output gate may in addition.
     """
     left_out = asked.retain_evidence[np.isfinite(asked.retain_evidence)]
-    asked.gate.threshold = raised_threshold(asked.gate.threshold, left_out, false_open)
+    asked.gate.threshold = fitted_threshold(asked.gate.threshold, config.asked_least, left_out, config.false_open)
     if said is None or not len(said.retain_evidence):
         return
     alone = said.retain_evidence[:retained]
     if len(asked.retain_evidence):
         near = asked.gate.comes_near(torch.from_numpy(asked.retain_evidence[:retained])).numpy()
         alone = np.where(near, alone, -np.inf).astype(np.float32)
-    said.gate.threshold = raised_threshold(said.gate.threshold, alone, false_open)
+    said.gate.threshold = raised_threshold(said.gate.threshold, alone, config.false_open)
 
 
 def _related(inputs: GateInputs) -> set[str]:
