@@ -67,7 +67,7 @@ class GateConfig(Options):
     max_said: int = option(2000, "exemplars of the output gate in all", ge=1, advanced=True)
     asked_threshold: float = option(
         0.9,
-        "evidence at which the input gate opens: 0 is retain text's, 1 an exemplar's; raised up to 0.97, or lowered, by retain text",
+        "evidence at which the input gate opens: 0 is retain text's, 1 an exemplar's; retain text raises or lowers it",
         gt=0,
         lt=1,
     )
