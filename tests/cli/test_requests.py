@@ -162,3 +162,23 @@ def test_an_audit_of_the_requests_in_force_tells_their_history(folder: Path) -> 
     assert figures["before"]["n"] > 0 and figures["all"]["n"] > 5, figures["skipped"]
     text = page.read_text(encoding="utf-8")
     assert "dpo@example.org" in text and "carried out: request REQ-0" in text and "requests in force of the ledger" in text
+
+
+def test_verify_audits_with_the_options_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A check after a change of the base model or of the server is one command."""
+    assert add(folder, 0) == 0
+    options, report = folder / "audit.yaml", folder / "again.html"
+    few = "records: 1\nattempts: 1\ndraws: 0\nunchanged: 1\nmax_new_tokens: 2\n"
+    options.write_text(f"forget: {folder / '0.jsonl'}\noutput: {report}\nfail_above: 0.0001\n{few}")
+    capsys.readouterr()
+    assert main(["requests", "verify", "--audit", str(options), "-q"]) == 1
+    printed = capsys.readouterr()
+    assert "nothing is wrong: 2 events" in printed.out and "above --fail-above 0.0001" in printed.err
+    assert json.loads(report.with_suffix(".json").read_text())["all"]["n"] > 5
+    assert main(["requests", "verify", "--audit", str(options), "--json"]) == 2
+    options.write_text("fail_above: much\n")
+    assert main(["requests", "verify", "--audit", str(options)]) == 2
+    assert "fail_above is 'much'; must be a number" in capsys.readouterr().err
+    (folder / "ledger" / "ledger.head").write_text("{}")
+    report.unlink()
+    assert main(["requests", "verify", "--audit", str(options)]) == 1 and not report.exists(), "what was changed is not audited"

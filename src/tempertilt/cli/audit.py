@@ -28,7 +28,20 @@ from tempertilt.storage import file_sha256, make_dir, write_text
 
 CONFIGS = (AuditConfig, ExampleConfig)
 FILES = ("forget", "retain", "holdout", "columns", "wordings", "translations", "unchanged_prompts")
-PLAIN = (*FILES, "model", "peft_adapter", "adapter", "ledger", "output", "overwrite", "budget", "asked_by", "asked_on", "letter")
+PLAIN = (
+    *FILES,
+    "model",
+    "peft_adapter",
+    "adapter",
+    "ledger",
+    "output",
+    "overwrite",
+    "budget",
+    "asked_by",
+    "asked_on",
+    "letter",
+    "fail_above",
+)
 PAGE = "audit.html"
 DEEDS = {
     "init": "the ledger was made",

@@ -151,7 +151,7 @@ def read_config_file(args: argparse.Namespace, valid: Sequence[type | str]) -> N
 
 def _check_plain(action: argparse.Action, value: Any, path: str) -> None:
     """`ConfigError` unless a file's value is one that the flag could have been given."""
-    kind = bool if action.nargs == 0 else int if action.type is int else str
+    kind = bool if action.nargs == 0 else action.type if action.type in (int, float) else str
     repeated = isinstance(action, argparse._AppendAction) and isinstance(value, list)
     if not all(type(member) is kind for member in (value if repeated else [value])):
         raise ConfigError(f"{path}: {action.dest} is {value!r}; must be {NAMES[kind]}")

@@ -109,6 +109,11 @@ def _verify_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anchor", metavar="FILE", help="an earlier copy of ledger.head, kept elsewhere")
     parser.add_argument("--public-key", metavar="HEX", help="the key that must have signed (default: the one that it names)")
     parser.add_argument("--json", action="store_true", help="print what is wrong as JSON")
+    parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="where nothing is wrong, attack the model as it is now: t3 audit with these options (YAML), fail_above among them",
+    )
 
 
 def _export_flags(parser: argparse.ArgumentParser) -> None:
@@ -277,6 +282,8 @@ def _renew(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     directory = _directory(args)
+    if args.audit is not None and args.json:
+        raise ConfigError("--audit and --json are both given; must be one: the audit writes a report with a .json beside it")
     faults = verify(directory, _path(args.anchor), args.public_key)
     if args.json:
         print_json([vars(fault) for fault in faults])
@@ -286,7 +293,17 @@ def _verify(args: argparse.Namespace) -> int:
         ledger = Ledger(directory)
         parts = sum(state.has_files for state in ledger.requests())
         print(f"nothing is wrong: {len(ledger.events())} events, {parts} parts; version {ledger.version}")
-    return 1 if faults else 0
+    if faults or args.audit is None:
+        return 1 if faults else 0
+    return _audit(directory, args)
+
+
+def _audit(directory: Path, args: argparse.Namespace) -> int:
+    """`t3 audit` of the requests in force, with the options of a file."""
+    from tempertilt.cli import main
+
+    words = ["audit", "--ledger", str(directory), "--config", args.audit, *(["--quiet"] if args.quiet else [])]
+    return main([*words, *(["--debug"] if args.debug else [])])
 
 
 def _export(args: argparse.Namespace) -> int:
