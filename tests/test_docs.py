@@ -19,8 +19,8 @@ from tempertilt.fitting.pipeline import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
     *sorted((ROOT / "benchmarks").glob("**/README.md")),
     *sorted(path for path in (ROOT / "benchmarks" / "experiments").glob("*.md") if path.name != "README.md"),
 ]
