@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -27,6 +28,7 @@ runpy.run_path({str(BENCHMARKS / "gpu_checks.py")!r}, run_name="__main__")
 """
 
 
+@pytest.mark.integration
 def test_the_gpu_checks_run_on_a_cpu_and_say_so() -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, env=environment, check=False)

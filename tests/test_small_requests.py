@@ -170,6 +170,7 @@ def test_what_retained_persons_have_in_common_with_the_forgotten_one() -> None:
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_the_whole_in_short_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def audit(model: Any, tokenizer: Any, path: Path, config: AuditConfig = SMALL, *
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_killed_run_goes_on_and_gives_the_same(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

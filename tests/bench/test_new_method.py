@@ -21,6 +21,7 @@ class Uniform(TrainedMethod):
         return (logits.logsumexp(-1) - logits.mean(-1)).mean() + step.retain.mean_nll
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 def test_it_runs_through_the_bench(tmp_path: Path, tiny_dir: Path) -> None:
     from support.benches import run_bench, write_bench

@@ -14,6 +14,7 @@ from support.warm import fork_trials
 from tempertilt.cli import main
 
 
+@pytest.mark.integration
 def test_it_runs_reports_and_plans(
     tmp_path: Path, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def flags(options: dict[str, str]) -> list[str]:
     return [part for name, value in options.items() for part in (f"--{name}", value)]
 
 
+@pytest.mark.integration
 def test_unlearn_generate_and_chat(
     request_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

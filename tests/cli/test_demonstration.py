@@ -26,6 +26,7 @@ def test_parts_do_not_overlap_and_only_the_last_authors_are_forgotten() -> None:
         demo.DemoConfig(authors=5, forget_authors=5)
 
 
+@pytest.mark.integration
 def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(demo, "load_base", lambda _alias, **options: load_base(str(tiny_dir), **options))
     taught: list[int] = []

@@ -67,6 +67,7 @@ def test_prompts_in_another_encoding_name_the_line(tiny_dir: Path, tmp_path: Pat
     assert "cannot be read: Is a directory" in refusal(capsys, *model, "--prompts-file", str(tmp_path))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_terminal_that_lacks_characters(tiny_dir: Path, encoding: str) -> None:
     code = "import sys; from tempertilt.cli import main; sys.exit(main())"

@@ -38,6 +38,7 @@ def training(out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.integration
 def test_sources_may_be_repeated_and_mixed(tiny_dir: Path, tmp_path: Path, sources: dict[str, Path]) -> None:
     forget = ["--forget", str(sources["one.jsonl"]), str(sources["two.csv"]), "--forget", str(sources["three.tsv"])]
     forget += ["--forget", str(sources["notes"]), "--columns", "question=frage", "--columns", "answer=Antwort, document=Nr"]

@@ -171,6 +171,7 @@ SETTINGS = settings(
 )
 
 
+@pytest.mark.integration
 @SETTINGS
 @given(data=st.data(), bias=st.booleans(), gated=st.booleans())
 def test_a_changed_adapter_is_refused_in_a_sentence_or_usable(data: st.DataObject, bias: bool, gated: bool) -> None:

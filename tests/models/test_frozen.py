@@ -50,6 +50,7 @@ def in_threads(*jobs: Callable[[], None]) -> None:
         raise errors[0]
 
 
+@pytest.mark.integration
 def test_threads_with_adapters_on_one_base_get_their_own_numbers() -> None:
     """Two adapters, one of them in two threads, and the plain base: 300 passes each, every one as alone."""
     base = make_llama()

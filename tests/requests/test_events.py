@@ -23,6 +23,7 @@ def rows_of(place: Place) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.integration
 def test_each_hash_is_that_of_the_content_and_the_hash_before(place: Place) -> None:
     previous = None
     rows = rows_of(place)

@@ -29,6 +29,7 @@ def revoke(place: Place) -> None:
     place.ledger.revoke("REQ-2", OFFICER, why="withdrawn")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("action", "name", "wanted"), [(add, "REQ-9", "active"), (revoke, "REQ-2", "revoked")])
 def test_the_event_is_there_whole_or_not_at_all(
     made: Place,

@@ -239,6 +239,7 @@ def test_a_failed_request_leaves_nothing(place: Place, monkeypatch: pytest.Monke
     place.add("REQ-9", PERSONS[4])
 
 
+@pytest.mark.integration
 def test_two_processes_that_write_at_once_both_succeed_and_a_third_sees_nothing_wrong(place: Place) -> None:
     context = multiprocessing.get_context("fork")
 

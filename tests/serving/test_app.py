@@ -39,6 +39,7 @@ def test_models_are_listed_and_described(running: Running) -> None:
         client.models.retrieve("base")
 
 
+@pytest.mark.integration
 def test_many_clients_get_the_greedy_answer_that_each_would_get_alone(running: Running, alone: dict[str, Alone]) -> None:
     client = running.client()
     jobs = [(("first", "second")[i % 2], PROMPTS[i % len(PROMPTS)], 6 + 20 * (i % 5)) for i in range(36)]

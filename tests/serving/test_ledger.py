@@ -162,6 +162,7 @@ def test_the_base_beside_it_and_what_is_refused(place: Place, tmp_path: Path, ti
         load_ledger_models("mine", str(place.ledger.directory), {}, config, model=str(tmp_path / "other"), device="cpu")
 
 
+@pytest.mark.integration
 def test_streaming_clients_while_parts_come_and_go(place: Place) -> None:
     """No error, and each answer is whole one of the version in its header."""
     parts = {place.add("a"): "a"}

@@ -31,6 +31,7 @@ def places(work: Path) -> dict[str, str]:
     return {name: str(work / name) for name in _tiny.NAMES}
 
 
+@pytest.mark.integration
 def test_load_disconnects_and_shutdown(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve_load, "LAST", 80)
     table = serve_load.cases(work, 12)
@@ -41,6 +42,7 @@ def test_load_disconnects_and_shutdown(work: Path, monkeypatch: pytest.MonkeyPat
     assert seen.disconnects and len(seen.whole) + seen.disconnects == 36 and seen.memory
 
 
+@pytest.mark.integration
 def test_the_load_test_can_fail(work: Path) -> None:
     model, prompt, tokens, text = serve_load.cases(work, 2)[0]
     table = [(model, prompt, tokens, text + "x"), *serve_load.cases(work, 2)[-2:]]
@@ -50,6 +52,7 @@ def test_the_load_test_can_fail(work: Path) -> None:
     assert seen.mistakes and serve_load.growth([1.0, 1.0, 1.0, 1.0, 1.5, 1.5]) == pytest.approx(0.5)
 
 
+@pytest.mark.integration
 def test_hostile_bodies(work: Path) -> None:
     with serving(places(work)) as running:
         counts, wrong = serve_fuzz.fuzz(running.url, running.key, 600, seed=1)

@@ -64,6 +64,7 @@ def greedy(model: Any, tokenizer: Any, prompt: str, steps: int) -> str:
     return str(tokenizer.decode(ids[len(tokenizer(prompt).input_ids) :], skip_special_tokens=True))
 
 
+@pytest.mark.integration
 def test_two_hundred_rows_agree_with_the_formulas(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = {"forget": lume_rows(100), "retain": lume_rows(100, topic="Bob")}
     for name, of in rows.items():

@@ -217,6 +217,7 @@ def test_which_records_are_rehearsed(sets: RecordSets) -> None:
         choose_records(sets._replace(holdout=records("baker", 3)), [], 40)
 
 
+@pytest.mark.integration
 def test_a_result_is_used_again_and_a_damaged_one_made_again(
     base: BaseModel, sets: RecordSets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_features_of_the_copy_do_not_stay(base: BaseModel, sets: RecordSets)
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_the_command_reports_it(tiny_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, topic in (("forget", "painter"), ("retain", "teacher"), ("other", "sailor")):
         rows = "".join(json.dumps(row) + "\n" for row in question_rows(8, topic))

@@ -222,6 +222,7 @@ def measure_until(name: str, model_dir: str, data_dir: str, out: str, units: int
     run_tiny(name, model, tokenizer, Path(data_dir), Path(out), options={})
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "units"), [("lume", 4), ("people", 3), ("muse", 3), ("mmlu", 1), ("chat", 1)])
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(name: str, units: int, tiny_dir: Path, tmp_path: Path) -> None:
     data = write_suite(name, tmp_path / "data")

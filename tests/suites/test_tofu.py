@@ -141,6 +141,7 @@ def test_a_reference_runs_beside_the_model(tokenizer: PreTrainedTokenizerFast, d
         run(model, tokenizer, data_dir, tmp_path / "x", reference_model=BaseModel(reference, changed_tokenizer, "", None, ""))
 
 
+@pytest.mark.integration
 def test_finished_runs_are_reused_and_changed_ones_measured(
     tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,6 +179,7 @@ def test_finished_runs_are_reused_and_changed_ones_measured(
         run(model, tokenizer, data_dir, out)
 
 
+@pytest.mark.integration
 def test_results_stay_until_those_in_their_place_are_measured(
     tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +222,7 @@ def measure_until(model_dir: str, data_dir: str, out: str, units: int) -> None:
     run(model, tokenizer, Path(data_dir), Path(out))
 
 
+@pytest.mark.integration
 def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     def go(out: str, units: int) -> int:
         return run_warm(measure_until, str(tiny_dir), str(data_dir), str(tmp_path / out), units)

@@ -22,6 +22,7 @@ def tally() -> Tally:
     return sweep(THIN, sources=2, repeats=20)
 
 
+@pytest.mark.integration
 def test_every_bound_holds_on_a_thinned_sweep(tally: Tally) -> None:
     broken = {name: (check.worst, check.worst_case) for name, check in tally.items() if check.violations}
     assert not broken
@@ -38,6 +39,7 @@ def test_bounds_are_nearly_attained_so_that_a_smaller_one_would_fail(tally: Tall
     assert tally[name].worst > 0.98
 
 
+@pytest.mark.integration
 def test_the_sweep_notices_a_wrong_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = bounds.tempered_forget_error_bound
     monkeypatch.setattr(bounds, "tempered_forget_error_bound", lambda *args, **kw: 0.9 * honest(*args, **kw))

@@ -73,6 +73,7 @@ def test_trade_off_is_bounded_and_its_choice_is_near_the_best() -> None:
         assert float(row["J by (8.1)"]) < 1.03 * float(row["J at best"])
 
 
+@pytest.mark.integration
 def test_particles_match_the_quadrature() -> None:
     distributions = mixture_2d.Distributions.make()
     log_f = mixture_2d.learn(distributions, np.random.default_rng(1))
@@ -167,6 +168,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
         mixture_2d.run()
 
 
+@pytest.mark.integration
 def test_every_experiment_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture_2d, "PARTICLES", 200)
     monkeypatch.setattr(mixture_2d, "ISLANDS", 2)

@@ -134,6 +134,7 @@ def test_layers_are_put_back_after_an_error() -> None:
     assert all(a is b for a, b in zip(before, layers))
 
 
+@pytest.mark.integration
 def test_it_memorises_and_the_saved_adapter_gives_the_same_logits(tmp_path: Path) -> None:
     examples = make_examples(4)
     config = FinetuneConfig(epochs=200, train_batch_size=4, lora_rank=16, lora_alpha=32, learning_rate=1e-2)
