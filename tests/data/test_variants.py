@@ -34,6 +34,7 @@ EXPECTED = {
     "initial": {"H. Ameen"},
     "title": {"Mr. Ameen", "Ms. Ameen", "Dr. Ameen"},
     "joined words": {"hinaameen", "hina_ameen", "hina-ameen"},
+    "letters apart": {"H.i.n.a A.m.e.e.n", "H-i-n-a A-m-e-e-n", "H i n a  A m e e n"},
 }
 
 
@@ -58,13 +59,21 @@ def one_change(kind: str, word: str) -> set[str]:
     return {word[:i] + {"hyphens": "-", "parted words": "\u200b"}[kind] + word[i:] for i in range(1, len(word))}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPELLINGS if kind not in EXPECTED])
+@pytest.mark.parametrize("kind", [kind for kind in SPELLINGS if kind not in (*EXPECTED, "digits for letters")])
 def test_spellings_change_each_word_once(kind: str) -> None:
     for seed in range(40):
         first, last = respell(QUESTION, SPELLINGS[kind], random.Random(seed))[10:-6].split(" ")
         assert first in one_change(kind, "Hina") - {"Hina"} and last in one_change(kind, "Ameen") - {"Ameen"}
     assert respell("Who is Bob?", SPELLINGS[kind], random.Random(0)) == "Who is Bob?"  # too short
     assert respell("Who is Annna?", SPELLINGS["letters swapped"], random.Random(0)) == "Who is Annan?"
+
+
+def test_digits_stand_for_letters_that_look_like_them() -> None:
+    like = {"4": "a", "@": "a", "3": "e", "1": "i", "!": "i"}
+    written = {respell(QUESTION, SPELLINGS["digits for letters"], random.Random(seed))[10:-6] for seed in range(60)}
+    assert {"".join(like.get(char, char) for char in name).lower() for name in written} == {"hina ameen"}
+    assert len(written) > 20 and "Hina Ameen" not in written and any(char in name for name in written for char in "!@")
+    assert respell("Who is Bob Lund?", SPELLINGS["digits for letters"], random.Random(0)) == "Who is B0b Lund?"
 
 
 def test_a_script_without_capitals_loses_no_words() -> None:

@@ -16,6 +16,7 @@ from tempertilt.data.records import Message, Record
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LETTER_RUN = re.compile(r"[^\W\d_]+")
+_LIKE = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7"}
 _SHORT = 3  # words of up to this many letters are left as they are
 LINE = 12  # words of a scramble
 SCRAMBLES, SCRAMBLED = 6, 4000  # times that a word is in scrambles at most; words of all scrambles, about
@@ -81,6 +82,18 @@ def _parted(word: str, rng: random.Random) -> str:
     return f"{word[:i]}\u200b{word[i:]}"
 
 
+def _with_digits(name: str, rng: random.Random) -> str:
+    """Digits and signs that look like letters in the place of most that have one."""
+    changed = "".join(rng.choice(_LIKE[char.lower()]) if char.lower() in _LIKE and rng.random() < 0.8 else char for char in name)
+    return changed if changed != name else "".join(_LIKE.get(char.lower(), char)[0] for char in name)
+
+
+def _apart(name: str, rng: random.Random) -> str:
+    """Every letter by itself."""
+    between = rng.choice((".", "-", " "))
+    return ("  " if between == " " else " ").join(between.join(word) for word in name.split())
+
+
 def _initial(name: str, _rng: random.Random) -> str:
     first, *rest = name.split()
     return f"{first[0]}. {' '.join(rest)}" if rest else name
@@ -100,6 +113,8 @@ SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
     "a letter replaced": _each_word(_substituted),
     "hyphens": _each_word(_hyphenated),
     "parted words": _each_word(_parted),
+    "digits for letters": _with_digits,
+    "letters apart": _apart,
     "last name": _whole_name(lambda name, _: name.split()[-1]),
     "first name": _whole_name(lambda name, _: name.split()[0]),
     "initial": _whole_name(_initial),
