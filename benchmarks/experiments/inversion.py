@@ -41,7 +41,7 @@ from tempertilt.guidance.gate import EvidenceGate, Reader, evidence_of
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.base import BaseModel, body_of, decoder_layers
 from tempertilt.models.frozen import watch
-from tempertilt.models.lower import lower_states
+from tempertilt.models.lower import lower_states, stopped_before
 
 KNOWN = 0.97  # similarity of an exemplar to the state that it was made of
 WIDTH, ROUNDS, CHOICES, BATCH = 4, 3, 256, 1024
@@ -95,7 +95,7 @@ class Attacker:
         self.prefix = [a for a, b in zip(*probe) if a == b][: next(i for i, (a, b) in enumerate(zip(*probe)) if a != b)]
         self.cache = DynamicCache()
         with torch.inference_mode():
-            body_of(base.model)(input_ids=torch.tensor([self.prefix]), past_key_values=self.cache, use_cache=True)
+            body_of(base.model)(input_ids=torch.tensor([self.prefix]), cache=self.cache, use_cache=True)
 
     @torch.inference_mode()
     def last_states(self, rows: Tensor) -> Tensor:
@@ -104,8 +104,9 @@ class Attacker:
         for part in rows.split(BATCH):
             cache = copy.deepcopy(self.cache)
             cache.batch_repeat_interleave(len(part))
-            with watch(decoder_layers(self.base.model)[self.layer - 1]) as capture:
-                body_of(self.base.model)(input_ids=part, past_key_values=cache, use_cache=True)
+            layers = decoder_layers(self.base.model)
+            with watch(layers[self.layer - 1]) as capture, stopped_before(layers[self.layer]):
+                body_of(self.base.model)(input_ids=part, cache=cache, use_cache=True)
             assert capture.states is not None
             out.append(capture.states[:, -1].float())
         return torch.cat(out)
@@ -231,6 +232,8 @@ def main() -> None:
             (every, fresh, kept),
         )
         show(f"{size} numbers", results["rows"][f"{size} numbers"])
+    if args.save:
+        save(args.save, results)
     results["search"] = searched(attacker, gates.asked, spread(asked, args.searched), vocabulary, tokenizer)
     if args.save:
         save(args.save, results)

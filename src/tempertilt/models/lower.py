@@ -19,7 +19,7 @@ class _Reached(Exception):
 
 
 @contextmanager
-def _stopped_before(layer: torch.nn.Module) -> Iterator[None]:
+def stopped_before(layer: torch.nn.Module) -> Iterator[None]:
     """Inside, a pass ends where it would run `layer`, in every thread."""
 
     def stop(*_: Any) -> None:
@@ -50,7 +50,7 @@ def lower_states(model: Any, prompts: Sequence[Sequence[int]], layer: int, batch
         width = max(len(prompts[i]) for i in batch)
         ids = torch.tensor([[*prompts[i], *[0] * (width - len(prompts[i]))] for i in batch], device=model.device)
         mask = torch.tensor([[1] * len(prompts[i]) + [0] * (width - len(prompts[i])) for i in batch], device=model.device)
-        stopped = _stopped_before(layers[layer]) if layer < len(layers) else nullcontext()
+        stopped = stopped_before(layers[layer]) if layer < len(layers) else nullcontext()
         with watch(layers[layer - 1]) as capture, stopped:
             body_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
         assert capture.states is not None
