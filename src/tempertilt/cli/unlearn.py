@@ -58,7 +58,7 @@ ALARMING = (
 )
 DEAF = (
     "the gate does not hear the records in some forms: an answer that comes near them may still open it; to have it hear more, "
-    "raise --variants, or --false-open; --asked-threshold is the lowest that retain text may raise it from"
+    "raise --variants, or lower --asked-threshold (retain text may raise it, as far as --false-open says)"
 )
 NO_THEORY = (
     "its bounds are about a classifier that was fitted in this run, with documents held out: use --method t3-paper and a "
