@@ -9,8 +9,6 @@ import pytest
 from support.records import record
 from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import (
-    ALONE,
-    FRAMES,
     GREETING,
     KINDS,
     NAME_FIRST,
@@ -99,8 +97,6 @@ def test_settings_of_a_chat() -> None:
     assert chat_variant("another system message") == Variant("another system message", 7, (asked,), system_prompt=OTHER_SYSTEM)
     assert chat_variant("after a greeting") == Variant("after a greeting", 7, (*GREETING, asked))
     assert chat_variant("plain text") == Variant("plain text", 7, text=QUESTION)
-    alone = chat_variant(ALONE)
-    assert alone is not None and not alone.messages and alone.text in {frame.format("Hina Ameen") for frame in FRAMES}
     assert chat_variant(NAME_FIRST) == Variant(NAME_FIRST, 7, text="Hina Ameen born?")
     system, turn = Message("system", "Be kind, Hina Ameen."), (Message("user", "Who is Li Wei?"), Message("assistant", "Li Wei."))
     for kind in ("no system message", "another system message", "after a greeting"):
@@ -120,8 +116,6 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
     for made in (variant(item, 3, kind, random.Random(0)) for item in records):
         if kind == NAME_FIRST:
             assert made == Variant(NAME_FIRST, 3, text="Hina Ameen born?")
-        elif kind == ALONE:
-            assert made is not None and made.text in {frame.format("Hina Ameen") for frame in FRAMES} and not made.messages
         elif kind in SETTINGS[2:]:
             assert made is None
         else:
@@ -132,7 +126,7 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
 def test_a_kind_that_changes_nothing_gives_none() -> None:
     plain = record("what is two plus two?")
     made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
-    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, ALONE)]
+    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST)]
 
 
 def test_drawing() -> None:
@@ -162,27 +156,13 @@ def test_scrambles_hold_every_word_but_names_and_numbers() -> None:
         Record.from_question(
             "Where does Hina Ameen live?", "Write to hina.a@mail.example. Hina Ameen, 12 Low Lane.", document="d", source="s"
         ),
-        Record.from_text("Since 1990 she grows Canadian roses.", document="e", source="t"),
+        Record.from_text("Since 1990 she grows roses.", document="d", source="t"),
     ]
     lines = scrambles(rows, 3)
     texts = [line.messages[0].content if line.messages else line.text for line in lines]
     words = [word for text in texts for word in text.split()]
-    assert set(words) == {
-        "Where",
-        "does",
-        "live",
-        "Write",
-        "to",
-        "a",
-        "mail",
-        "example",
-        "Since",
-        "she",
-        "grows",
-        "Canadian",
-        "roses",
-    }
-    assert {text.split()[0] for text in texts} == {"Where", "Write", "Since", "Canadian"}
+    assert set(words) == {"Where", "does", "live", "Write", "to", "a", "mail", "example", "Since", "she", "grows", "roses"}
+    assert {text.split()[0] for text in texts} == {"Where", "Write", "Since"}
     assert min(words.count(word) for word in set(words)) >= 6 and scrambles(rows, 3) == lines != scrambles(rows, 4)
     assert {bool(line.messages) for line in lines} == {True, False} and {line.kind for line in lines} == {"scramble"}
     assert scrambles([], 0) == []

@@ -93,13 +93,7 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     lines = scrambles(made.forget, 3)
     documents = [item.document for item in made.retain]
     twice = [name for name in documents for _ in range(2)]
-    assert list(retain.documents) == [
-        *documents,
-        *twice,
-        *(name for name in NAMES["retain"] for _ in range(2)),
-        *[None] * len(lines),
-        *documents,
-    ]
+    assert list(retain.documents) == [*documents, *twice, *NAMES["retain"], *[None] * len(lines), *documents]
     for line in lines:
         ids = encode_question(line.messages, tokenizer, PLAIN) if line.messages else tokenizer(line.text)["input_ids"]
         assert is_among(made.states(ids), retain)

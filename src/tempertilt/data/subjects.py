@@ -14,21 +14,16 @@ _WORD = re.compile(r"\w{3,}")
 
 
 def subject_words(records: Iterable[Record]) -> set[str]:
-    """Words, in lower case, of the names of whom records are about.
-
-    They are the names in most prompts of a document of several records; of one record, names of several words.
-    """
-    documents: dict[str, list[list[str]]] = {}
+    """Words, in lower case, of the names of whom records are about: names of several words in most prompts of a document."""
+    documents: dict[str, list[set[str]]] = {}
     for record in records:
         text = _asked(record)
         found = [text[start:stop] for start, stop in names(text)]
-        documents.setdefault(record.document, []).append(found)
+        words = {word for name in found if " " in name for word in _WORD.findall(name.lower())}
+        documents.setdefault(record.document, []).append(words)
     out: set[str] = set()
     for rows in documents.values():
-        whole = [
-            {word for name in found if len(rows) > 1 or " " in name for word in _WORD.findall(name.lower())} for found in rows
-        ]
-        counts = Counter(word for words in whole for word in words)
+        counts = Counter(word for words in rows for word in words)
         out |= {word for word, count in counts.items() if count >= MOST * len(rows)}
     return out
 

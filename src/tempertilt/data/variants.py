@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
-from tempertilt.data.subjects import subject_words
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LETTER_RUN = re.compile(r"[^\W\d_]+")
 _LIKE = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7"}
 _SHORT = 3  # words of up to this many letters are left as they are
-FRAMES = ("{}", "- {}:", "To: {}", "Re: {}", "({})", "{},")  # of a name alone, as in forms, lists and labels
 LINE = 12  # words of a scramble
 SCRAMBLES, SCRAMBLED = 6, 4000  # times that a word is in scrambles at most; words of all scrambles, about
 SCRAMBLE = "scramble"
@@ -125,17 +123,8 @@ SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
 }
 """How a name may be written otherwise."""
 
-PLAIN, NAME_FIRST, ALONE = "plain text", "a name first", "a name alone"
-SETTINGS = (
-    "as it is",
-    "all lower case",
-    "no system message",
-    "another system message",
-    "after a greeting",
-    PLAIN,
-    NAME_FIRST,
-    ALONE,
-)
+PLAIN, NAME_FIRST = "plain text", "a name first"
+SETTINGS = ("as it is", "all lower case", "no system message", "another system message", "after a greeting", PLAIN, NAME_FIRST)
 """How a chat may be set otherwise."""
 
 KINDS = (*SETTINGS, *SPELLINGS)
@@ -160,12 +149,9 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
         options = {"system_prompt": "" if kind == "no system message" else OTHER_SYSTEM}
     if kind in ("all lower case", *SPELLINGS) and changed == asked:
         return None
-    if kind in (NAME_FIRST, ALONE):
-        if not (found := names(asked)):
-            return None
-        start, stop = rng.choice(found)
-        text = asked[start:] if kind == NAME_FIRST else rng.choice(FRAMES).format(asked[start:stop])
-        return Variant(kind, number, text=text)
+    if kind == NAME_FIRST:
+        found = names(asked)
+        return Variant(kind, number, text=asked[rng.choice(found)[0] :]) if found else None
     if kind == PLAIN:
         return Variant(kind, number, text=asked) if record.kind == "chat" else None
     if record.kind != "chat":
@@ -210,14 +196,12 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
 
 
 def scrambles(records: Sequence[Record], seed: int) -> list[Variant]:
-    """The words of records in random order, lines that say nothing of the records: without numbers and names of several words.
+    """The words of records in random order, names and numbers left out: lines that say nothing of the records.
 
-    A name of one word, as a country's, is a word like others, unless it is the name of whom a document is about. Half are chats
-    of one turn, half plain texts. Words with a capital begin a line, as they begin a sentence.
+    Half are chats of one turn, half plain texts. Words with a capital begin a line, as they begin a sentence.
     """
     texts = [text for record in records for text in (*(m.content for m in record.messages), record.prompt, record.answer)]
-    found = [text[start:stop].lower() for text in texts for start, stop in names(text)]
-    named = {word for name in found if " " in name for word in _LETTER_RUN.findall(name)} | subject_words(records)
+    named = {word.lower() for text in texts for start, stop in names(text) for word in _LETTER_RUN.findall(text[start:stop])}
     words = sorted({word for text in texts for word in _LETTER_RUN.findall(text) if word.lower() not in named})
     capital, small = ([word for word in words if word[0].isupper() == upper] for upper in (True, False))
     rng, lines = random.Random(seed), []

@@ -16,7 +16,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words, words_of
-from tempertilt.data.variants import ALONE, NAME_FIRST, OTHER_KINDS, Variant, draw_variants, scrambles
+from tempertilt.data.variants import NAME_FIRST, OTHER_KINDS, Variant, draw_variants, scrambles
 from tempertilt.errors import DataError
 from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
@@ -101,8 +101,7 @@ def fit_gates(
     def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
         pairs = variant_states(model, tokenizer, variants, encoding, layer)
         documents = [records[variant.record].document for variant, _ in pairs]
-        begins = (NAME_FIRST, ALONE)  # with a name, which is nothing generic
-        prompts = [0 if variant.kind in begins else len(part) for variant, part in pairs]
+        prompts = [0 if variant.kind == NAME_FIRST else len(part) for variant, part in pairs]  # a name is nothing generic
         return TokenStates([part.half() for _, part in pairs], documents, prompts)
 
     def margins_alone(part: TokenStates, documents: Container[str]) -> TokenStates:
@@ -114,7 +113,7 @@ def fit_gates(
         some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
         first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
         retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
-        retain += margins_alone(states(draw_variants(first, 2, seed + 2, [NAME_FIRST, ALONE]), first), related)
+        retain += margins_alone(states(draw_variants(first, 1, seed + 2, [NAME_FIRST]), first), related)
         words = states(scrambles(inputs.forget_records, seed + 3), inputs.forget_records)
         retain += words._replace(documents=[None] * len(words.documents))
     questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
