@@ -9,7 +9,8 @@ from torch import Tensor
 
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.training.loop import Step, TrainConfig
+from tempertilt.training.config import TrainConfig
+from tempertilt.training.runner import Step
 
 
 @register("Uniform", "https://arxiv.org/abs/2401.06121", TrainConfig)

@@ -17,8 +17,8 @@ from tempertilt.fitting.launch import WorkersConfig
 from tempertilt.methods.registry import methods
 from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.tofu import TofuConfig
+from tempertilt.training.config import TrainConfig
 from tempertilt.training.finetune import FinetuneConfig
-from tempertilt.training.loop import TrainConfig
 
 
 @dataclass(frozen=True)

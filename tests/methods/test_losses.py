@@ -28,7 +28,8 @@ from tempertilt.methods.simnpo import SimNPO, SimNPOConfig
 from tempertilt.methods.trained import BalanceConfig, TrainedMethod
 from tempertilt.methods.undial import Undial, UndialConfig, undial_loss
 from tempertilt.methods.wga import WGA, WGAConfig
-from tempertilt.training.loop import Runner, Step, TrainConfig
+from tempertilt.training.config import TrainConfig
+from tempertilt.training.runner import Runner, Step
 
 Answer = list[tuple[list[float], int]]  # for each answer token: the logits that predict it, and the token
 

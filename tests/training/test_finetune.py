@@ -31,8 +31,8 @@ from tempertilt.data.examples import Example
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.models.base import decoder_layers
 from tempertilt.training.finetune import FinetuneConfig, SimilarLengths, finetune
-from tempertilt.training.loop import Runner
 from tempertilt.training.replay import Replay
+from tempertilt.training.runner import Runner
 
 FAST = {"epochs": 3, "train_batch_size": 4, "lora_rank": 4, "lora_alpha": 8}
 SMALL: dict[str, Any] = {

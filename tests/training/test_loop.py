@@ -19,7 +19,8 @@ from tempertilt.methods import registry
 from tempertilt.methods.altpo import other_answer
 from tempertilt.methods.registry import find_method, methods, register
 from tempertilt.methods.task import Budget, Method, Task, Unlearned
-from tempertilt.training.loop import Runner, TrainConfig, check_tracker
+from tempertilt.training.config import TrainConfig, check_tracker
+from tempertilt.training.runner import Runner
 
 TRAINED = ("GradAscent", "GradDiff", "KL", "NPO", "SimNPO", "IdkDPO", "IdkNLL", "AltPO", "RMU", "UNDIAL", "CE-U", "WGA",
            "SatImp", "PDU", "Distilled")  # fmt: skip

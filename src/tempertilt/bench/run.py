@@ -17,7 +17,7 @@ from tempertilt.bench.worker import spec_of
 from tempertilt.environment import machine_of
 from tempertilt.errors import TemperTiltError
 from tempertilt.storage import make_dir
-from tempertilt.training.loop import check_tracker
+from tempertilt.training.config import check_tracker
 
 POINTS = ("target", "reference")
 

@@ -17,7 +17,7 @@ from tempertilt.bench.scores import Row
 from tempertilt.cli.flags import require
 from tempertilt.errors import ConfigError
 from tempertilt.storage import write_text
-from tempertilt.training.loop import TRACKERS
+from tempertilt.training.config import TRACKERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from tempertilt.config.options import option
 from tempertilt.errors import ConfigError
 from tempertilt.models.base import decoder_layers
-from tempertilt.training.loop import TrainConfig
+from tempertilt.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

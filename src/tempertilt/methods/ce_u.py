@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from tempertilt.methods.registry import find_method, register
 from tempertilt.methods.task import Task
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
 from tempertilt.models.generation import generate_ids
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 BATCH = 32
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tempertilt.methods.grad_ascent import ascent_loss
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @register("GradDiff", "https://arxiv.org/abs/2401.06121", BalanceConfig)

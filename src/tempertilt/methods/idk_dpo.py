@@ -14,7 +14,7 @@ from tempertilt.methods.refusals import refusal_of
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tempertilt.methods.refusals import refusal_of
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @register("IdkNLL", "https://arxiv.org/abs/2401.06121", BalanceConfig)

@@ -10,7 +10,7 @@ from tempertilt.config.options import option
 from tempertilt.methods.grad_ascent import ascent_loss
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import RETAIN_LOSSES, BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.training.loop import Step, TrainConfig
+from tempertilt.training.config import TrainConfig
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.task import Task, Unlearned
 from tempertilt.methods.trained import TrainedMethod
-from tempertilt.training.loop import Step, TrainConfig
+from tempertilt.training.config import TrainConfig
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tempertilt.config.options import option
 from tempertilt.methods.registry import register
 from tempertilt.methods.trained import BalanceConfig, BalancedMethod
-from tempertilt.training.loop import Step
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

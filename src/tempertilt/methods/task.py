@@ -13,7 +13,7 @@ from tempertilt.data.examples import Example, ExampleConfig, build_examples
 from tempertilt.data.records import Record
 from tempertilt.errors import DataError
 from tempertilt.models.base import BaseModel
-from tempertilt.training.loop import TrainRun
+from tempertilt.training.config import TrainRun
 
 
 @dataclass(frozen=True)

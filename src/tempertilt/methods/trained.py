@@ -15,7 +15,9 @@ from tempertilt.data.records import Record
 from tempertilt.environment import Clock
 from tempertilt.methods.task import Method, Task, Unlearned
 from tempertilt.training.answers import Answers
-from tempertilt.training.loop import Step, TrainConfig, train
+from tempertilt.training.config import TrainConfig
+from tempertilt.training.loop import train
+from tempertilt.training.runner import Step
 
 RETAIN_LOSSES = ("nll", "kl")
 

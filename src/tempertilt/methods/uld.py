@@ -17,7 +17,8 @@ from tempertilt.methods.assistant import AssistantConfig, build_assistant
 from tempertilt.methods.registry import register
 from tempertilt.methods.steered import Pass, SteeredLM
 from tempertilt.methods.task import Method, Task, Unlearned
-from tempertilt.training.loop import Step, train
+from tempertilt.training.loop import train
+from tempertilt.training.runner import Step
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from tempertilt.models.adapter import write_tokenizer
 from tempertilt.models.base import BaseModel, decoder_layers
 from tempertilt.storage import move_files, remove_unfinished, work_directory
 from tempertilt.training.card import CARD, CURVE, finetuned_card, loss_curve
-from tempertilt.training.loop import Step, TrainConfig, TrainRun, first_trained, train
+from tempertilt.training.config import TrainConfig, TrainRun
+from tempertilt.training.loop import train
+from tempertilt.training.runner import Step, first_trained
 
 log = logging.getLogger("tempertilt")
 
