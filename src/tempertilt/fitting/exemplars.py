@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.fitting.token_states import TokenStates
-from tempertilt.guidance.gate import LEAST_GAP, Reader, evidence_of
+from tempertilt.guidance.gate import LEAST_GAP, Reader, as_evidence, evidence_of
 
 LOOKED_AT, LOOK = 512, 8  # retain records, and every so many of their tokens, in a first look for what is generic
 BLOCK = 2048  # candidates compared at a time
@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
     def _cover(self, heard: Tensor, margins: Tensor, per_part: int, at_most: int) -> Tensor:
         """Take what covers most parts that are not yet covered often enough; of equal candidates, the most special."""
         far = margins <= 1 - LEAST_GAP
-        covers = ((heard - margins[:, None]) / (1 - margins).clamp(min=LEAST_GAP)[:, None] >= COVERED) & far[:, None]
+        covers = (as_evidence(heard, margins[:, None]) >= COVERED) & far[:, None]
         open_parts = torch.full((heard.shape[1],), per_part, device=margins.device)
         gain, left = covers.sum(1), far.clone()
         special = (margins.maximum(self.elsewhere) + 1) / 4  # less than 1
@@ -101,10 +101,7 @@ def find_candidates(forget: TokenStates, retain: TokenStates, reader: Reader, pe
         per_part: exemplars of each part; there are some times as many candidates.
         cover: whether exemplars are chosen by what they cover.
     """
-    found = _most_special(forget, retain, reader, per_part)
-    return found._replace(
-        elsewhere=_elsewhere(found, forget, reader), heard=_heard_parts(found, forget, reader) if cover else None
-    )
+    return _compared(_most_special(forget, retain, reader, per_part), forget, reader, cover)
 
 
 def _most_special(forget: TokenStates, retain: TokenStates, reader: Reader, per_part: int) -> Candidates:
@@ -140,42 +137,29 @@ def _places(forget: TokenStates, numbers: NDArray[np.int64]) -> tuple[NDArray[np
     return places, places < prompts[numbers]
 
 
-def _own(candidates: Candidates, forget: TokenStates) -> tuple[Tensor, NDArray[np.int64]]:
-    """Numbers of the document of each candidate `(n,)`, and of each forget text `(F,)`."""
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(forget.documents))}
-    document = np.array([numbers[name] for name in forget.documents])
-    return torch.from_numpy(document[candidates.texts]).to(candidates.directions.device), document
-
-
-def _heard_parts(candidates: Candidates, forget: TokenStates, reader: Reader) -> Tensor:
-    """`heard` of `Candidates`."""
-    own, document = _own(candidates, forget)
-    highest = candidates.directions.new_full((len(own), 2 * len(forget.states)), -1.0)
-    for states, texts in forget.chunks():
-        directions, other = reader.directions(states), torch.from_numpy(document[texts]).to(highest.device)
-        part = torch.from_numpy(2 * texts + _places(forget, texts)[1]).to(highest.device)
-        for rows in blocks(len(own)):
-            similarity = (candidates.directions[rows] @ directions.T).masked_fill(own[rows, None] != other, -1.0)
-            highest[rows] = highest[rows].scatter_reduce(1, part.expand(len(similarity), -1), similarity, "amax")
-    return highest
-
-
-def _elsewhere(candidates: Candidates, forget: TokenStates, reader: Reader) -> Tensor:
-    """`elsewhere` of `Candidates`.
+def _compared(candidates: Candidates, forget: TokenStates, reader: Reader, cover: bool) -> Candidates:
+    """The candidates with `elsewhere`, and with `heard` where that is wanted.
 
     What many documents say is how such texts are worded, not what they are about. It decides which candidates are taken, not
     their margins: the documents are all to be forgotten.
     """
-    own, document = _own(candidates, forget)
-    highest = candidates.elsewhere.clone()
-    if not document.any():
-        return highest
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(forget.documents))}
+    if len(numbers) == 1 and not cover:
+        return candidates
+    document = np.array([numbers[name] for name in forget.documents])
+    own = torch.from_numpy(document[candidates.texts]).to(candidates.directions.device)
+    elsewhere = candidates.elsewhere.clone()
+    heard = elsewhere.new_full((len(own), 2 * len(forget.states)), -1.0) if cover else None
     for states, texts in forget.chunks():
-        directions, other = reader.directions(states), torch.from_numpy(document[texts]).to(highest.device)
-        for rows in blocks(len(highest)):
-            similarity = (candidates.directions[rows] @ directions.T).masked_fill(own[rows, None] == other, -1.0)
-            highest[rows] = highest[rows].maximum(similarity.amax(1))
-    return highest
+        directions, other = reader.directions(states), torch.from_numpy(document[texts]).to(own.device)
+        part = torch.from_numpy(2 * texts + _places(forget, texts)[1]).to(own.device)
+        for rows in blocks(len(own)):
+            similarity, is_own = candidates.directions[rows] @ directions.T, own[rows, None] == other
+            elsewhere[rows] = elsewhere[rows].maximum(similarity.masked_fill(is_own, -1.0).amax(1))
+            if heard is not None:
+                inside = similarity.masked_fill(~is_own, -1.0)
+                heard[rows] = heard[rows].scatter_reduce(1, part.expand(len(inside), -1), inside, "amax")
+    return candidates._replace(elsewhere=elsewhere, heard=heard)
 
 
 def blocks(count: int) -> Iterator[slice]:

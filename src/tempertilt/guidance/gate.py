@@ -160,7 +160,7 @@ class EvidenceGate(nn.Module):
         values, vectors = torch.linalg.eigh(matrix @ matrix.T)
         reachable = vectors[:, values > values.max() * 1e-14]  # no state has a direction outside the matrix's image
         similarities = (self.exemplars.double() @ reachable).norm(dim=-1)
-        evidence = (similarities - self.margins) / (1 - self.margins).clamp(min=LEAST_GAP)
+        evidence = as_evidence(similarities, self.margins)
         return min(1.0, float(evidence.max()))
 
 
@@ -178,8 +178,12 @@ def quantise(directions: Tensor) -> Tensor:
 
 def evidence_of(directions: Tensor, exemplars: Tensor, margins: Tensor) -> Tensor:
     """Evidence `(...)` of directions `(..., p)`, given exemplars `(m, p)` and margins `(m,)`."""
-    gaps = (1 - margins).clamp(min=LEAST_GAP)
-    return ((F.linear(directions, exemplars) - margins) / gaps).amax(-1)
+    return as_evidence(F.linear(directions, exemplars), margins).amax(-1)
+
+
+def as_evidence(similarities: Tensor, margins: Tensor) -> Tensor:
+    """Similarities to exemplars as evidence: 0 at an exemplar's margin, 1 at itself; both of shapes that go together."""
+    return (similarities - margins) / (1 - margins).clamp(min=LEAST_GAP)
 
 
 def latest_opening(latest: Tensor) -> Tensor:
