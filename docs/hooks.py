@@ -24,7 +24,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         text, path = match[1], target.lstrip("./")
         return text if text.strip("`") == path or "`" in text else f"{text} (`{path}` in the repository)"
 
-    return LINK.sub(inside, markdown.replace(COMMANDS, commands()))
+    return LINK.sub(inside, markdown.replace(COMMANDS, commands()) if COMMANDS in markdown else markdown)
 
 
 def commands() -> str:

@@ -11,19 +11,13 @@ from tempertilt.audit.target import Target
 from tempertilt.data.batches import spread
 from tempertilt.data.facts import facts_of
 from tempertilt.data.record import Message, Record
-from tempertilt.metrics.membership import membership
+from tempertilt.metrics.membership import ATTACKS, membership
 from tempertilt.metrics.result import MetricResult, rate_result
 from tempertilt.metrics.samples import Sample
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.scoring import AnswerScore, Question, Scorer
 from tempertilt.suites.items import Item, questions_of
 
-MEMBERSHIP = {
-    "loss": "https://arxiv.org/abs/1709.01604",
-    "zlib": "https://arxiv.org/abs/2012.07805",
-    "min_k": "https://arxiv.org/abs/2310.16789",
-    "min_k_plus_plus": "https://arxiv.org/abs/2404.02936",
-}
 TITLES = {"loss": "loss", "zlib": "zlib", "min_k": "Min-K", "min_k_plus_plus": "Min-K++"}
 CHOICES = 4
 LETTERS = "ABCD"
@@ -66,15 +60,14 @@ def membership_signals(target: Target, material: Material, count: int) -> list[S
 
     def measure() -> dict[str, MetricResult]:
         samples = {name: _samples(target, records[name], questions[name]) for name in records}
-        return {attack: membership(samples, attack) for attack in MEMBERSHIP}
+        return {attack: membership(samples, attack) for attack in TITLES}
 
     now, before = _both(target, measure)
-    return [
-        Signal(
-            f"was it learned? ({TITLES[name]})", url, now[name].value, now[name].interval, now[name].n, _value(before, name), 0.5
-        )
-        for name, url in MEMBERSHIP.items()
-    ]
+    signals = []
+    for name, title in TITLES.items():
+        value, interval, n = now[name].value, now[name].interval, now[name].n
+        signals.append(Signal(f"was it learned? ({title})", ATTACKS[name], value, interval, n, _value(before, name), 0.5))
+    return signals
 
 
 class Choice(NamedTuple):

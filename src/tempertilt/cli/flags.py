@@ -153,7 +153,8 @@ def _check_plain(action: argparse.Action, value: Any, path: str) -> None:
     """`ConfigError` unless a file's value is one that the flag could have been given."""
     kind = bool if action.nargs == 0 else action.type if action.type in (int, float) else str
     repeated = isinstance(action, argparse._AppendAction) and isinstance(value, list)
-    if not all(type(member) is kind for member in (value if repeated else [value])):
+    types = (int, float) if kind is float else (kind,)
+    if not all(type(member) in types for member in (value if repeated else [value])):
         raise ConfigError(f"{path}: {action.dest} is {value!r}; must be {NAMES[kind]}")
 
 

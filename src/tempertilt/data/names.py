@@ -11,7 +11,7 @@ _FIRST = """who what where when which why how whose whom is are was were do does
 tell name in on at by for from to of the a an as please give list describe explain summarise summarize
 and but if with while yes no some his her their its it he she they this these that those there one both
 since after before during despite although though because also another other many most all each i we you my our your"""
-_TITLES = frozenset(["mrs", "prof", "rev", "hon", "capt", "col", "gen", "lieut", "sgt", "fr", "dr", "mr", "ms", "st", "jr", "sr"])
+_TITLES = frozenset(["mrs", "prof", "rev", "hon", "capt", "col", "gen", "lieut", "sgt"])
 _FIRST_WORDS = frozenset(word.capitalize() for word in _FIRST.split())
 
 
@@ -49,7 +49,7 @@ def _capital_runs(text: str) -> list[tuple[int, int]]:
 
 
 def _ends_sentence(words: str) -> bool:
-    """Whether words end with a full stop that is not an abbreviation's: one of a title, an initial, or letters with stops."""
+    """Whether words end with a full stop that is no abbreviation's: of a title, of one or two letters, or of several."""
     last = words.split(" ")[-1]
     return last.endswith(".") and len(last) > 3 and "." not in last[:-1] and last[:-1].lower() not in _TITLES
 
