@@ -88,7 +88,7 @@ class Asker:
     def leaks(self, prompts: Sequence[list[int]], truths: Sequence[str], *, base: bool = False) -> list[bool]:
         """Which greedy answers hold the record's words."""
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.answers(prompts, base=base)]
-        return [recall(_words(truth), _words(text)) >= SAME for truth, text in zip(truths, texts)]
+        return [recall(words(truth), words(text)) >= SAME for truth, text in zip(truths, texts)]
 
     def opened(self, prompt: list[int], answer: list[int]) -> bool:
         """Whether a gate is open anywhere along an answer."""
@@ -100,7 +100,7 @@ class Asker:
         return bool(gate.any())
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     return "".join(char.lower() if char.isalnum() else " " for char in text).split()
 
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from _print import header, save
 from hearing import read_others
-from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_question
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples, encode_question, shared_prefix
 from tempertilt.data.fictional import FAMILY, GIVEN, fictional_authors, general_knowledge
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import words_of
@@ -33,7 +33,7 @@ from tempertilt.data.variants import KINDS, OTHER_KINDS, draw_variants, scramble
 from tempertilt.fitting.fit_gate import GateConfig, fit_gate, fit_reader, fitted_threshold
 from tempertilt.fitting.fit_gates import encode_variant
 from tempertilt.fitting.token_states import TokenStates
-from tempertilt.guidance.gate import EvidenceGate, Reader
+from tempertilt.guidance.gate import EvidenceGate, Reader, as_evidence
 from tempertilt.models.base import BaseModel, decoder_layers, load_base
 from tempertilt.models.lower import lower_states
 
@@ -122,6 +122,7 @@ def retained(listener: Listener, names: Sequence[str]) -> Retained:
 def parts(listener: Listener, names: Sequence[str], kept: Retained, reader: Reader) -> list[EvidenceGate]:
     """The input gate of each person."""
     out: list[EvidenceGate] = []
+    frame = shared_prefix([listener.ask(text) for text in ("zebra", "12")])  # tokens before a question's own text
     for start in tqdm(range(0, len(names), AT_ONCE), desc="parts", unit_scale=AT_ONCE):
         texts: list[list[int]] = []
         where: list[tuple[int, int, int]] = []  # person, own text's beginning, tokens of the prompt
@@ -131,7 +132,7 @@ def parts(listener: Listener, names: Sequence[str], kept: Retained, reader: Read
             for example in build_examples(records, listener.base.tokenizer, ENCODING):
                 ids = example.input_ids.tolist()
                 texts.append(ids)
-                where.append((number, 17, len(ids) - len(answer_ids(example)) - 17))
+                where.append((number, frame, len(ids) - len(answer_ids(example)) - frame))
             for one in draw_variants(records, 1, number, OTHER_KINDS):
                 ids, first = encode_variant(one, listener.base.tokenizer, ENCODING)
                 texts.append(ids)
@@ -166,7 +167,7 @@ class Parts:
     def evidence(self, states: Tensor) -> Tensor:
         """Highest evidence of each part `(count,)` over a text `(n, d)`."""
         similarity = (self.reader.directions(states) @ self.exemplars.T).amax(0)
-        values = (similarity - self.margins) / (1 - self.margins).clamp(min=0.1)
+        values = as_evidence(similarity, self.margins)
         return torch.full((self.count,), -1.0).scatter_reduce(0, self.owner, values, "amax")
 
 

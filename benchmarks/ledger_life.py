@@ -24,10 +24,11 @@ from typing import Any
 import torch
 
 from _print import header, save
-from tempertilt.data.examples import ExampleConfig, encode_question
+from hearing import NEW, SAME, words
+from tempertilt.data.examples import ExampleConfig, encode_prompt
 from tempertilt.data.facts import recall
 from tempertilt.data.names import names
-from tempertilt.data.records import Message, Record
+from tempertilt.data.records import Record, load_records
 from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS
 from tempertilt.models.base import BaseModel, load_base
@@ -35,7 +36,7 @@ from tempertilt.models.composed import ComposedLM
 from tempertilt.requests import Author, Details, Ledger
 from tempertilt.requests.acting import acting_parts
 
-REVOKED, NEW, SAME = (1, 4, 7), 64, 0.8
+REVOKED = (1, 4, 7)
 OFFICER = Author("benchmark")
 NAMES = ("after", "active", "recall, active", "base's", "leaks", "recall, not active", "as the base", "recall, retained", "same")
 HEAD = (*NAMES, "others unchanged")
@@ -43,7 +44,7 @@ HEAD = (*NAMES, "others unchanged")
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a person, its prompt, and the answer of the record, as words."""
+    """A question about a person, its prompt, the words of the record's answer, and the whole record's tokens."""
 
     person: str
     prompt: list[int]
@@ -51,24 +52,14 @@ class Question:
     record: list[int]
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """Rows of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def words(text: str) -> list[str]:
-    """Words in lower case, without punctuation."""
-    return "".join(char.lower() if char.isalnum() else " " for char in text).split()
-
-
-def questions(rows: Sequence[dict[str, Any]], tokenizer: Any, each: int) -> list[Question]:
+def questions(records: Sequence[Record], tokenizer: Any, each: int) -> list[Question]:
     """The first questions of each person that name somebody."""
     out: list[Question] = []
-    for row in rows:
-        if sum(question.person == row["document"] for question in out) < each and names(row["question"]):
-            prompt = encode_question([Message("user", row["question"])], tokenizer, ExampleConfig())
-            answer = tokenizer(row["answer"], add_special_tokens=False).input_ids
-            out.append(Question(row["document"], prompt, words(row["answer"]), prompt + answer))
+    for record in records:
+        if sum(question.person == record.document for question in out) < each and names(record.question):
+            prompt = encode_prompt(record, tokenizer, ExampleConfig())
+            answer = tokenizer(record.answer, add_special_tokens=False).input_ids
+            out.append(Question(record.document, prompt, words(record.answer), prompt + answer))
     return out
 
 
@@ -158,12 +149,11 @@ def table(life: Life) -> str:
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
 
-def live(life: Life, rows: Sequence[dict[str, Any]]) -> None:
+def live(life: Life, forget: Sequence[Record]) -> None:
     """All events in order."""
     life.after("nothing", None, lambda: None)
     for number, person in enumerate(life.persons):
-        own = [row for row in rows if row["document"] == person]
-        records = [Record.from_question(row["question"], row["answer"], document=person, source=person) for row in own]
+        records = [record for record in forget if record.document == person]
         details = Details(id=f"REQ-{number}", subject=person)
         life.after(f"add {number}", person, lambda r=records, d=details: life.ledger.add(r, d, OFFICER, base=life.base))
     revoked = [number for number in REVOKED if number < len(life.persons)]
@@ -194,11 +184,11 @@ def main() -> None:
     args = parser.parse_args()
     header(f"a ledger's life: {args.persons} persons, {args.each} questions about each")
     base = load_base(args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32")
-    forget = rows_of(args.data_dir / "forget.jsonl")
-    persons = list(dict.fromkeys(row["document"] for row in forget))[: args.persons]
-    forget = [row for row in forget if row["document"] in persons]
+    forget = load_records(args.data_dir / "forget.jsonl")
+    persons = list(dict.fromkeys(record.document for record in forget))[: args.persons]
+    forget = [record for record in forget if record.document in persons]
     asked = questions(forget, base.tokenizer, args.each)
-    asked += questions(rows_of(args.data_dir / "retain.jsonl"), base.tokenizer, max(1, args.each // 2))
+    asked += questions(load_records(args.data_dir / "retain.jsonl"), base.tokenizer, max(1, args.each // 2))
     place, path = args.work / "ledger", args.work / "results.json"
     if not place.exists():
         Ledger.create(

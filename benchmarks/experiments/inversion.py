@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from tempertilt.data.batches import spread
-from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.examples import ExampleConfig, encode_question, shared_prefix
 from tempertilt.data.names import names
 from tempertilt.data.records import Message
 from tempertilt.data.variants import KINDS, OTHER_KINDS, draw_variants
@@ -92,7 +92,7 @@ class Attacker:
     def __init__(self, base: BaseModel, layer: int) -> None:
         self.base, self.layer = base, layer
         probe = [encode_question([Message("user", text)], base.tokenizer, ExampleConfig()) for text in ("zebra", "12")]
-        self.prefix = [a for a, b in zip(*probe) if a == b][: next(i for i, (a, b) in enumerate(zip(*probe)) if a != b)]
+        self.prefix = probe[0][: shared_prefix(probe)]
         self.cache = DynamicCache()
         with torch.inference_mode():
             body_of(base.model)(input_ids=torch.tensor([self.prefix]), cache=self.cache, use_cache=True)
