@@ -31,6 +31,8 @@ from tempertilt.models.base import BaseModel, load_base
 
 ASKED = 3  # times as many records as are attacked are asked for
 NEW = 48
+OPTIONS = {"RMU": {"layer": 20, "learning_rate": 1e-3, "steering": 20, "epochs": 5}}
+"""Of bench_small.yaml, for a model of thirty layers of which the upper half trains."""
 
 
 def known(base: BaseModel, forget: list[Record], others: list[Record], count: int) -> list[Record]:
@@ -56,7 +58,7 @@ def attacked(args: argparse.Namespace, method: str, sources: Sources, work: Path
         budget=Budget(train_seconds=args.train_seconds),
         load_reference=lambda: load_base(args.model, peft_adapter=args.reference_peft_adapter, device="cpu", dtype="float32"),
     )
-    unlearned = Setting(method, {}).build().unlearn(task)
+    unlearned = Setting(method, OPTIONS.get(method, {})).build().unlearn(task)
     unlearned.model.requires_grad_(False).eval()
     config = AuditConfig(draws=1, unchanged=12, max_new_tokens=NEW, attempts=args.records, records=args.records)
     examples = unlearned.examples or ExampleConfig()
@@ -93,7 +95,8 @@ def main() -> None:
                 found[method] = attacked(args, method, sources, Path(work))
             save(args.out, {"records": len(some), "budget": args.budget, "methods": found})
         every = found[method]["all"]
-        print(f"{method}: {every['leaks']} of {every['n']}, at most {every['upper_bound_95']:.3f}", flush=True)
+        bound = f"at most {every['upper_bound_95']:.3f}" if every["n"] else "nothing was asked in the time"
+        print(f"{method}: {every['leaks']} of {every['n']}, {bound}", flush=True)
     kinds = sorted({kind["name"] for summary in found.values() for kind in summary["kinds"]})
     print("\n| leaks | " + " | ".join(found) + " |\n" + "|---" * (len(found) + 1) + "|")
     for kind in ["**all**", *kinds]:
