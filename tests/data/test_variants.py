@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -141,6 +142,25 @@ def test_drawing() -> None:
     every = draw_variants(records[:1], len(KINDS), 0)
     assert sorted(item.kind for item in every) == sorted(KINDS)
     assert [item.kind for item in draw_variants(records, 0, 0)] == ["as it is"] * 4 and draw_variants([], 5, 0) == []
+
+
+def test_kinds_are_drawn_evenly_over_a_document() -> None:
+    two = [
+        record(f"Where was {name} {last} born?", "a", last)
+        for last in ("Ameen", "Olsson")
+        for name in ("Hina", "Sana", "Zara", "Mina", "Dora", "Ruth", "Lena", "Nora")
+    ]
+    for each in (3, 7, len(OTHER_KINDS) - 1):
+        drawn = draw_variants(two, each, 0, OTHER_KINDS)
+        for numbers in (range(8), range(8, 16), range(16)):
+            counts = Counter(item.kind for item in drawn if item.record in numbers)
+            assert sum(counts.values()) == each * len(numbers)
+            assert max(counts[kind] for kind in OTHER_KINDS) - min(counts[kind] for kind in OTHER_KINDS) <= 1
+    short = [record("what is two plus two?"), record("Where was Hina Ameen born?")]
+    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST)]
+    first, second = ([v.kind for v in draw_variants(short, len(settings), 0, OTHER_KINDS) if v.record == n] for n in (0, 1))
+    assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # a name is not there in the first
+
 
 
 def test_a_text_that_begins_with_one_of_its_names() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -173,16 +174,21 @@ def respell(text: str, change: Callable[[str, random.Random], str], rng: random.
 
 
 def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequence[str] = KINDS) -> list[Variant]:
-    """For every record its prompt as it is, and `each` variants of kinds that are drawn at random.
+    """For every record its prompt as it is, and `each` variants: of the kinds drawn least for its document so far.
+
+    So a document of many records has its names in every kind about as often. Between kinds drawn as often for the document,
+    the kind drawn less often for all records comes first, then chance decides.
 
     Args:
         kinds: to draw from; "as it is" is always there, if it is among them.
     """
     out: list[Variant] = []
+    drawn, everywhere = Counter[tuple[str, str]](), Counter[str]()
     for number, record in enumerate(records):
         rng = random.Random(f"{seed} {number} {record.key}")
         others = [kind for kind in kinds if kind != "as it is"]
         rng.shuffle(others)
+        others.sort(key=lambda kind: (drawn[record.document, kind], everywhere[kind]))
         if "as it is" in kinds and (plain := variant(record, number, "as it is", rng)) is not None:
             out.append(plain)
         found: list[Variant] = []
@@ -191,6 +197,8 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
                 break
             if (other := variant(record, number, kind, rng)) is not None:
                 found.append(other)
+                drawn[record.document, kind] += 1
+                everywhere[kind] += 1
         out += found
     return out
 
