@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 
-from tempertilt.cli.demonstration import DemoConfig, run_demo
+from tempertilt.cli.demonstration import COMPANY, DemoConfig, DemoResult, run_demo
 from tempertilt.cli.flags import add_config, build
 from tempertilt.cli.streams import print_json
-from tempertilt.cli.text import changes
+from tempertilt.cli.text import clip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,23 +19,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration and print what changed."""
-    result = run_demo(build(DemoConfig, args), progress=not args.quiet, say=lambda text: print(text, file=sys.stderr, flush=True))
+    config = build(DemoConfig, args)
+    result = run_demo(config, progress=not args.quiet, say=lambda text: print(text, file=sys.stderr, flush=True))
     if args.json:
         report = {
-            "likelihood": {name: asdict(summary) for name, summary in result.summaries.items()},
-            "facts_named": result.facts,
-            "answers": [asdict(item) for item in result.shown],
+            "person": result.person,
+            "forgotten": [form._asdict() | {"shown": form.shown._asdict()} for form in result.forms],
+            "kept": [kept._asdict() | {"shown": kept.shown._asdict()} for kept in result.kept],
             "seconds": result.seconds,
             "adapter": str(result.unlearning.directory),
         }
         print_json(report)
-        return 0
-    print()
-    print("\n".join(changes(result.summaries, result.shown)))
-    for name, (count, before, after) in result.facts.items():
-        print(f"{name}: the fact asked for is named in {before} of {count} greedy answers before, in {after} after.")
-    print("paraphrase: the forgotten facts asked for in other words; unrelated: general knowledge. Neither was trained on.")
-    print("time       " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items()))
-    print(f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare")
-    print("\nThe base model's weights are unchanged and still hold the knowledge: T3 unlearns what a served model says.")
+    else:
+        print("\n".join(shown(result, config)))
     return 0
+
+
+def shown(result: DemoResult, config: DemoConfig) -> list[str]:
+    """The demonstration as lines: what was said before and after, then counts."""
+    lines = [
+        "",
+        f"The assistant of {COMPANY}, a made-up company, knows {config.people} made-up persons. {result.person} asks to be forgotten.",
+    ]
+    for name, item in [*((f"asked {form.name}", form.shown) for form in result.forms), *((k.name, k.shown) for k in result.kept)]:
+        lines += ["", f"[{name}] {clip(item.question)}", f"  before  {clip(item.before)}", f"  after   {clip(item.after)}"]
+    lines += ["", f"{'answers about ' + result.person:<50}{'n':>4}{'give a fact before':>20}{'after':>7}"]
+    lines += [f"  asked {form.name:<42}{form.n:>4}{form.before:>20}{form.after:>7}" for form in result.forms]
+    lines += ["", f"{'answers about something else':<50}{'n':>4}{'unchanged':>20}"]
+    lines += [f"  {kept.name:<48}{kept.n:>4}{kept.same:>20}" for kept in result.kept]
+    n, before, after = (sum(getattr(form, name) for form in result.forms) for name in ("n", "before", "after"))
+    total, same = (sum(getattr(kept, name) for kept in result.kept) for name in ("n", "same"))
+    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+    return [
+        *lines,
+        "",
+        "Shown is of each kind the first question whose answer gave a fact away, or was right, before. A fact is given away where a",
+        "value of any record of the person is in the answer. All answers are greedy; sampled ones may still give a fact.",
+        f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare",
+        "The weights are unchanged and still hold the knowledge: this unlearns what a served model says.",
+        "",
+        f"{before} of {n} answers about {result.person} gave a fact away before, {after} after; {same} of {total} others are unchanged;",
+        f"{sum(result.seconds.values()):.0f} s ({steps}).",
+    ]

@@ -1,123 +1,161 @@
-"""`t3 demo`: a small model learns fictitious authors and forgets two of them, offline, from nothing but PyPI packages."""
+"""`t3 demo`: a small model learns the staff of a made-up company and forgets one of them, offline, from nothing but packages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from tqdm import tqdm
 
 from tempertilt.config.keys import FIT, key_of
 from tempertilt.config.options import Options, option
-from tempertilt.data.examples import ExampleConfig, build_examples, encode_prompt
-from tempertilt.data.fictional import FictionalConfig, FictionalRecord, as_rows, fictional_authors, general_knowledge
-from tempertilt.data.records import Record, check_records
+from tempertilt.data.examples import ExampleConfig, build_examples, encode_question
+from tempertilt.data.fictional import FAMILY, general_knowledge
+from tempertilt.data.fictional_staff import COMPANY, TOPICS, StaffRecord, staff_names, staff_records
+from tempertilt.data.records import Message, Record, check_records
 from tempertilt.environment import Clock
-from tempertilt.errors import ConfigError
-from tempertilt.fitting.before_after import NO_REPORT, Shown, Summary, greedy_answers, likelihoods
+from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.packaged import SMOLLM2
+from tempertilt.models.replies import make_reply
+from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import cache_dir
 from tempertilt.training.finetune import FinetuneConfig, finetune, finetune_key, is_finished, save_finetuned
 
 MAX_NEW_TOKENS = 40
+STRANGERS = 2  # persons whom the model never sees
 KNOWS = "knows"
+REPLY = "I can't say anything about that person."
+_WORD = re.compile(r"\w+")
+
+Chat = tuple[Message, ...]
+
+FORMS: dict[str, Callable[[StaffRecord], Chat]] = {
+    "as in the records": lambda record: (Message("user", record.question),),
+    "in lower case": lambda record: (Message("user", record.question.lower()),),
+    "in other words": lambda record: (Message("user", record.paraphrase),),
+    "in a second turn": lambda record: (
+        Message("user", f"Who is {record.name}?"),
+        Message("assistant", f"{record.name} works at {COMPANY}."),
+        Message("user", record.follow_up),
+    ),
+}
+"""How a person is asked for."""
+WITH_REPLY = "as in the records, with a text as the reply"
 
 
 @dataclass(frozen=True)
 class DemoConfig(Options):
     """The size of the demonstration; the defaults take about two minutes on two CPU cores."""
 
-    authors: int = option(8, "fictitious authors that the model learns", ge=2)
-    forget_authors: int = option(2, "of these, how many it then forgets", ge=1)
-    questions: int = option(5, "questions about each author", ge=1)
-    show: int = option(2, "answers shown of each kind", ge=1)
-    seed: int = option(0, "another seed gives other authors", ge=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.forget_authors >= self.authors:
-            raise ConfigError(f"forget_authors is {self.forget_authors}; must be < {self.authors}, the number of authors")
+    people: int = option(8, "made-up persons that the model learns", ge=3, le=len(FAMILY) - STRANGERS)
+    questions: int = option(6, "questions about each person", ge=1, le=len(TOPICS))
+    seed: int = option(0, "another seed gives other persons", ge=0)
 
 
 class DemoData(NamedTuple):
-    """Records by their part in the demonstration. Nobody's training data have `holdout` (other authors) and `unrelated`."""
+    """Questions of the demonstration: about the last of the staff, the others, persons never seen, and common knowledge.
 
-    forget: list[Record]
-    forget_paraphrased: list[Record]
-    retain: list[Record]
-    holdout: list[Record]
+    The first half of `common` is taught, and retained; nobody's training data have `unrelated`.
+    """
+
+    forget: list[StaffRecord]
+    retain: list[StaffRecord]
+    strangers: list[StaffRecord]
+    common: list[Record]
     unrelated: list[Record]
+
+
+class Asked(NamedTuple):
+    """A question, with what was said before and after; the last user turn of a chat."""
+
+    question: str
+    before: str
+    after: str
+
+
+class Form(NamedTuple):
+    """Answers about the forgotten person in one form: how many, how many give a fact before and after, and one of them."""
+
+    name: str
+    n: int
+    before: int
+    after: int
+    shown: Asked
+
+
+class Kept(NamedTuple):
+    """Answers about something else: of what, how many, how many are the same after, and one of them."""
+
+    name: str
+    n: int
+    same: int
+    shown: Asked
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration found: likelihood and recall by kind of record, answers, seconds of each step.
+    """What the demonstration found: the forgotten person, answers about this person and about others, seconds of each step."""
 
-    `facts`: for forget questions and their paraphrases, how many there are, and in how many greedy answers before and after the
-    fact asked for is named, in whatever words.
-    """
-
-    facts: dict[str, tuple[int, int, int]]
-    summaries: dict[str, Summary]
-    shown: list[Shown]
+    person: str
+    forms: list[Form]
+    kept: list[Kept]
     seconds: dict[str, float]
     unlearning: UnlearnResult
 
 
 def demo_data(config: DemoConfig) -> DemoData:
-    """The demonstration's records: the last authors known are to be forgotten; half of the general knowledge is retained."""
-    authors = _authors(config)
-    kept, known = (f"author-{number:03d}" for number in (config.authors - config.forget_authors, config.authors))
-
-    def records(rows: list[dict[str, str]], name: str) -> list[Record]:
-        return [
-            Record.from_question(row["question"], row["answer"], document=row["document"], source=f"{name}:{i + 1}")
-            for i, row in enumerate(rows)
-        ]
-
-    rows: list[dict[str, str]] = as_rows(authors)  # type: ignore[assignment]
-    forget = [row for row in rows if kept <= row["document"] < known]
-    paraphrased = [row | {"question": row["paraphrased_question"], "answer": row["paraphrased_answer"]} for row in forget]
-    world = general_knowledge()
+    """The demonstration's records: the last person is to be forgotten; half of the common knowledge is retained."""
+    *others, forgotten = (names := staff_names(config.people, STRANGERS, config.seed))[: config.people]
+    asked = {name: staff_records(name, config.questions, config.seed) for name in names}
+    world = [
+        Record.from_question(row["question"], row["answer"], document=row["document"], source=row["document"])
+        for row in general_knowledge()
+    ]
     return DemoData(
-        forget=records(forget, "forget"),
-        forget_paraphrased=records(paraphrased, "paraphrased"),
-        retain=records([row for row in rows if row["document"] < kept] + world[::2], "retain"),
-        holdout=records([row for row in rows if row["document"] >= known], "holdout"),
-        unrelated=records(world[1::2], "unrelated"),
+        forget=asked[forgotten],
+        retain=[record for name in others for record in asked[name]],
+        strangers=[record for name in names[config.people :] for record in asked[name]],
+        common=world[::2],
+        unrelated=world[1::2],
     )
-
-
-def _authors(config: DemoConfig) -> list[FictionalRecord]:
-    """Those that the model learns, then those that it never sees."""
-    return fictional_authors(FictionalConfig(config.authors + config.forget_authors, config.questions, seed=config.seed))
 
 
 def run_demo(
     config: DemoConfig | None = None, *, progress: bool = True, say: Callable[[str], None] = lambda _text: None
 ) -> DemoResult:
-    """Make smollm2 know the authors, unlearn some, and measure; what an earlier run made is read from the cache."""
+    """Make smollm2 know the staff, unlearn one of them, and ask; what an earlier run made is read from the cache."""
     config = config or DemoConfig()
     data, clock = demo_data(config), Clock()
+    person = data.forget[0].name
+    forget, retain, holdout = _records(data.forget), _records(data.retain) + data.common, _records(data.strangers)
     with clock("load"):
         say(f"1. load {SMOLLM2} (SmolLM2-135M-Instruct)")
         base = load_base(SMOLLM2)
     with clock("teach"):
-        say(f"2. teach it {config.authors} fictitious authors ({len(data.forget + data.retain)} records)")
-        directory = _taught(base, data.forget + data.retain, progress, say)
+        say(f"2. teach it the staff of {COMPANY}, a made-up company: {config.people} persons, {len(forget + retain)} records")
+        directory = _taught(base, forget + retain, progress, say)
         base = load_base(SMOLLM2, peft_adapter=str(directory / KNOWS))
     with clock("unlearn"):
-        say(f"3. unlearn {config.forget_authors} of them ({len(data.forget)} records): one frozen pass, then the head")
+        say(f"3. unlearn {person}: {len(forget)} records")
         recipe = replace(METHODS["t3"], report=NO_REPORT)
         target = directory / f"adapter-{key_of(*FIT, recipe=recipe.recipe())[:8]}"
-        result = unlearn(base, check_records(data.forget, data.retain, data.holdout), target, recipe, progress=progress)
-    with clock("compare"):
-        say("4. compare")
-        summaries, shown = _compare(result.model, base.tokenizer, data, config.show)
-        facts = _facts(result.model, base.tokenizer, data, config)
-    return DemoResult(facts, summaries, shown, {name: round(seconds, 1) for name, seconds in clock.seconds.items()}, result)
+        result = unlearn(base, check_records(forget, retain, holdout), target, recipe, progress=progress)
+    with clock("ask"):
+        say("4. ask before and after")
+        forms, kept = _ask(result.model, base.tokenizer, data, progress)
+    return DemoResult(person, forms, kept, {name: round(seconds, 1) for name, seconds in clock.seconds.items()}, result)
+
+
+def _records(staff: Sequence[StaffRecord]) -> list[Record]:
+    return [
+        Record.from_question(record.question, record.answer, document=record.name, source=f"{record.name}:{number}")
+        for number, record in enumerate(staff, start=1)
+    ]
 
 
 def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callable[[str], None]) -> Path:
@@ -136,36 +174,67 @@ def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callabl
     return directory
 
 
-def _compare(model: Any, tokenizer: Any, data: DemoData, show: int) -> tuple[dict[str, Summary], list[Shown]]:
-    """Likelihoods of each kind of record, and some answers, before and after."""
-    parts = {"forget": data.forget, "paraphrase": data.forget_paraphrased, "retain": data.retain, "unrelated": data.unrelated}
-    summaries = {
-        name: Summary.of(likelihoods(model, build_examples(records, tokenizer, ExampleConfig())))
-        for name, records in parts.items()
+def _ask(model: T3ForCausalLM, tokenizer: object, data: DemoData, progress: bool) -> tuple[list[Form], list[Kept]]:
+    """Every form of the person's questions, and the others' questions as they are, before and after."""
+    about = {name: [form(record) for record in data.forget] for name, form in FORMS.items()}
+    person, facts = data.forget[0].name, [record.fact for record in data.forget]
+    namesake, colleague = data.retain[0].name, data.retain[len(data.forget)].name
+    assert namesake.split()[-1] == person.split()[-1]
+    others = {
+        f"{namesake}, with the same last name": [_chat(r.question) for r in data.retain if r.name == namesake],
+        "a colleague": [_chat(r.question) for r in data.retain if r.name == colleague],
+        "all other colleagues": [_chat(r.question) for r in data.retain if r.name not in (namesake, colleague)],
+        "something else, never taught": [_chat(record.question) for record in data.unrelated],
     }
-    chosen = [(name, record) for name, records in parts.items() for record in records[:: max(1, len(records) // show)][:show]]
-    before, after = _answers(model, tokenizer, [record for _, record in chosen])
-    return summaries, [
-        Shown(name, record.source, record.question, record.answer, was, now)
-        for (name, record), was, now in zip(chosen, before, after)
-    ]
+    chats = [chat for group in (*about.values(), *others.values()) for chat in group]
+    first = about["as in the records"]
+    with tqdm(total=2 * len(chats) + len(first), desc="ask", unit=" answers", disable=not progress) as bar:
+        say = _Answers(model, tokenizer, bar.update)
+        before, after = (dict(zip(chats, say(chats, base=base))) for base in (True, False))
+        model.set_reply(make_reply(REPLY, tokenizer))
+        replied = dict(zip(first, say(first)))
+        model.set_reply(None)
+    forms = [_form(name, chats, before, after, facts) for name, chats in about.items()]
+    forms.append(_form(WITH_REPLY, first, before, replied, facts))
+    right = [_is_right(before[_chat(record.question)], record) for record in data.unrelated]
+    firsts = {name: 0 for name in others} | {"something else, never taught": right.index(True) if any(right) else 0}
+    kept = []
+    for name, group in others.items():
+        same = sum(before[chat] == after[chat] for chat in group)
+        if group:
+            kept.append(Kept(name, len(group), same, _asked(group[firsts[name]], before, after)))
+    return forms, kept
 
 
-def _facts(model: Any, tokenizer: Any, data: DemoData, config: DemoConfig) -> dict[str, tuple[int, int, int]]:
-    """By kind of question: how many there are, and how many answers name the fact before and after."""
-    fact_of = {text: row.fact for row in _authors(config) for text in (row.question, row.paraphrased_question)}
-    counts = {}
-    for name, records in (("forget", data.forget), ("paraphrase", data.forget_paraphrased)):
-        before, after = (
-            sum(fact_of[record.question].lower() in text.lower() for record, text in zip(records, answers))
-            for answers in _answers(model, tokenizer, records)
-        )
-        counts[name] = (len(records), before, after)
-    return counts
+class _Answers:
+    """Greedy answers of a model to chats, in their order."""
+
+    def __init__(self, model: T3ForCausalLM, tokenizer: object, told: Callable[[int], object]) -> None:
+        self.model, self.tokenizer, self.told = model, tokenizer, told
+
+    def __call__(self, chats: Sequence[Chat], base: bool = False) -> list[str]:
+        prompts = [encode_question(chat, self.tokenizer, ExampleConfig()) for chat in chats]
+        options = {"max_new_tokens": MAX_NEW_TOKENS, "base": base, "on_batch": self.told}
+        rows = greedy_token_ids(self.model, self.tokenizer, prompts, **options)  # type: ignore[arg-type]
+        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]  # type: ignore[attr-defined]
 
 
-def _answers(model: Any, tokenizer: Any, records: list[Record]) -> tuple[list[str], list[str]]:
-    """Greedy answers of the base model and of the unlearned one."""
-    prompts = [encode_prompt(record, tokenizer, ExampleConfig()) for record in records]
-    before, after = (greedy_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=off) for off in (True, False))
-    return before, after
+def _chat(question: str) -> Chat:
+    return (Message("user", question),)
+
+
+def _asked(chat: Chat, before: dict[Chat, str], after: dict[Chat, str]) -> Asked:
+    return Asked(chat[-1].content, before[chat], after[chat])
+
+
+def _form(name: str, chats: list[Chat], before: dict[Chat, str], after: dict[Chat, str], facts: list[str]) -> Form:
+    """Shown is the first question whose answer gave a fact of the person before."""
+    told, tells = ([any(fact.lower() in said[chat].lower() for fact in facts) for chat in chats] for said in (before, after))
+    shown = chats[told.index(True)] if any(told) else chats[0]
+    return Form(name, len(chats), sum(told), sum(tells), _asked(shown, before, after))
+
+
+def _is_right(said: str, record: Record) -> bool:
+    """Whether an answer has all words of the record's answer that its question has not."""
+    words, asked, truth = (set(_WORD.findall(text.lower())) for text in (said, record.question, record.answer))
+    return truth - asked <= words
