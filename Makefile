@@ -49,7 +49,7 @@ test-all: $(READY)
 # Chromium: the system's, or else the one of Playwright (playwright install --with-deps chromium)
 test-ui: $(READY)
 	$(BIN)/pip install --quiet --editable ".[ui-test]"
-	$(BIN)/python -m pytest tests/playground
+	$(BIN)/python -m pytest tests/playground tests/report/test_accessibility.py
 
 docs: $(READY)
 	$(BIN)/pip install --quiet --editable ".[docs]"

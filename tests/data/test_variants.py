@@ -162,7 +162,6 @@ def test_kinds_are_drawn_evenly_over_a_document() -> None:
     assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # a name is not there in the first
 
 
-
 def test_a_text_that_begins_with_one_of_its_names() -> None:
     text = record("Did Li Wei meet Hina Ameen?")
     made = [variant(text, 0, NAME_FIRST, random.Random(seed)) for seed in range(20)]

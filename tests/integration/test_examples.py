@@ -38,7 +38,18 @@ def test_an_attack_of_ones_own(tiny_dir: Path, tmp_path: Path) -> None:
         rows = [{"question": record.question, "answer": record.answer, "document": record.document} for record in some]
         files[name] = str(write_jsonl(tmp_path / f"{name}.jsonl", *rows))
     common = ["--forget", files["forget"], "--retain", files["retain"]]
-    small = ["--background", "2", "--background-tokens", "12", "--match-steps", "2", "--report-records", "0", "--answer-records", "0"]
+    small = [
+        "--background",
+        "2",
+        "--background-tokens",
+        "12",
+        "--match-steps",
+        "2",
+        "--report-records",
+        "0",
+        "--answer-records",
+        "0",
+    ]
     assert main(["unlearn", "--model", str(tiny_dir), *common, *small, "--output-dir", str(tmp_path / "adapter"), "--quiet"]) == 0
     out = run("own_attack.py", "--adapter", str(tmp_path / "adapter"), *common)
     assert re.search(r"^crossword +[1-4] attempts", out, re.MULTILINE), out

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra 
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
+from support.browser import chromium, serious_faults  # noqa: E402
 from support.gates import gate_at  # noqa: E402
 from support.tiny import make_llama  # noqa: E402
 from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E402
@@ -83,14 +82,7 @@ def address(playground: app.Playground) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        found = started.chromium.executable_path
-        program = found if Path(found).exists() else shutil.which("chromium")
-        if program is None:
-            pytest.skip("needs Chromium: playwright install --with-deps chromium, or the package chromium")
-        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+    yield from chromium()
 
 
 class Visit:
@@ -313,6 +305,7 @@ def test_widths_and_contrast(browser: Any, address: str, width: int, height: int
         found = visit.page.evaluate(CONTRAST)
         assert len(found) > 100
         assert min(ratio for ratio, *_ in found) >= 4.5, sorted(found)[:5]
+        assert serious_faults(visit.page) == []
         assert ("dark" in (visit.page.locator("body").get_attribute("class") or "")) == (scheme == "dark")
         boxes = [visit.page.locator(name).bounding_box() for name in (".pg-base", ".pg-guided", "#pg-pop")]
         for box in boxes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tempertilt.cli.demonstration import COMPANY, DemoConfig, DemoResult, run_demo
+from tempertilt.cli.demonstration import DemoConfig, DemoResult, run_demo
 from tempertilt.cli.flags import add_config, build
 from tempertilt.cli.streams import print_json
 from tempertilt.cli.text import clip
+from tempertilt.data.fictional_staff import COMPANY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,7 @@ def shown(result: DemoResult, config: DemoConfig) -> list[str]:
     """The demonstration as lines: what was said before and after, then counts."""
     lines = [
         "",
-        f"The assistant of {COMPANY}, a made-up company, knows {config.people} made-up persons. {result.person} asks to be forgotten.",
+        f"The assistant of {COMPANY} knows {config.people} persons, made up as it is. {result.person} asks to be forgotten.",
     ]
     for name, item in [*((f"asked {form.name}", form.shown) for form in result.forms), *((k.name, k.shown) for k in result.kept)]:
         lines += ["", f"[{name}] {clip(item.question)}", f"  before  {clip(item.before)}", f"  after   {clip(item.after)}"]
@@ -53,11 +54,11 @@ def shown(result: DemoResult, config: DemoConfig) -> list[str]:
     return [
         *lines,
         "",
-        "Shown is of each kind the first question whose answer gave a fact away, or was right, before. A fact is given away where a",
-        "value of any record of the person is in the answer. All answers are greedy; sampled ones may still give a fact.",
+        "Shown is of each kind the first question whose answer gave a fact away, or was right, before. An answer gives a fact",
+        "away where it holds a value of any record of the person. All answers are greedy; sampled ones may still give a fact.",
         f"ask it yourself:  t3 chat --adapter {result.unlearning.directory} --compare",
         "The weights are unchanged and still hold the knowledge: this unlearns what a served model says.",
         "",
-        f"{before} of {n} answers about {result.person} gave a fact away before, {after} after; {same} of {total} others are unchanged;",
-        f"{sum(result.seconds.values()):.0f} s ({steps}).",
+        f"{before} of {n} answers about {result.person} gave a fact away before, {after} after.",
+        f"{same} of {total} other answers are unchanged. {sum(result.seconds.values()):.0f} s ({steps}).",
     ]

@@ -197,7 +197,7 @@ def _ask(model: T3ForCausalLM, tokenizer: object, data: DemoData, progress: bool
     forms = [_form(name, chats, before, after, facts) for name, chats in about.items()]
     forms.append(_form(WITH_REPLY, first, before, replied, facts))
     right = [_is_right(before[_chat(record.question)], record) for record in data.unrelated]
-    firsts = {name: 0 for name in others} | {"something else, never taught": right.index(True) if any(right) else 0}
+    firsts = dict.fromkeys(others, 0) | {"something else, never taught": right.index(True) if any(right) else 0}
     kept = []
     for name, group in others.items():
         same = sum(before[chat] == after[chat] for chat in group)

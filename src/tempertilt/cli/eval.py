@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError
 from tempertilt.metrics.truth_ratio import MAKE_A_REFERENCE
 from tempertilt.models.base import BaseModel, load_base
+from tempertilt.report.verdict import verdict
 from tempertilt.suites.items import MeasureConfig
 from tempertilt.suites.run import SuiteRun, run_suite
 from tempertilt.suites.suite import NAMES, Suite, find_suite, suites
@@ -121,7 +123,8 @@ def _json(run: SuiteRun) -> dict[str, Any]:
 
 
 def _text(run: SuiteRun) -> str:
-    lines = metric_table(run.metrics)
+    words = [textwrap.fill(line, 130) for line in verdict(run.metrics)]
+    lines = [*words, *([""] if words else []), *metric_table(run.metrics)]
     if run.not_computed:
         reasons: dict[str, list[str]] = {}
         for name, reason in run.not_computed.items():

@@ -96,7 +96,7 @@ TOPICS = (
 
 
 def staff_names(people: int, strangers: int = 0, seed: int = 0) -> list[str]:
-    """Names of the staff, then of strangers: no two have a name in common, but the first and the last of the staff a last name."""
+    """Names of the staff, then of strangers. Of all names two are the same: the last names of the staff's first and last."""
     rng = random.Random(f"staff {seed}")
     given, family = (rng.sample(names, people + strangers) for names in (GIVEN, FAMILY))
     family[0] = family[people - 1]

@@ -18,6 +18,7 @@ from tempertilt.report.figures import css_colour
 from tempertilt.report.markup import ABSENT, arrow, number
 from tempertilt.report.rendering import SHARED, render
 from tempertilt.report.runs import Comparison, Run
+from tempertilt.report.verdict import verdict
 
 HEADLINE = (
     ("forget_quality", "Forget quality", "p-value: the forget set's truth ratios as those of a model that never saw it"),
@@ -57,6 +58,7 @@ def to_html(comparison: Comparison) -> str:
         runs=[{"name": name, "colour": css_colour(colour)} for name, colour in colours.items()],
         reference=comparison.reference_name,
         before=comparison.before.name if comparison.before else "",
+        verdicts=_verdicts(comparison),
         headline=_headline(comparison),
         rows=_rows(comparison),
         cdf=truth_ratio_charts(comparison, colours),
@@ -69,6 +71,13 @@ def to_html(comparison: Comparison) -> str:
         version=tempertilt.__version__,
         date=datetime.date.today().isoformat(),
     )
+
+
+def _verdicts(comparison: Comparison) -> list[dict[str, Any]]:
+    """What each run's figures say; that of the model before unlearning is not judged."""
+    before = None if comparison.before is None else comparison.before.metrics
+    found = [{"name": run.name, "lines": verdict(run.metrics, before)} for run in comparison.after]
+    return [item for item in found if item["lines"]]
 
 
 def _headline(comparison: Comparison) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from tempertilt.report.markup import (
     number,
 )
 from tempertilt.report.runs import Comparison
+from tempertilt.report.verdict import verdict
 
 LIMITS = (
     "The frozen weights still hold the knowledge: whoever has the weights, the hidden states or an unguided copy of the model "
@@ -55,6 +56,10 @@ def to_markdown(comparison: Comparison) -> str:
         first, results = results_of(comparison, name)
         rows.append([f"{name} {arrow(first.higher_is_better)}", *map(_cell, results)])
     lines = markdown_table(["metric", *(run.name for run in comparison.runs)], rows)
+    before = None if comparison.before is None else comparison.before.metrics
+    for run in reversed(comparison.after):
+        if words := verdict(run.metrics, before):
+            lines = [f"**{run.name}**: {' '.join(words)}", "", *lines]
     lines += ["", f"Reference: {comparison.reference_name or 'none'}. In brackets: 95 % interval; n.", ""]
     lines += [f"- {limit}" for limit in LIMITS]
     return "\n".join(lines) + "\n"
