@@ -13,6 +13,8 @@ from tempertilt.data.variants import (
     GREETING,
     KINDS,
     NAME_FIRST,
+    NOTE,
+    NOTES,
     OTHER_KINDS,
     OTHER_SYSTEM,
     SETTINGS,
@@ -99,6 +101,8 @@ def test_settings_of_a_chat() -> None:
     assert chat_variant("after a greeting") == Variant("after a greeting", 7, (*GREETING, asked))
     assert chat_variant("plain text") == Variant("plain text", 7, text=QUESTION)
     assert chat_variant(NAME_FIRST) == Variant(NAME_FIRST, 7, text="Hina Ameen born?")
+    noted = {variant(record(QUESTION), 7, NOTE, random.Random(seed)) for seed in range(99)}
+    assert noted == {Variant(NOTE, 7, text=note.format("Hina Ameen")) for note in NOTES}
     system, turn = Message("system", "Be kind, Hina Ameen."), (Message("user", "Who is Li Wei?"), Message("assistant", "Li Wei."))
     for kind in ("no system message", "another system message", "after a greeting"):
         assert chat_variant(kind, system) is None  # it has its own
@@ -117,6 +121,8 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
     for made in (variant(item, 3, kind, random.Random(0)) for item in records):
         if kind == NAME_FIRST:
             assert made == Variant(NAME_FIRST, 3, text="Hina Ameen born?")
+        elif kind == NOTE:
+            assert made is not None and made.text in {note.format("Hina Ameen") for note in NOTES}
         elif kind in SETTINGS[2:]:
             assert made is None
         else:
@@ -127,7 +133,7 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
 def test_a_kind_that_changes_nothing_gives_none() -> None:
     plain = record("what is two plus two?")
     made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
-    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST)]
+    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, NOTE)]
 
 
 def test_drawing() -> None:
@@ -157,7 +163,7 @@ def test_kinds_are_drawn_evenly_over_a_document() -> None:
             assert sum(counts.values()) == each * len(numbers)
             assert max(counts[kind] for kind in OTHER_KINDS) - min(counts[kind] for kind in OTHER_KINDS) <= 1
     short = [record("what is two plus two?"), record("Where was Hina Ameen born?")]
-    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST)]
+    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST, NOTE)]
     first, second = ([v.kind for v in draw_variants(short, len(settings), 0, OTHER_KINDS) if v.record == n] for n in (0, 1))
     assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # a name is not there in the first
 

@@ -43,7 +43,8 @@ class Fitted:
         every = [*examples[0], *examples[1]]
         store, pooling = FeatureStore(folder), FeatureConfig(pooling="last")
         features = extract_features(self.model, every, store, pooling, state_layer=LAYER, progress=False)[0]
-        parts = features.subset(range(9)), features.subset(range(9, 18))
+        first = len(examples[0])
+        parts = features.subset(range(first)), features.subset(range(first, len(every)))
         self.given: list[tuple[TokenStates, TokenStates]] = []
         original = module.fit_gate
 
@@ -70,7 +71,8 @@ class Fitted:
 def is_among(rows: torch.Tensor, states: TokenStates) -> bool:
     """Whether the end of `rows (n, d)`, more than its frame, is a text's."""
     same = (
-        5 < len(other) <= len(rows) and torch.allclose(rows[-len(other) :], other.float(), atol=2e-2) for other in states.states
+        (5 < len(other) < len(rows) or len(other) == len(rows)) and torch.allclose(rows[-len(other) :], other.float(), atol=2e-2)
+        for other in states.states
     )
     return any(same)
 
@@ -93,7 +95,8 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     lines = scrambles(made.forget, 3)
     documents = [item.document for item in made.retain]
     twice = [name for name in documents for _ in range(2)]
-    assert list(retain.documents) == [*documents, *twice, *NAMES["retain"], *[None] * len(lines), *documents]
+    named = [name for name in NAMES["retain"] for _ in range(2)]
+    assert list(retain.documents) == [*documents, *twice, *named, *[None] * len(lines), *documents]
     for line in lines:
         ids = encode_question(line.messages, tokenizer, PLAIN) if line.messages else tokenizer(line.text)["input_ids"]
         assert is_among(made.states(ids), retain)
@@ -101,6 +104,24 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     for i in range(9):
         ids = made.question(made.forget[i].question, replies[i], made.retain[i].question)
         assert is_among(made.states(ids), retain)
+
+
+def test_a_plain_text_is_heard_in_each_of_its_pieces(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be quoted from any place; so no piece leans on what another one says."""
+    monkeypatch.setattr(module, "PIECE", 6)
+    text = "Hina Ameen was born . Where was she ? Who is Hina Ameen and what does she write ? What of Hina Ameen ?"
+    others = ["What does Ivan Petrov write ? Where was he born ? Who is Maria Lopez ?", "Where was John Smith born ?"]
+    texts = {"forget": [text], "retain": others}
+    made_of = {name: [Record.from_text(one, document=one, source=name) for one in some] for name, some in texts.items()}
+    monkeypatch.setitem(globals(), "records", made_of.get)
+    made = Fitted(tokenizer, tmp_path, monkeypatch, replace(CONFIG, variants=0, output_gate=False))
+    forget = made.given[0][0]
+    ids = tokenizer(text)["input_ids"]
+    assert [len(states) for states in forget.states] == [6] * (len(ids) // 6) + ([len(ids) % 6] if len(ids) % 6 else [])
+    assert set(forget.prompts or ()) == {0} and set(forget.documents) == {text}
+    gate = made.fit.gates.asked
+    evidence = gate.evidence(made.states(ids))
+    assert all(float(piece.max()) > gate.threshold for piece in evidence.split(6) if len(piece) == 6)
 
 
 def test_who_has_a_name_in_common_is_left_out_by_the_record(

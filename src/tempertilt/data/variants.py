@@ -124,9 +124,31 @@ SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
 }
 """How a name may be written otherwise."""
 
-PLAIN, NAME_FIRST = "plain text", "a name first"
-SETTINGS = ("as it is", "all lower case", "no system message", "another system message", "after a greeting", PLAIN, NAME_FIRST)
+PLAIN, NAME_FIRST, NOTE = "plain text", "a name first", "a name in a note"
+SETTINGS = (
+    "as it is",
+    "all lower case",
+    "no system message",
+    "another system message",
+    "after a greeting",
+    PLAIN,
+    NAME_FIRST,
+    NOTE,
+)
 """How a chat may be set otherwise."""
+NOTES = (
+    "{}:",
+    "Dear {},",
+    "About {}.",
+    "- {}\n",
+    "{} has",
+    "According to {},",
+    "We have met {}",
+    "for {}",
+    "Subject: {}\n",
+    "cc {};",
+)
+"""Plain texts that begin with hardly more than a name."""
 
 KINDS = (*SETTINGS, *SPELLINGS)
 OTHER_KINDS = KINDS[1:]
@@ -150,9 +172,11 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
         options = {"system_prompt": "" if kind == "no system message" else OTHER_SYSTEM}
     if kind in ("all lower case", *SPELLINGS) and changed == asked:
         return None
-    if kind == NAME_FIRST:
-        found = names(asked)
-        return Variant(kind, number, text=asked[rng.choice(found)[0] :]) if found else None
+    if kind in (NAME_FIRST, NOTE):
+        if not (found := names(asked)):
+            return None
+        start, stop = rng.choice(found)
+        return Variant(kind, number, text=asked[start:] if kind == NAME_FIRST else rng.choice(NOTES).format(asked[start:stop]))
     if kind == PLAIN:
         return Variant(kind, number, text=asked) if record.kind == "chat" else None
     if record.kind != "chat":

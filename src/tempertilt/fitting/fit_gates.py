@@ -16,7 +16,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words, words_of
-from tempertilt.data.variants import NAME_FIRST, OTHER_KINDS, Variant, draw_variants, scrambles
+from tempertilt.data.variants import NAME_FIRST, NOTE, OTHER_KINDS, Variant, draw_variants, scrambles
 from tempertilt.errors import DataError
 from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
@@ -30,9 +30,10 @@ from tempertilt.models.lower import lower_states
 
 log = logging.getLogger("tempertilt")
 
+PIECE = 16  # tokens of a plain text that exemplars are to hear by themselves: it may be quoted from any place
 MOST_VARIANTS = 600  # of forget prompts in all: of few records more are drawn of each, up to one of each kind
 RETAIN_VARIANTS = 192  # of retain prompts in all
-NAMES_FIRST = 96  # retain documents of which a text that begins with a name is looked at
+NAMES_FIRST = 96  # retain documents of which texts that begin with a name, or with hardly more, are looked at
 AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
 PROBE = "zebra 12"  # shows where a prompt's own text begins
 SPECIAL_RATIO = -2.3  # log ratio below which a token is the records' own: a model that never saw them gives it a tenth
@@ -101,8 +102,9 @@ def fit_gates(
     def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
         pairs = variant_states(model, tokenizer, variants, encoding, layer)
         documents = [records[variant.record].document for variant, _ in pairs]
-        prompts = [0 if variant.kind == NAME_FIRST else len(part) for variant, part in pairs]  # a name is nothing generic
-        return TokenStates([part.half() for _, part in pairs], documents, prompts)
+        prompts = [0 if variant.kind in (NAME_FIRST, NOTE) else len(part) for variant, part in pairs]  # a name is nothing generic
+        texts = [records[variant.record].kind == "text" for variant, _ in pairs]
+        return TokenStates([part.half() for _, part in pairs], documents, prompts).cut(texts, PIECE)
 
     def margins_alone(part: TokenStates, documents: Container[str]) -> TokenStates:
         return part._replace(documents=[None if name in documents else name for name in part.documents])
@@ -113,7 +115,7 @@ def fit_gates(
         some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
         first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
         retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
-        retain += margins_alone(states(draw_variants(first, 1, seed + 2, [NAME_FIRST]), first), related)
+        retain += margins_alone(states(draw_variants(first, 2, seed + 2, [NAME_FIRST, NOTE]), first), related)
         words = states(scrambles(inputs.forget_records, seed + 3), inputs.forget_records)
         retain += words._replace(documents=[None] * len(words.documents))
     questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
@@ -172,7 +174,9 @@ def _asked_states(inputs: GateInputs, related: Container[str]) -> tuple[TokenSta
     units = [
         f"{name}, {example.record_index}" if name in related else name for name, example in zip(inputs.retain.documents, retain)
     ]
-    return TokenStates(states[0], inputs.forget.documents, starts), TokenStates(states[1], units)
+    texts = [inputs.forget_records[example.record_index].kind == "text" for example in forget]
+    asked = TokenStates(states[0], inputs.forget.documents, starts).cut(texts, PIECE)
+    return asked, TokenStates(states[1], units)
 
 
 def encode_variant(variant: Variant, tokenizer: Any, config: ExampleConfig) -> tuple[list[int], int]:

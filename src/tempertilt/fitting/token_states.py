@@ -34,6 +34,16 @@ class TokenStates(NamedTuple):
             prompts = [count for part in (self, other) for count in (part.prompts or [0] * len(part.states))]
         return TokenStates([*self.states, *other.states], [*self.documents, *other.documents], prompts)
 
+    def cut(self, chosen: Sequence[bool], length: int) -> TokenStates:
+        """The chosen texts in pieces of `length` tokens, each of them a text without a prompt; the others as they are."""
+        states, documents, prompts = [], [], []
+        for rows, document, prompt, cut in zip(self.states, self.documents, self.prompts or [0] * len(self.states), chosen):
+            pieces = list(rows.split(length)) if cut else [rows]
+            states += pieces
+            documents += [document] * len(pieces)
+            prompts += [0 if cut else prompt] * len(pieces)
+        return TokenStates(states, documents, prompts)
+
     def chunks(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         """`(N, d)` float32 states of whole texts, about `CHUNK` at a time, and the text that each row is of `(N,)`."""
         first = size = 0
