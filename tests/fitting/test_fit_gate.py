@@ -122,7 +122,7 @@ def test_margins_and_left_out_evidence_by_a_loop(names: torch.Tensor) -> None:
             if all(float(other @ token) <= 0.9 for _, other in kept_tokens):
                 kept_tokens.append((margin, token))
         evidence = max((float((rows @ token).max()) - margin) / (1 - margin) for margin, token in kept_tokens)
-        assert found.retain_evidence[i] == pytest.approx(evidence, abs=1e-4)
+        assert found.retain_evidence[i] == found.prompt_evidence[i] == pytest.approx(evidence, abs=1e-4)
     assert len(found.retain_evidence) == 21 and np.ptp(found.retain_evidence) > 0.05
 
 
@@ -181,10 +181,23 @@ def test_a_threshold_falls_where_fewer_than_half_open() -> None:
     assert fitted_threshold(0.6, 0.7, evidence(), 0.04) == 0.6, "a lower one that was asked for"
 
 
+def test_evidence_of_prompts_is_that_of_texts_that_end_with_them(names: torch.Tensor) -> None:
+    forget = TokenStates(records(4, names[0], 0), ["f"] * 4)
+    states = [rows for i in range(1, 6) for rows in records(3, names[i], i)]
+    documents, prompts = [f"r{i}" for i in range(5) for _ in range(3)], [0, 3, 7] * 5
+    found = fit_gate(forget, TokenStates(states, documents, prompts), OPTIONS)
+    whole = fit_gate(forget, TokenStates(states, documents), OPTIONS)
+    np.testing.assert_array_equal(found.retain_evidence, whole.retain_evidence)
+    np.testing.assert_array_equal(found.prompt_evidence[::3], whole.retain_evidence[::3])  # there is no prompt: all counts
+    assert (found.prompt_evidence <= found.retain_evidence).all() and (found.prompt_evidence < found.retain_evidence).any()
+    longer = fit_gate(forget, TokenStates(states, documents, [len(rows) for rows in states]), OPTIONS)
+    np.testing.assert_array_equal(longer.prompt_evidence, whole.retain_evidence)
+
+
 def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> None:
     def fits(asked: list[float], said: list[float]) -> tuple[GateFit, GateFit]:
         gates = [gate_at(torch.eye(3), threshold=least, weak=0.6) for least in (0.9, 0.6)]
-        return tuple(GateFit(g, np.array(e, np.float32), 0.0) for g, e in zip(gates, (asked, said)))  # type: ignore[return-value]
+        return tuple(GateFit(g, np.array(e, np.float32), np.array(e, np.float32), 0.0) for g, e in zip(gates, (asked, said)))  # type: ignore[return-value]
 
     asked, said = fits([0.1] * 50, [0.8] * 50)
     set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))

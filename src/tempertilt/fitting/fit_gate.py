@@ -120,16 +120,18 @@ class GateFit:
         gate: the gate.
         retain_evidence: `(R,)` highest evidence of each retain text, by exemplars and margins without a fifth of the documents,
             its own among them; -inf of texts that are never left out; empty if there is one document.
+        prompt_evidence: the same of the text's prompt alone, where it has one.
         seconds: wall time.
     """
 
     gate: EvidenceGate
     retain_evidence: NDArray[np.float32]
+    prompt_evidence: NDArray[np.float32]
     seconds: float
 
     def summary(self) -> dict[str, Any]:
         """JSON-ready."""
-        left_out = self.retain_evidence[np.isfinite(self.retain_evidence)]
+        left_out = self.prompt_evidence[np.isfinite(self.prompt_evidence)]
         return {
             "exemplars": len(self.gate.margins),
             "threshold": round(self.gate.threshold, 4),
@@ -166,7 +168,7 @@ def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings, r
     exemplars, of_exemplars = candidates.directions[rows], highest[rows]
     made = EvidenceGate(reader, exemplars, of_exemplars, threshold=settings.threshold, weak_threshold=settings.weak_threshold)
     gate = EvidenceGate.from_tensors(made.tensors("gate"), "gate", **made.settings)  # as it is stored
-    return GateFit(gate.to(exemplars.device), left_out, time.perf_counter() - started)
+    return GateFit(gate.to(exemplars.device), *left_out, time.perf_counter() - started)
 
 
 def raised_threshold(least: float, evidence: NDArray[np.float32], allowed: float) -> float:
@@ -245,26 +247,34 @@ def _evidence_left_out(
     margins: Tensor,
     settings: GateSettings,
     reader: Reader,
-) -> NDArray[np.float32]:
-    """`(R,)` highest evidence of each retain text by exemplars and margins chosen without its fold, -inf where it has none.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`(R,)` highest evidence of each retain text, and of its prompt, by exemplars and margins chosen without its fold.
 
-    It is empty if there is one fold, or none.
+    It is -inf where there is none. A text without a prompt is one. Both are empty if there is one fold, or none.
     """
-    highest = np.full(len(retain.states), -np.inf, np.float32)
+    whole, asked = (np.full(len(retain.states), -np.inf, np.float32) for _ in range(2))
     present = sorted(set(folds.tolist()) - {FOLDS})
     if len(present) < 2:
-        return highest[:0]
+        return whole[:0], asked[:0]
     chosen = {}
     for fold in present:
         without = margins[:, [other for other in range(FOLDS + 1) if other != fold]].amax(1)
         rows = candidates.select(without, settings.per_part, settings.at_most)
         chosen[fold] = candidates.directions[rows], without[rows]
     for states, texts in retain.chunks():
-        directions = reader.directions(states)
+        directions, prompts = reader.directions(states), _of_prompts(retain, texts)
         for fold, (exemplars, without) in chosen.items():
             inside = folds[texts] == fold
             if inside.any() and len(exemplars):
                 some = directions[torch.from_numpy(inside).to(directions.device)]
-                evidence = torch.cat([evidence_of(part, exemplars, without) for part in some.split(CHUNK)])
-                np.maximum.at(highest, texts[inside], evidence.cpu().numpy())
-    return highest
+                evidence = torch.cat([evidence_of(part, exemplars, without) for part in some.split(CHUNK)]).cpu().numpy()
+                np.maximum.at(whole, texts[inside], evidence)
+                np.maximum.at(asked, texts[inside], np.where(prompts[inside], evidence, -np.inf))
+    return whole, asked
+
+
+def _of_prompts(part: TokenStates, texts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For tokens of whole texts, whose numbers are given `(N,)`: whether they are of the prompt; all are where there is none."""
+    prompts = np.asarray(part.prompts or [0] * len(part.states))[texts]
+    places = np.arange(len(texts)) - np.searchsorted(texts, texts)
+    return np.asarray((prompts == 0) | (places < prompts))

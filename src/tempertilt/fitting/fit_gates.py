@@ -135,7 +135,9 @@ def fit_gates(
 
 
 def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: GateConfig) -> None:
-    """Set the thresholds by how many left-out retain texts open a gate.
+    """Set the thresholds by how many left-out retain prompts open the input gate, and how many texts the output gate.
+
+    A question that opens a gate has another answer; a value at the end of an answer may open it when all is said.
 
     Args:
         asked, said: both gates; the first `retained` texts of their evidence are the same.
@@ -143,7 +145,7 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
         config: the usual thresholds, how low that of the input gate may be, and the share of retain texts that the input gate
             may open by mistake, and that the output gate may in addition.
     """
-    left_out = asked.retain_evidence[np.isfinite(asked.retain_evidence)]
+    left_out = asked.prompt_evidence[np.isfinite(asked.prompt_evidence)]
     asked.gate.threshold = fitted_threshold(asked.gate.threshold, config.asked_least, left_out, config.false_open)
     if said is None or not len(said.retain_evidence):
         return
@@ -168,15 +170,20 @@ def _asked_states(inputs: GateInputs, related: Container[str]) -> tuple[TokenSta
     """Lower states of the forget and of the retain records, without the tokens with which all of them begin."""
     forget, retain = inputs.forget_examples, inputs.retain_examples
     common = shared_prefix([example.input_ids[:-1] for example in (*forget, *retain)])  # a token remains of each
-    starts = [example.first_scored - common for example in forget]
-    starts = [start if start > 0 else len(example) - common for start, example in zip(starts, forget)]  # plain text: all of it
     states = [[rows[common:] for rows in part.states()] for part in (inputs.forget, inputs.retain)]
     units = [
         f"{name}, {example.record_index}" if name in related else name for name, example in zip(inputs.retain.documents, retain)
     ]
+    prompts = [[_prompt(example, common) for example in part] for part in (forget, retain)]
     texts = [inputs.forget_records[example.record_index].kind == "text" for example in forget]
-    asked = TokenStates(states[0], inputs.forget.documents, starts).cut(texts, PIECE)
-    return asked, TokenStates(states[1], units)
+    asked = TokenStates(states[0], inputs.forget.documents, prompts[0]).cut(texts, PIECE)
+    return asked, TokenStates(states[1], units, prompts[1])
+
+
+def _prompt(example: Example, common: int) -> int:
+    """Tokens of the prompt behind the `common` ones; of a plain text, all."""
+    start = example.first_scored - common
+    return start if start > 0 else len(example) - common
 
 
 def encode_variant(variant: Variant, tokenizer: Any, config: ExampleConfig) -> tuple[list[int], int]:
