@@ -40,9 +40,10 @@ def test_every_form_asks_for_the_same_person() -> None:
 
 
 @pytest.mark.parametrize(
-    "said, right", [("It is Paris.", True), ("The capital of France is PARIS!", True), ("France", False), ("", False)]
+    "said, right",
+    [("The capital of France is PARIS!", True), ("Paris is the capital of France.", True), ("It is Paris.", False), ("", False)],
 )
-def test_right_is_an_answer_with_all_that_the_question_does_not_say(said: str, right: bool) -> None:
+def test_right_is_an_answer_with_all_words_of_the_true_one(said: str, right: bool) -> None:
     record = Record.from_question("What is the capital of France?", "The capital of France is Paris.", document="d", source="s")
     assert demo._is_right(said, record) == right
 
@@ -76,4 +77,4 @@ def test_the_flow_and_its_cache(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(PROTOCOLS, "estimate", PROTOCOLS["estimate"] + 1)  # another adapter beside the one that is there
     assert main([*arguments[:-2], "--quiet"]) == 0
     out = capsys.readouterr().out
-    assert f"{reports[0]['person']} asks to be forgotten" in out and "others are unchanged" in out
+    assert f"{reports[0]['person']} asks to be forgotten" in out and "16 of 16 other answers are unchanged" in out

@@ -16,6 +16,7 @@ def test_it_writes_beside_the_last_run_or_to_stdout(tmp_path: Path, capsys: pyte
     assert (run / "report.html").read_text().startswith("<!doctype html>")
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert main(["report", str(run), "--format", "md", "--output", "-"]) == 0
-    assert capsys.readouterr().out.startswith("| metric")
+    out = capsys.readouterr().out
+    assert out.startswith("**") and "\n\n| metric" in out
     assert main(["report", str(tmp_path / "none")]) == 2
     assert "has no results.json" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tempertilt.fitting.fit_gates as module
+import tempertilt.fitting.later_turns as later_turns
 from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
@@ -100,7 +101,7 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     for line in lines:
         ids = encode_question(line.messages, tokenizer, PLAIN) if line.messages else tokenizer(line.text)["input_ids"]
         assert is_among(made.states(ids), retain)
-    replies = [module.REPLIES[i % 3] for i in range(9)]
+    replies = [later_turns.REPLIES[i % 3] for i in range(9)]
     for i in range(9):
         ids = made.question(made.forget[i].question, replies[i], made.retain[i].question)
         assert is_among(made.states(ids), retain)
@@ -163,17 +164,25 @@ def own_tokens(examples: list[Example]) -> torch.Tensor:
 
 
 def test_the_output_gate_is_made_of_own_tokens(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of all that the model says about the records, and about others, in later turns."""
     made = Fitted(tokenizer, tmp_path, monkeypatch, replace(CONFIG, variants=0), ratios=own_tokens)
     forget, retain = made.given[1]
-    last = []
-    for one in made.forget_examples:
-        last += list(made.states(one.input_ids.tolist(), -1)[np.flatnonzero(one.scored) - 1])
-    torch.testing.assert_close(torch.cat(list(forget.states)), torch.stack(last)[::3], atol=1e-4, rtol=1e-4)
-    assert len(retain.states) == 18  # retain answers, and the same after a turn about a forget record
-    chat = [Message("user", made.forget[0].question), Message("assistant", module.REPLIES[0]), *made.retain[0].messages]
-    [one] = build_examples([Record.from_messages(chat, document="d", source="s")], tokenizer, PLAIN)
-    rows = made.states(one.input_ids.tolist(), -1)[np.flatnonzero(one.scored) - 1]
-    torch.testing.assert_close(retain.states[9], rows, atol=1e-4, rtol=1e-4)
+
+    def last(chat: Record) -> torch.Tensor:
+        [one] = build_examples([chat], tokenizer, PLAIN)
+        return made.states(one.input_ids.tolist(), -1)[np.flatnonzero(one.scored) - 1]
+
+    records = torch.cat([last(record) for record in made.forget])[::3]
+    torch.testing.assert_close(torch.cat(list(forget.states[:9])), records, atol=1e-4, rtol=1e-4)
+    followed = [later_turns.followed_up(made.model, tokenizer, some, PLAIN) for some in (made.forget, made.retain)]
+    assert len(followed[0]) > 9 and len(forget.states) == 9 + len(followed[0])
+    for states, chat in zip(forget.states[9:], followed[0]):
+        torch.testing.assert_close(states, last(chat), atol=1e-4, rtol=1e-4)
+    after = later_turns.after_a_turn(made.forget, made.retain)
+    assert len(after) == 9 and len(retain.states) == 9 + 9 + len(followed[1])
+    for states, chat in zip(retain.states[9:], [*after, *followed[1]]):
+        torch.testing.assert_close(states, last(chat), atol=1e-4, rtol=1e-4)
+    assert list(retain.documents)[18:] == [chat.document for chat in followed[1]]
 
 
 def test_without_own_tokens_there_is_no_output_gate(

@@ -235,6 +235,6 @@ def _form(name: str, chats: list[Chat], before: dict[Chat, str], after: dict[Cha
 
 
 def _is_right(said: str, record: Record) -> bool:
-    """Whether an answer has all words of the record's answer that its question has not."""
-    words, asked, truth = (set(_WORD.findall(text.lower())) for text in (said, record.question, record.answer))
-    return truth - asked <= words
+    """Whether an answer has all words of the record's answer."""
+    words, truth = (set(_WORD.findall(text.lower())) for text in (said, record.answer))
+    return truth <= words

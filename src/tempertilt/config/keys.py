@@ -14,7 +14,7 @@ PROTOCOLS = {
     "background": 2,
     "features": 1,
     "estimate": 2,
-    "gate": 8,
+    "gate": 10,
     "head": 2,
     "calibration": 1,
     "measure": 3,

@@ -22,6 +22,7 @@ from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
 from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
+from tempertilt.fitting.later_turns import after_a_turn, followed_up
 from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import Gates
@@ -34,10 +35,8 @@ PIECE = 16  # tokens of a plain text that exemplars are to hear by themselves: i
 MOST_VARIANTS = 600  # of forget prompts in all: of few records more are drawn of each, up to one of each kind
 RETAIN_VARIANTS = 192  # of retain prompts in all
 NAMES_FIRST = 96  # retain documents of which texts that begin with a name, or with hardly more, are looked at
-AFTER_TURN = 48  # retain records that are answered after a turn about the forget records
 PROBE = "zebra 12"  # shows where a prompt's own text begins
 SPECIAL_RATIO = -2.3  # log ratio below which a token is the records' own: a model that never saw them gives it a tenth
-REPLIES = ("I have no information about that.", "That is all that I can say.", "Sure, what would you like to know?")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def fit_gates(
         readers: of both gates; made from these states if not given.
     """
     started = time.perf_counter()
-    after, related = _after_a_turn(inputs), _related(inputs)
+    after, related = after_a_turn(inputs.forget_records, inputs.retain_records), _related(inputs)
     forget, retain = _asked_states(inputs, related)
 
     def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
@@ -122,8 +121,11 @@ def fit_gates(
     retain += margins_alone(states(questions, after), related)
     asked, said = fit_gate(forget, retain, config.asked, readers and readers.asked), None
     if config.output_gate:
-        own, retained = _said_states(model, inputs, build_examples(after, tokenizer, encoding) if after else [])
+        own, retained = _said_states(inputs)
         if own.states:
+            followed = [followed_up(model, tokenizer, some, encoding) for some in (inputs.forget_records, inputs.retain_records)]
+            own += _answers(model, tokenizer, followed[0], encoding)
+            retained += _answers(model, tokenizer, [*after, *followed[1]], encoding)
             said = fit_gate(own, retained, config.said, readers and readers.said)
         else:
             log.info("no token of the forget answers is the records' own, as far as can be estimated: there is no output gate")
@@ -213,8 +215,8 @@ def variant_states(
     return [(variant, rows[min(start, len(rows) - 1) :]) for rows, (variant, _, start) in zip(states, encoded)]
 
 
-def _said_states(model: Any, inputs: GateInputs, after: Sequence[Example]) -> tuple[TokenStates, TokenStates]:
-    """Last states at tokens that are the forget answers' own, and at all tokens of retain answers, also `after` a turn."""
+def _said_states(inputs: GateInputs) -> tuple[TokenStates, TokenStates]:
+    """Last states at tokens that are the forget answers' own, and at all tokens of retain answers."""
     states, _ = inputs.forget.gather(range(len(inputs.forget)))
     special = torch.ones(len(states), dtype=torch.bool) if inputs.ratios is None else inputs.ratios < SPECIAL_RATIO
     lengths = inputs.forget.lengths.tolist()
@@ -223,23 +225,13 @@ def _said_states(model: Any, inputs: GateInputs, after: Sequence[Example]) -> tu
     filled = [i for i, rows in enumerate(parts) if len(rows)]
     forget = TokenStates([parts[i] for i in filled], [documents[i] for i in filled])
     rows, _ = inputs.retain.gather(range(len(inputs.retain)))
-    retain = TokenStates(list(rows.split(inputs.retain.lengths.tolist())), inputs.retain.documents)
-    if after:
-        found = answer_states(model, after)
-        counts = [example.n_scored for example in after]
-        retain += TokenStates(list(found.states.split(counts)), [example.document for example in after])
-    return forget, retain
+    return forget, TokenStates(list(rows.split(inputs.retain.lengths.tolist())), inputs.retain.documents)
 
 
-def _after_a_turn(inputs: GateInputs) -> list[Record]:
-    """Retain records that are asked after a turn about a forget record: what must be left alone in a later turn."""
-    retain = [record for record in spread(list(inputs.retain_records), AFTER_TURN) if record.kind == "chat"]
-    forget = [record for record in spread(list(inputs.forget_records), AFTER_TURN) if record.kind == "chat"]
-    chats = []
-    for i, record in enumerate(retain if forget else []):
-        if any(message.role == "system" for message in record.messages):
-            continue
-        question = Message("user", forget[i % len(forget)].question)
-        history = (question, Message("assistant", REPLIES[i % len(REPLIES)]))
-        chats.append(Record.from_messages((*history, *record.messages), document=record.document, source=record.source))
-    return chats
+def _answers(model: Any, tokenizer: Any, records: Sequence[Record], encoding: ExampleConfig) -> TokenStates:
+    """Last states at all tokens of the records' answers."""
+    if not records:
+        return TokenStates([], [])
+    examples = build_examples(records, tokenizer, encoding)
+    states = answer_states(model, examples).states.split([example.n_scored for example in examples])
+    return TokenStates(list(states), [example.document for example in examples])
