@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import re
 import shlex
 import textwrap
@@ -183,3 +184,20 @@ def importable(name: str) -> bool:
     except ModuleNotFoundError:
         parent, _, member = name.rpartition(".")
         return hasattr(importlib.import_module(parent), member)
+
+
+def test_the_readme_shows_what_the_demonstration_said() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    asked = {f"asked {form['name']}": form["shown"] for form in result["forgotten"]}
+    asked |= {kept["name"]: kept["shown"] for kept in result["kept"]}
+    shown = re.findall(r"^\[(.*)\] (.*)\n  before  (.*)\n  after   (.*)$", text, re.MULTILINE)
+    assert shown and all(tuple(asked[name].values()) == tuple(rest) for name, *rest in shown)
+    counts = [
+        sum(item[name] for item in result[part])
+        for part, *names in (("forgotten", "n", "before", "after"), ("kept", "n", "same"))
+        for name in names
+    ]
+    n, before, after, total, same = counts
+    assert f"{before} of {n} answers about {result['person']} gave a fact away before, {after} after." in text
+    assert f"{same} of {total} other answers are unchanged." in text
