@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from tempertilt import cli
+from tempertilt.cli.flags import show_all
 
 COMMANDS = "<!-- commands -->"
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
@@ -33,8 +34,11 @@ def commands() -> str:
     for verb, about in cli.VERBS.items():
         parser = argparse.ArgumentParser(prog=f"t3 {verb}", formatter_class=lambda prog: argparse.HelpFormatter(prog, width=110))
         cli.fill_parser(parser, verb)
+        show_all(parser)
         parts.append(f"## t3 {verb}\n\n{about[0].upper()}{about[1:]}.\n\n```text\n{parser.format_help()}```\n")
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
+                for one in action.choices.values():
+                    show_all(one)
                 parts += [f"### t3 {verb} {name}\n\n```text\n{one.format_help()}```\n" for name, one in action.choices.items()]
     return "\n".join(parts)

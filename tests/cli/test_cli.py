@@ -276,6 +276,17 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert stop.value.code == 0 and verb in capsys.readouterr().out
 
 
+def test_the_help_of_unlearn_is_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    flags = {}
+    for kind in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            main(["unlearn", kind])
+        flags[kind] = set(re.findall(r"^  (--[\w-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert {"--forget", "--retain", "--model", "--output-dir", "--reply"} < flags["--help"] < flags["--help-all"]
+    assert len(flags["--help"]) <= 16 and {"--temperature", "--variants", "--dtype"} <= flags["--help-all"]
+
+
 def test_help_shows_the_defaults_of_both_methods(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     with pytest.raises(SystemExit):

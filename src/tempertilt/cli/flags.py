@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,13 +100,25 @@ def advanced(action: argparse.Action) -> None:
     action.help = argparse.SUPPRESS
 
 
+def show_only(parser: argparse.ArgumentParser, names: Container[str]) -> None:
+    """Leave all flags but these, and `-h`, out of `--help`."""
+    for action in parser._actions:
+        if action.dest != "help" and HIDDEN not in vars(action) and not any(name in names for name in action.option_strings):
+            advanced(action)
+
+
+def show_all(parser: argparse.ArgumentParser) -> None:
+    """Have the help show every flag."""
+    for action in parser._actions:
+        action.help = vars(action).get(HIDDEN, action.help)
+    parser.epilog = None
+
+
 class _HelpAll(argparse.Action):
     """Print the help with all flags."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        for action in parser._actions:
-            action.help = vars(action).get(HIDDEN, action.help)
-        parser.epilog = None
+        show_all(parser)
         parser.print_help()
         parser.exit()
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require
+from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require, show_only
 from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
 from tempertilt.cli.rehearsal import add_rehearsal, check_rehearsal, rehearsal_lines, run_rehearsal
 from tempertilt.cli.streams import print_json
@@ -67,6 +67,13 @@ NO_THEORY = (
 HEARD = 0.9  # share of the variants of a kind
 
 
+SHORT = (
+    "--forget", "--retain", "--holdout", "--rehearse", "--columns", "--model", "--peft-adapter", "--contrast", "--method",
+    "--output-dir", "--overwrite", "--reply", "--config",
+)  # fmt: skip
+"""Flags that a first request may need; `--help-all` has the others."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the verb."""
     data = parser.add_argument_group(f"records ({FORMATS}); each flag takes several and may be repeated")
@@ -80,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_model(parser)
     parser.add_argument(
-        "--method", default=None, help=f"{' or '.join(METHODS)} (default: t3); sets the defaults of the options below"
+        "--method", default=None, help=f"{' or '.join(METHODS)} (default: t3); sets the defaults of the other options"
     )
     out = parser.add_argument_group("output")
     out.add_argument("--output-dir", help="directory for the adapter")
@@ -90,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_file(out)  # type: ignore[arg-type]
     for title, config in {**OPTIONS, "workers": WorkersConfig, "rehearsal": RehearsalConfig}.items():
         add_config(parser, title, config, presets=RECIPES)
+    show_only(parser, SHORT)
 
 
 def run(args: argparse.Namespace) -> int:
