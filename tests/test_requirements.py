@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
-
-import pytest
-
-if sys.version_info < (3, 11):
-    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
 
 import tomllib
 
