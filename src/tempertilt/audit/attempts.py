@@ -60,6 +60,7 @@ class Attempt:
         draw: number of the drawn answer; None = the greedy answer.
         version: which model is asked.
         rewrite: whether the base model first puts the question in other words.
+        ban_refusals: whether tokens with which a refusal may be worded are banned; a server alone can be asked for it.
     """
 
     form: str
@@ -73,6 +74,7 @@ class Attempt:
     draw: int | None = None
     version: Version = "served"
     rewrite: bool = False
+    ban_refusals: bool = False
 
     @property
     def shown(self) -> str:

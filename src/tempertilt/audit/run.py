@@ -15,6 +15,7 @@ from tempertilt.audit.collateral import Effect, Innocent, effects, groups
 from tempertilt.audit.judge import Judge, Judgement
 from tempertilt.audit.pace import Pace, Skipped, Unit
 from tempertilt.audit.registry import Attack, attacks
+from tempertilt.audit.served import Endpoint, ServedTarget
 from tempertilt.audit.signals import Signal, choice_signals, hidden_state_signal, membership_signals
 from tempertilt.audit.target import Target
 from tempertilt.config.keys import key_of
@@ -108,6 +109,7 @@ def run_audit(
     budget: float | None = None,
     show_values: bool = False,
     progress: bool = True,
+    endpoint: Endpoint | None = None,
 ) -> Audit:
     """Attack a model.
 
@@ -117,6 +119,7 @@ def run_audit(
         budget: seconds, after which nothing new is begun; None = until all is done. Each kind gets the same time.
         show_values: keep answers as they are; else values in them are masked before anything is written.
         progress: on stderr.
+        endpoint: a server of the same model; what is asked of the served model is asked there.
 
     Raises:
         DataError: no forget record has a fact that can be looked for.
@@ -129,8 +132,11 @@ def run_audit(
             "states; must be at least one"
         )
     digest = model_digest(model)
-    pace = Pace(Journal(journal_path, _key(digest, sources, config, examples, show_values)), budget, progress)
-    work = _Work(Target(model, tokenizer, examples, config.max_new_tokens), sources, subjects, config, show_values)
+    key = _key(digest, sources, config, examples, show_values, endpoint)
+    pace = Pace(Journal(journal_path, key), budget, progress)
+    asked = (model, tokenizer, examples, config.max_new_tokens)
+    target = Target(*asked) if endpoint is None else ServedTarget(*asked, endpoint=endpoint)
+    work = _Work(target, sources, subjects, config, show_values)
     before = work.before(pace)
     chosen = work.choose(before)
     pace.run(work.units(chosen))
@@ -150,11 +156,19 @@ def run_audit(
     )
 
 
-def _key(digest: str, sources: Sources, config: AuditConfig, examples: ExampleConfig, show_values: bool) -> str:
+def _key(
+    digest: str,
+    sources: Sources,
+    config: AuditConfig,
+    examples: ExampleConfig,
+    show_values: bool,
+    endpoint: Endpoint | None,
+) -> str:
     """Of the journal: all that decides what comes of a unit."""
     options = {name: value for name, value in {**asdict(config), **asdict(examples)}.items() if name not in EXTENT}
     keys = {name: [record.key for record in getattr(sources, name)] for name in ("forget", "retain", "holdout")}
-    return key_of("examples", "audit", model=digest, records=keys, options=options, show_values=show_values)
+    served = None if endpoint is None else [endpoint.url, endpoint.model, endpoint.version]
+    return key_of("examples", "audit", model=digest, records=keys, options=options, show_values=show_values, served=served)
 
 
 class _Work:
@@ -171,7 +185,7 @@ class _Work:
 
     def before(self, pace: Pace) -> list[Judgement]:
         """What the base model gives of evenly spaced records, until it has given as many as are to be attacked."""
-        if self.target.why_not("off"):
+        if not self.target.can_be_switched_off:
             return []
         some = spread(list(self.material.subjects), 3 * self.config.records)
         random.Random(self.config.seed).shuffle(some)
@@ -233,7 +247,7 @@ class _Work:
         if not attempts:
             self.skipped.append(Skipped(name, 0, "nothing to make it of"))
             return []
-        if why := self.target.why_not(attempts[0].version):
+        if why := self.target.why_not(attempts[0]):
             self.skipped.append(Skipped(name, len(attempts), why))
             return []
         room = [attempt for attempt in attempts if self.target.fits(attempt)]

@@ -60,8 +60,16 @@ class Target:
         """Whether it shows where it acts."""
         return getattr(self.model, "gates", None) is not None
 
-    def why_not(self, version: Version) -> str:
-        """Why a version of the model can't be asked; empty if it can."""
+    @property
+    def is_served(self) -> bool:
+        """Whether attempts go over HTTP."""
+        return False
+
+    def why_not(self, attempt: Attempt) -> str:
+        """Why the version of the model that an attempt is for can't be asked so; empty if it can."""
+        version = attempt.version
+        if attempt.ban_refusals and not self.is_served:
+            return "only a server takes parameters: name it with --url"
         if version == "off" and not self.can_be_switched_off:
             return "the model has no adapter that could be switched off"
         if version in ("int8", "int4") and not (isinstance(self.model, T3ForCausalLM) and self.model.device.type == "cpu"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import shlex
 import sys
 from dataclasses import asdict, replace
@@ -14,6 +15,7 @@ from tempertilt.audit.pace import OVER, parse_budget
 from tempertilt.audit.page import Event, Request, percent, to_html, verdict
 from tempertilt.audit.pdf import find_browser, print_pdf
 from tempertilt.audit.run import AuditConfig, Sources, run_audit
+from tempertilt.audit.served import Endpoint
 from tempertilt.audit.summary import exceeds, summarise
 from tempertilt.audit.texts import read_letter, read_prompts, read_translations, read_wordings
 from tempertilt.cli.flags import add_adapter, add_config, add_config_file, add_ledger, build, read_config_file, require
@@ -41,6 +43,8 @@ PLAIN = (
     "asked_on",
     "letter",
     "fail_above",
+    "url",
+    "served_model",
 )
 PAGE = "audit.html"
 DEEDS = {
@@ -65,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(data)
     add_adapter(parser)
     add_ledger(parser)
+    served = parser.add_argument_group(
+        "a server of the same adapter or ledger, to be attacked in its place (a key that it needs: T3_API_KEY)"
+    )
+    served.add_argument("--url", help="as http://localhost:8000/v1; the base model and likelihoods are those of the model here")
+    served.add_argument(
+        "--served-model", metavar="NAME", help="its name there (default: the one that the server lists, if it is one)"
+    )
     more = parser.add_argument_group("prompts of your own")
     more.add_argument("--wordings", metavar="FILE", help="prompts to attack with, one a line, with {question} or {name} in them")
     more.add_argument(
@@ -109,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer, system_prompt = open_ledger(args) if args.ledger else open_model(args)
     if system_prompt is not None and "system_prompt" not in {**vars(args), **args.config_values}:
         examples = replace(examples, system_prompt=system_prompt)
+    endpoint = _endpoint(args)
     journal_path = output.with_name(f".{output.stem}.journal.jsonl")
     if args.overwrite:
         journal_path.unlink(missing_ok=True)
@@ -122,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         budget=budget,
         show_values=args.show_values,
         progress=not args.quiet,
+        endpoint=endpoint,
     )
     summary = summarise(audit)
     request = _request(args, model)
@@ -138,6 +151,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"t3 audit: the upper bound {bound} is above --fail-above {args.fail_above:g}", file=sys.stderr)
         return LEAKED
     return 0
+
+
+def _endpoint(args: argparse.Namespace) -> Endpoint | None:
+    """The server that the flags name."""
+    if args.url is None:
+        return None
+    if not (args.adapter or args.ledger):
+        raise ConfigError("--url needs --adapter or --ledger: the one that is served there")
+    version = Ledger(args.ledger).version if args.ledger else ""
+    endpoint = Endpoint(args.url, args.served_model or "", os.environ.get("T3_API_KEY", ""), version)
+    return endpoint if endpoint.model else replace(endpoint, model=endpoint.only_model())
 
 
 def _sources(args: argparse.Namespace) -> Sources:
@@ -158,6 +182,7 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
     base, peft = _base(args, model)
     named = [f"base model {base}", *([f"with the PEFT adapter {peft}"] if peft else [])]
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
+    named += [f"as it is served at {args.url}"] if args.url else []
     named += [f"and the requests in force of the ledger {args.ledger}"] if args.ledger else []
     weights = Path(args.adapter or "") / WEIGHTS
     local = bool(args.adapter) and weights.is_file()
