@@ -57,8 +57,8 @@ ALARMING = (
     "raise --asked-threshold"
 )
 DEAF = (
-    "the gate does not hear the records in some forms: an answer that comes near them may still open it; to have it hear more, "
-    "raise --variants, or lower --asked-threshold (retain text may raise it, as far as --false-open says)"
+    "fewer than nine in ten are heard of: {kinds}. That is no leak by itself: t3 audit says whether a fact comes out so. To have "
+    "more heard, raise --variants, or lower --asked-threshold, or raise --false-open (see --help-all)"
 )
 NO_THEORY = (
     "its bounds are about a classifier that was fitted in this run, with documents held out: use --method t3-paper and a "
@@ -264,14 +264,14 @@ def _hearing(result: UnlearnResult) -> list[str]:
             ],
         )
         lines += [f"{'':13}{item.kind:<24}{item.opened:>4} of {item.n:<4}{item.near:>4} more" for item in heard]
-        lines += labelled("note", [DEAF]) if deaf else []
+        lines += labelled("note", [DEAF.format(kinds=", ".join(item.kind for item in deaf))]) if deaf else []
     if (gate := result.gate) is not None:
         exemplars = len(gate.asked.gate.margins) + (len(gate.said.gate.margins) if gate.said else 0)
         mistaken = gate.asked.summary()["opened"]
         if mistaken is not None:
             kept_open = f"; user turns are not recognised: it closes after {gate.gates.close_after} tokens"
             lines += [
-                f"gate         {exemplars} exemplars; the input gate opens on {mistaken:.1%} of left-out retain texts, by which "
+                f"gate         {exemplars} exemplars; the input gate opens on {mistaken:.1%} of left-out retain prompts, by which "
                 f"its threshold was set{'' if gate.gates.turns else kept_open}"
             ]
             lines += labelled("note", [ALARMING]) if mistaken > FALSE_OPEN else []
