@@ -271,8 +271,8 @@ def _hearing(result: UnlearnResult) -> list[str]:
         if mistaken is not None:
             kept_open = f"; user turns are not recognised: it closes after {gate.gates.close_after} tokens"
             lines += [
-                f"gate         {exemplars} exemplars; the input gate opens on {mistaken:.1%} of left-out retain prompts, by which "
-                f"its threshold was set{'' if gate.gates.turns else kept_open}"
+                f"gate         {exemplars} exemplars; the input gate opens on {mistaken:.1%} of left-out retain prompts, by "
+                f"which its threshold was set{'' if gate.gates.turns else kept_open}"
             ]
             lines += labelled("note", [ALARMING]) if mistaken > FALSE_OPEN else []
     return lines
