@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
     config = build(ServeConfig, args)
-    config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
+    if not config.api_keys:
+        config = replace(config, api_key=config.api_key or os.environ.get(KEY, ""))
     ledger = parse_adapters([args.ledger], "--ledger") if args.ledger else {}
     adapters = parse_adapters(args.adapter) if args.adapter or not ledger else {}
     _check_ledger(args, config)
@@ -130,7 +131,7 @@ def _serve(args: argparse.Namespace, config: ServeConfig, adapters: dict[str, st
             models = load_models(adapters, args.model, args.peft_adapter, **options)
         if config.serve_base:
             log.warning("t3 serve: 'base' is the base model: it says what must not be said")
-        if not config.api_key and config.host not in LOOPBACK:
+        if not (config.api_key or config.api_keys) and config.host not in LOOPBACK:
             log.warning(f"t3 serve: no --api-key, and {config.host} is not this machine alone: anybody may ask")
         app = build_app(models, config)
         run_server(app, config, sock, lambda: print(f"{address(sock)}/v1  {', '.join(models)}", flush=True), on_hangup)

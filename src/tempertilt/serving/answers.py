@@ -55,6 +55,7 @@ class Answer:
         self.ended = False
         self.cancelled = False  # set by any thread: the client has gone
         self.score_prompt = score_prompt
+        self.client = ""  # who waits for it
         tokens = getattr(decoder.tokenizer, "added_tokens_encoder", {})
         named = {tokens[text] for text in sampling.stops if text in tokens}  # special tokens leave no text to be found in
         self._give, self._stops = give, decoder.stops | named

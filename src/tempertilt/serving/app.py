@@ -8,6 +8,7 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -19,12 +20,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tempertilt.serving.clients import read_clients
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.delivery import Delivery, EventStream
 from tempertilt.serving.engine import BusyError, Engine
 from tempertilt.serving.errors import RequestError, error_body
 from tempertilt.serving.events import ResponsesWriter
-from tempertilt.serving.guards import LimitBody, RequireKey
+from tempertilt.serving.guards import LimitBody, RequireClient, RequireKey
 from tempertilt.serving.logs import LogRequests
 from tempertilt.serving.metrics import Metrics, Watch
 from tempertilt.serving.models import ServedModel
@@ -90,6 +92,8 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.add_middleware(LimitBody, limit=config.max_body_bytes)
     if config.api_key:
         app.add_middleware(RequireKey, key=config.api_key)
+    if config.api_keys:
+        app.add_middleware(RequireClient, clients=read_clients(Path(config.api_keys)))
     if config.log_format == "json":
         app.add_middleware(LogRequests)
     app.add_middleware(AddRequestId)
@@ -136,7 +140,7 @@ class Endpoints:
     async def _answer(self, request: Request, body: Sampled, job: Job, writer: Writer) -> Response:
         watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
         request.state.watch = watch
-        delivery = Delivery(job, self._engine, watch)
+        delivery = Delivery(job, self._engine, watch, client=getattr(request.state, "client", ""))
         response = EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
         if job.model.version is not None:
             response.headers[UNLEARNING_VERSION] = job.model.version

@@ -52,6 +52,8 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
         return "vLLM takes no settings of the tilt from a request"
     if config.log_format != "text":
         return "vLLM's logs are its own, without --log-format"
+    if config.api_keys:
+        return "vLLM knows one key, and has no queue of clients that take turns, without --api-keys"
     if config.allow_origin:
         return "vLLM stands behind the key, which a browser does not send when it asks for --allow-origin"
     return ""

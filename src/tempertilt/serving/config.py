@@ -16,6 +16,9 @@ class ServeConfig(Options):
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on; 0 takes a free one", ge=0, le=65535)
     api_key: str = option("", "key that requests must bring (or set T3_API_KEY, which ps does not show)")
+    api_keys: str = option(
+        "", "file of clients, a line each: NAME KEY [REQUESTS_IN_A_MINUTE]; they take turns in the queue. Instead of one key"
+    )
     allow_origin: tuple[str, ...] = option(
         (), "let pages of this origin (https://chat.example, or * for any) call the server from a browser; may be repeated"
     )
@@ -49,6 +52,8 @@ class ServeConfig(Options):
             raise ConfigError("host is ''; must be an address, e.g. 127.0.0.1 or 0.0.0.0")
         if not self.api_key.isascii() or any(char.isspace() for char in self.api_key):
             raise ConfigError("api_key holds white space or characters beyond ASCII; must be what an HTTP header can carry")
+        if self.api_key and self.api_keys:
+            raise ConfigError("api_key and api_keys are both given; must be one: put the key in the file")
         for origin in self.allow_origin:
             parts = urlsplit(origin)
             if origin != "*" and origin != f"{parts.scheme}://{parts.netloc}":

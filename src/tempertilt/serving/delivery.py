@@ -34,15 +34,18 @@ class Delivery:
         job: the request; its answers are queued.
         engine: that writes them.
         watch: that times them.
+        client: who asks; clients take turns.
 
     Raises:
         BusyError: too many answers wait.
     """
 
-    def __init__(self, job: Job, engine: Engine, watch: Watch) -> None:
+    def __init__(self, job: Job, engine: Engine, watch: Watch, client: str = "") -> None:
         self._job, self._engine, self._watch = job, engine, watch
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
         self._answers: list[Answer] = job.answers(self._give)
+        for answer in self._answers:
+            answer.client = client
         engine.submit(self._answers)
 
     def _give(self, number: int, piece: Piece) -> None:

@@ -125,14 +125,15 @@ class Engine:
             self._batches = {key: batch for key, batch in self._batches.items() if batch.answers}
 
     def _admit(self) -> dict[Key, list[Answer]]:
-        """Take from the queue the answers that have a place, first come first served."""
+        """Take from the queue the answers that have a place: of the client that has the fewest, then first come first served."""
         self._running = [answer for answer in self._running if not answer.over]
         rows = Counter(answer.distribution.model for answer in self._running)
         lengths: dict[Key, list[int]] = defaultdict(list)
         for answer in self._running:
             lengths[self._key(answer)].append(answer.length)
         joining: dict[Key, list[Answer]] = defaultdict(list)
-        for answer in self._waiting:
+        served = Counter(answer.client for answer in self._running)
+        for answer in _in_turn(self._waiting, served):
             key, model = self._key(answer), answer.distribution.model
             if rows[model] >= self._max_batch:
                 continue
@@ -140,6 +141,7 @@ class Engine:
             if rows.total() and _positions(lengths) > POSITIONS:
                 break  # nobody overtakes the one that does not fit
             rows[model] += 1
+            served[answer.client] += 1
             joining[key].append(answer)
         taken = [answer for answers in joining.values() for answer in answers]
         self._running += taken
@@ -186,6 +188,22 @@ class Engine:
         except Exception as error:
             log.error("a prompt could not be scored", exc_info=True)
             answer.fail(error)
+
+
+def _in_turn(waiting: Sequence[Answer], served: Mapping[str, int]) -> Iterator[Answer]:
+    """The answers that wait, always the first of the client that is served least; the one that waits longest between equals.
+
+    Args:
+        served: answers of each client that are written; the caller counts those that it takes.
+    """
+    queues: dict[str, deque[tuple[int, Answer]]] = defaultdict(deque)
+    for number, answer in enumerate(waiting):
+        queues[answer.client].append((number, answer))
+    while queues:
+        client = min(queues, key=lambda name: (served[name], queues[name][0][0]))
+        yield queues[client].popleft()[1]
+        if not queues[client]:
+            del queues[client]
 
 
 def _positions(lengths: Mapping[Key, Sequence[int]]) -> int:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tempertilt.serving.clients import Client, Pace, find_client
 from tempertilt.serving.errors import error_body
 
 if TYPE_CHECKING:
@@ -40,11 +41,51 @@ class RequireKey:
             await self.app(scope, receive, send)
 
     def _has_key(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        given = [value for name, value in headers if name == b"authorization"]
-        if len(given) != 1:
-            return False
-        scheme, _, key = given[0].partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
+        key = bearer_key(headers)
+        return key is not None and hmac.compare_digest(key, self._key)
+
+
+def bearer_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """The key of the one `Authorization: Bearer KEY`; None if there is none, or another one."""
+    given = [value for name, value in headers if name == b"authorization"]
+    scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    return key.strip() if scheme.lower() == b"bearer" else None
+
+
+class RequireClient:
+    """ASGI middleware: only clients with a key of their own are let through, each at its pace.
+
+    The client's name is `scope["state"]["client"]` behind it.
+
+    Args:
+        app: what stands behind.
+        clients: who may ask.
+    """
+
+    def __init__(self, app: ASGIApp, clients: Sequence[Client]) -> None:
+        self.app, self._clients = app, clients
+        self._paces = {client.name: Pace(client.per_minute) for client in clients if client.per_minute is not None}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401, or 429 where its client asks too often."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self.app(scope, receive, send)
+            return
+        key = bearer_key(scope["headers"])
+        client = None if key is None else find_client(self._clients, key)
+        if client is None:
+            message = "give a key of this server as  Authorization: Bearer KEY"
+            await _send(send, 401, error_body(message, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
+            return
+        if scope["method"] == "POST" and client.name in self._paces and (seconds := self._paces[client.name].wait()):
+            message = f"{client.per_minute} requests in a minute are allowed with this key; try again in {seconds} s"
+            await _send(send, 429, error_body(message, code="rate_limit_exceeded"), (b"retry-after", b"%d" % seconds))
+            return
+        scope.setdefault("state", {})["client"] = client.name
+        await self.app(scope, receive, send)
 
 
 class RequireKeyOfEnvironment(RequireKey):
