@@ -63,4 +63,6 @@ def test_no_serious_fault(browser: Any, pages: dict[str, Path], name: str, schem
     assert serious_faults(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("document.getAnimations().length") == 0
+    if name == "report":  # what a figure means is said at every width
+        assert all(item.is_visible() for item in page.locator(".headline th[scope=row] small").all())
     context.close()
