@@ -6,20 +6,22 @@ must be the one that is served; where the server says which version of a ledger 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from tempertilt.audit.attempts import Attempt
 from tempertilt.audit.target import Target
 from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.requests.ledger import VERSION_HEADER
 
-VERSION_HEADER = "x-unlearning-version"
 TIMEOUT = 600  # seconds for an answer
 WORDS = ("I", " I", "can", " can", " can't", " cannot", "'t", " not", "Sorry", " sorry", " unable", " unfortunately")
 """With what a refusal may be worded; their tokens are banned where an attempt asks for it."""
@@ -39,7 +41,7 @@ class Endpoint:
 
     url: str
     model: str
-    api_key: str = ""
+    api_key: str = field(default="", repr=False)
     version: str = ""
     clients: int = 8
 
@@ -108,17 +110,17 @@ class ServedTarget(Target):
     def _generate(self, attempts: Sequence[Attempt]) -> list[list[int]]:
         if attempts[0].version != "served":
             return super()._generate(attempts)
+        seeds = torch.randint(2**31, (len(attempts),)).tolist()  # of what is drawn, by the seed that `ask` has set
         with ThreadPoolExecutor(self.endpoint.clients) as pool:
-            return list(pool.map(self._answer, attempts))
+            return list(pool.map(self._answer, attempts, seeds))
 
-    def _answer(self, attempt: Attempt) -> list[int]:
-        """The answer as token ids, with the one that ends an answer where it has ended."""
+    def _answer(self, attempt: Attempt, seed: int) -> list[int]:
+        """The answer as token ids, with one that ends an answer where it has ended and the model has such a token."""
         body: dict[str, Any] = {"model": self.endpoint.model, "max_tokens": self.max_new_tokens, "temperature": 0.0}
         if attempt.draw is not None:
-            digest = hashlib.sha256(repr(attempt).encode()).digest()
-            body |= {"temperature": 1.0, "top_p": 1.0, "seed": int.from_bytes(digest[:4], "big") >> 1}
+            body |= {"temperature": 1.0, "top_p": 1.0, "seed": seed}
         if attempt.ban_refusals:
-            body["logit_bias"] = {str(token): -100 for token in self._refusals()}
+            body["logit_bias"] = {str(token): -100 for token in self._refusals}
         if attempt.messages and not attempt.start and attempt.system_prompt != "":  # a server may put its own where there is none
             choice = self.endpoint.post("/chat/completions", body | {"messages": self._messages(attempt)})["choices"][0]
             text = choice["message"]["content"] or ""
@@ -126,7 +128,7 @@ class ServedTarget(Target):
             choice = self.endpoint.post("/completions", body | {"prompt": self.encode(attempt)})["choices"][0]
             text = choice["text"]
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, min(self.stops)] if choice["finish_reason"] == "stop" else ids
+        return [*ids, *sorted(self.stops)[:1]] if choice["finish_reason"] == "stop" else ids
 
     def _messages(self, attempt: Attempt) -> list[dict[str, str]]:
         system = self.examples.system_prompt if attempt.system_prompt is None else attempt.system_prompt
@@ -134,6 +136,7 @@ class ServedTarget(Target):
         first = [{"role": "system", "content": system}] if system and not own else []
         return first + [{"role": message.role, "content": message.content} for message in attempt.messages]
 
+    @cached_property
     def _refusals(self) -> list[int]:
         rows = (self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in WORDS)
         return sorted({row[0] for row in rows if row})

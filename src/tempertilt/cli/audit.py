@@ -182,8 +182,8 @@ def _request(args: argparse.Namespace, model: Any) -> Request:
     base, peft = _base(args, model)
     named = [f"base model {base}", *([f"with the PEFT adapter {peft}"] if peft else [])]
     named += [f"and the adapter {args.adapter}"] if args.adapter else []
-    named += [f"as it is served at {args.url}"] if args.url else []
     named += [f"and the requests in force of the ledger {args.ledger}"] if args.ledger else []
+    named += [f"as it is served at {args.url}"] if args.url else []
     weights = Path(args.adapter or "") / WEIGHTS
     local = bool(args.adapter) and weights.is_file()
     dated = f", its file of {datetime.date.fromtimestamp(weights.stat().st_mtime)}" if local else ""

@@ -47,6 +47,8 @@ log = logging.getLogger("tempertilt")
 
 FORMAT = "tempertilt-ledger/1"
 WRITING = "writing in this ledger"
+VERSION_HEADER = "x-unlearning-version"
+"""Header of a server's answers that says by which version of the ledger they were made."""
 
 
 class Ledger:

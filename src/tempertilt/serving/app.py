@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tempertilt.requests.ledger import VERSION_HEADER
 from tempertilt.serving.clients import read_clients
 from tempertilt.serving.config import ServeConfig
 from tempertilt.serving.delivery import Delivery, EventStream
@@ -37,7 +38,6 @@ from tempertilt.serving.schema import PLAIN_TEXT, ChatRequest, CompletionRequest
 
 Body = TypeVar("Body", bound=Sampled)
 REQUEST_ID = "x-request-id"
-UNLEARNING_VERSION = "x-unlearning-version"
 SCHEMAS = "#/components/schemas/{model}"
 
 
@@ -99,7 +99,7 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     app.add_middleware(AddRequestId)
     if config.allow_origin:
         allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-        app.add_middleware(CORSMiddleware, **allowed, expose_headers=[REQUEST_ID, UNLEARNING_VERSION])  # type: ignore[arg-type]
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=[REQUEST_ID, VERSION_HEADER])  # type: ignore[arg-type]
     return app
 
 
@@ -143,7 +143,7 @@ class Endpoints:
         delivery = Delivery(job, self._engine, watch, client=getattr(request.state, "client", ""))
         response = EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
         if job.model.version is not None:
-            response.headers[UNLEARNING_VERSION] = job.model.version
+            response.headers[VERSION_HEADER] = job.model.version
         return response
 
     def models(self) -> Response:
