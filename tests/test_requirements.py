@@ -8,7 +8,7 @@ from pathlib import Path
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-HELD_UP = {"datasets", "huggingface-hub", "pyarrow", "transformers", "scipy"}
+HELD_UP = {"huggingface-hub", "transformers", "scipy"}
 """Newer than allowed: transformers is what `T3ForCausalLM` needs, the others come with what needs them."""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from tempertilt.data.fictional import FAMILY, general_knowledge
 from tempertilt.data.fictional_staff import COMPANY, TOPICS, StaffRecord, staff_names, staff_records
 from tempertilt.data.records import Message, Record, check_records
 from tempertilt.environment import Clock
-from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
+from tempertilt.fitting.before_after import NO_REPORT, greedy_answers
 from tempertilt.fitting.pipeline import METHODS, UnlearnResult, unlearn
 from tempertilt.models.base import BaseModel, load_base
 from tempertilt.models.packaged import SMOLLM2
@@ -46,6 +46,7 @@ FORMS: dict[str, Callable[[StaffRecord], Chat]] = {
 }
 """How a person is asked for."""
 WITH_REPLY = "as in the records, with a text as the reply"
+UNRELATED = "something else, never taught"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class DemoConfig(Options):
 class DemoData(NamedTuple):
     """Questions of the demonstration: about the last of the staff, the others, persons never seen, and common knowledge.
 
-    The first half of `common` is taught, and retained; nobody's training data have `unrelated`.
+    The model is taught `forget`, `retain` and `common`, of which the last two are retained. It never sees the others.
     """
 
     forget: list[StaffRecord]
@@ -174,49 +175,40 @@ def _taught(base: BaseModel, records: list[Record], progress: bool, say: Callabl
     return directory
 
 
-def _ask(model: T3ForCausalLM, tokenizer: object, data: DemoData, progress: bool) -> tuple[list[Form], list[Kept]]:
+def _ask(model: T3ForCausalLM, tokenizer: Any, data: DemoData, progress: bool) -> tuple[list[Form], list[Kept]]:
     """Every form of the person's questions, and the others' questions as they are, before and after."""
     about = {name: [form(record) for record in data.forget] for name, form in FORMS.items()}
-    person, facts = data.forget[0].name, [record.fact for record in data.forget]
+    facts = [record.fact for record in data.forget]
     namesake, colleague = data.retain[0].name, data.retain[len(data.forget)].name
-    assert namesake.split()[-1] == person.split()[-1]
     others = {
         f"{namesake}, with the same last name": [_chat(r.question) for r in data.retain if r.name == namesake],
         "a colleague": [_chat(r.question) for r in data.retain if r.name == colleague],
         "all other colleagues": [_chat(r.question) for r in data.retain if r.name not in (namesake, colleague)],
-        "something else, never taught": [_chat(record.question) for record in data.unrelated],
+        UNRELATED: [_chat(record.question) for record in data.unrelated],
     }
     chats = [chat for group in (*about.values(), *others.values()) for chat in group]
     first = about["as in the records"]
     with tqdm(total=2 * len(chats) + len(first), desc="ask", unit=" answers", disable=not progress) as bar:
-        say = _Answers(model, tokenizer, bar.update)
-        before, after = (dict(zip(chats, say(chats, base=base))) for base in (True, False))
+
+        def say(chats: Sequence[Chat], base: bool = False) -> dict[Chat, str]:
+            prompts = [encode_question(chat, tokenizer, ExampleConfig()) for chat in chats]
+            said = greedy_answers(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS, base=base, on_batch=bar.update)
+            return dict(zip(chats, said))
+
+        before, after = say(chats, base=True), say(chats)
         model.set_reply(make_reply(REPLY, tokenizer))
-        replied = dict(zip(first, say(first)))
+        replied = say(first)
         model.set_reply(None)
     forms = [_form(name, chats, before, after, facts) for name, chats in about.items()]
     forms.append(_form(WITH_REPLY, first, before, replied, facts))
     right = [_is_right(before[_chat(record.question)], record) for record in data.unrelated]
-    firsts = dict.fromkeys(others, 0) | {"something else, never taught": right.index(True) if any(right) else 0}
+    firsts = dict.fromkeys(others, 0) | {UNRELATED: right.index(True) if any(right) else 0}
     kept = []
     for name, group in others.items():
         same = sum(before[chat] == after[chat] for chat in group)
         if group:
             kept.append(Kept(name, len(group), same, _asked(group[firsts[name]], before, after)))
     return forms, kept
-
-
-class _Answers:
-    """Greedy answers of a model to chats, in their order."""
-
-    def __init__(self, model: T3ForCausalLM, tokenizer: object, told: Callable[[int], object]) -> None:
-        self.model, self.tokenizer, self.told = model, tokenizer, told
-
-    def __call__(self, chats: Sequence[Chat], base: bool = False) -> list[str]:
-        prompts = [encode_question(chat, self.tokenizer, ExampleConfig()) for chat in chats]
-        options = {"max_new_tokens": MAX_NEW_TOKENS, "base": base, "on_batch": self.told}
-        rows = greedy_token_ids(self.model, self.tokenizer, prompts, **options)  # type: ignore[arg-type]
-        return [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]  # type: ignore[attr-defined]
 
 
 def _chat(question: str) -> Chat:

@@ -113,14 +113,17 @@ def greedy_answers(
     max_new_tokens: int = 200,
     batch_size: int = 32,
     base: bool = False,
+    on_batch: Callable[[int], object] = lambda _done: None,
 ) -> list[str]:
     """Greedy continuations of prompts given as token ids, as text without special tokens, in their order.
 
     Args:
         model: a `T3ForCausalLM` or any causal LM of transformers.
         base: with a `T3ForCausalLM`: the base model's answers, the adapter switched off.
+        on_batch: is told how many prompts each finished batch had.
     """
-    ids = greedy_token_ids(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, base=base)
+    lengths = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    ids = greedy_token_ids(model, tokenizer, prompts, **lengths, base=base, on_batch=on_batch)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
 

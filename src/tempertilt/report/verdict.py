@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tempertilt.metrics.result import MetricResult
+from tempertilt.report.figures import FORGOTTEN
 
-LEVEL = 0.05
 FEW = 100
 """Samples below which a line says that they are few."""
 LEAKS = {
@@ -57,11 +57,11 @@ def _told_apart(metrics: Metrics) -> list[str]:
     quality, distance = metrics.get("forget_quality"), metrics.get("ks_distance")
     if quality is None:
         return []
-    told = "can be told from" if quality.value < LEVEL else "can't be told from"
+    told = "can be told from" if quality.value < FORGOTTEN else "can't be told from"
     away = f", D {distance.value:.3f}" if distance is not None else ""
     least = quality.details.get("floor")
     floor = f", least possible {least:.1e}" if least is not None else ""
-    power = " With so few questions nearly anything passes." if quality.n < FEW and quality.value >= LEVEL else ""
+    power = " With so few questions nearly anything passes." if quality.n < FEW and quality.value >= FORGOTTEN else ""
     shown = f"{quality.value:.1e}" if quality.value < 1e-3 else f"{quality.value:.3f}"
     return [
         f"The forget set's truth ratios {told} those of the model that never saw it (p-value {shown}{floor}{away}, "

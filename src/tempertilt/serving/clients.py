@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tempertilt.data.lines import read_text, split_lines
@@ -21,13 +21,13 @@ class Client:
     """One who may ask.
 
     Attributes:
-        name: in logs; never the key.
+        name: by which it takes turns, and by which errors name it.
         key: that requests bring.
         per_minute: requests in a minute; None = as many as there is room for.
     """
 
     name: str
-    key: str
+    key: str = field(repr=False)
     per_minute: int | None = None
 
 
@@ -67,7 +67,7 @@ def find_client(clients: Sequence[Client], key: bytes) -> Client | None:
 
 
 class Pace:
-    """How often one may ask: a bucket of a minute's requests that fills up again evenly (token bucket; RFC 2697).
+    """How often one may ask: a bucket of a minute's requests that fills up again evenly (a token bucket).
 
     Args:
         per_minute: requests in a minute, and at once.

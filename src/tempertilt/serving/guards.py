@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 from collections.abc import Sequence
@@ -19,41 +18,8 @@ DROPPED = 16  # times the limit of a body: what is read and dropped of a longer 
 VLLM_KEY = "VLLM_API_KEY"  # where vLLM reads its key: a flag would be seen by everybody on the machine
 
 
-class RequireKey:
-    """ASGI middleware: without the key, nothing but `/health` and `/ready` answers.
-
-    Args:
-        app: what stands behind.
-        key: what `Authorization: Bearer KEY` must hold.
-    """
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app, self._key = app, key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 401."""
-        if scope["type"] == "http" and scope["path"] not in OPEN and not self._has_key(scope["headers"]):
-            message = "give the server's key as  Authorization: Bearer KEY"
-            await _send(send, 401, error_body(message, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-        else:
-            await self.app(scope, receive, send)
-
-    def _has_key(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        key = bearer_key(headers)
-        return key is not None and hmac.compare_digest(key, self._key)
-
-
-def bearer_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    """The key of the one `Authorization: Bearer KEY`; None if there is none, or another one."""
-    given = [value for name, value in headers if name == b"authorization"]
-    scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-    return key.strip() if scheme.lower() == b"bearer" else None
-
-
 class RequireClient:
-    """ASGI middleware: only clients with a key of their own are let through, each at its pace.
+    """ASGI middleware: only clients with a key of their own are let through, each at its pace; `/health` and `/ready` are open.
 
     The client's name is `scope["state"]["client"]` behind it.
 
@@ -61,6 +27,8 @@ class RequireClient:
         app: what stands behind.
         clients: who may ask.
     """
+
+    missing = "give a key of this server as  Authorization: Bearer KEY"
 
     def __init__(self, app: ASGIApp, clients: Sequence[Client]) -> None:
         self.app, self._clients = app, clients
@@ -74,11 +42,10 @@ class RequireClient:
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self.app(scope, receive, send)
             return
-        key = bearer_key(scope["headers"])
+        key = _bearer_key(scope["headers"])
         client = None if key is None else find_client(self._clients, key)
         if client is None:
-            message = "give a key of this server as  Authorization: Bearer KEY"
-            await _send(send, 401, error_body(message, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
+            await _send(send, 401, error_body(self.missing, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
             return
         if scope["method"] == "POST" and client.name in self._paces and (seconds := self._paces[client.name].wait()):
             message = f"{client.per_minute} requests in a minute are allowed with this key; try again in {seconds} s"
@@ -86,6 +53,27 @@ class RequireClient:
             return
         scope.setdefault("state", {})["client"] = client.name
         await self.app(scope, receive, send)
+
+
+def _bearer_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """The key of the one `Authorization: Bearer KEY`; None if there is none, or another one."""
+    given = [value for name, value in headers if name == b"authorization"]
+    scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    return key.strip() if scheme.lower() == b"bearer" else None
+
+
+class RequireKey(RequireClient):
+    """The same for one key that everybody shares.
+
+    Args:
+        app: what stands behind.
+        key: what `Authorization: Bearer KEY` must hold.
+    """
+
+    missing = "give the server's key as  Authorization: Bearer KEY"
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        super().__init__(app, [Client("", key)])
 
 
 class RequireKeyOfEnvironment(RequireKey):
