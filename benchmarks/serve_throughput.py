@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -69,6 +72,14 @@ async def measure(url: str, load: Load) -> float:
         return total / (time.perf_counter() - started)
 
 
+def write_as_other(source: str, directory: Path, hidden: int, layers: int) -> list[str]:
+    """The same model and adapters, written by another version, which may not read this one's files."""
+    code = f"from pathlib import Path; from _tiny import write_model; write_model(Path({str(directory)!r}), {hidden}, {layers})"
+    folder = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=os.environ | {"PYTHONPATH": source})
+    return [f"{name}={directory / name}" for name in NAMES]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--other", help="src folder of another version to compare with")
@@ -79,12 +90,14 @@ def main() -> None:
     header(f"throughput of t3 serve: random model of {args.layers} layers of width {args.hidden}, transformers backend")
     speeds: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as work:
-        adapters = write_model(Path(work), args.hidden, args.layers)
+        written = {"this": write_model(Path(work) / "this", args.hidden, args.layers)}
+        if args.other:
+            written["other"] = write_as_other(args.other, Path(work) / "other", args.hidden, args.layers)
         for pair in range(args.pairs):
             versions = [("this", None), ("other", args.other)]
             for version, source in versions[:: 1 if pair % 2 else -1]:
                 if version == "this" or source:
-                    with served(adapters, KEY, source=source) as (_, url):
+                    with served(written[version], KEY, source=source) as (_, url):
                         for load in LOADS:
                             speeds.setdefault((load.name, version), []).append(asyncio.run(measure(url, load)))
     for load in LOADS:
