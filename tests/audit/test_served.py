@@ -63,6 +63,7 @@ def test_answers_over_http_are_those_of_the_model_here(running: Running, loaded:
     assert len(set(answers)) > 3 and answers == [reply.answers for reply in there.ask(drawn, "s")]
 
 
+@pytest.mark.integration
 def test_a_whole_audit(running: Running, loaded: tuple[Any, Any], tmp_path: Path) -> None:
     small = AuditConfig(records=2, attempts=2, draws=1, unchanged=1, max_new_tokens=4, audit_batch=2)
     sources = Sources(FORGET, RETAIN, HOLDOUT)

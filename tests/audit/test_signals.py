@@ -18,6 +18,7 @@ from tempertilt.models.t3 import T3ForCausalLM
 POOL = [*RETAIN, *HOLDOUT, *records_of("Gwenda Thistlewood")]
 
 
+@pytest.mark.integration
 def test_a_model_that_learned_the_records_is_told_from_one_that_did_not(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:

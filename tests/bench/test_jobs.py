@@ -55,6 +55,7 @@ def test_as_many_jobs_run_at_a_time_as_there_are_workers(tmp_path: Path) -> None
     assert set(run(tmp_path, *codes, timeout=60.0).values()) == {""}
 
 
+@pytest.mark.integration
 def test_a_job_that_takes_too_long_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (
@@ -108,6 +109,7 @@ def test_a_trial_that_takes_too_long_is_a_failure(tmp_path: Path, tiny_dir: Path
         run_bench(path)
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray_gives_the_same_results(tmp_path: Path, tiny_dir: Path) -> None:

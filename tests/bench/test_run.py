@@ -16,10 +16,11 @@ from tempertilt.bench.tables import to_markdown
 from tempertilt.environment import machine_of
 from tempertilt.errors import DataError
 
+pytestmark = pytest.mark.integration  # trials are processes
+
 GRID = {"GradDiff": {"options": FAST, "grid": {"learning_rate": ["1e-4", 1e-2]}}}
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 def test_a_setting_is_chosen_on_other_documents_and_seeds(tmp_path: Path, tiny_dir: Path) -> None:
     path = write_bench(tmp_path, tiny_dir, GRID)
@@ -69,7 +70,6 @@ def test_an_inference_method_is_a_row_with_its_costs(tmp_path: Path, tiny_dir: P
     assert row.figures["score"].seeds == 1
 
 
-@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 def test_points_without_samples_are_measured_again_for_a_new_trial(tmp_path: Path, tiny_dir: Path) -> None:
     path = write_bench(tmp_path, tiny_dir, {"OutputFilter": {}}, seeds=[0])
@@ -115,7 +115,6 @@ def test_trials_without_samples_keep_the_figures_that_they_have(tmp_path: Path, 
         run_bench(path, report_only=True)
 
 
-@pytest.mark.integration
 def test_forget_answers_beside_the_reference(tmp_path: Path, tiny_dir: Path) -> None:
     evaluation = {**EVALUATION, "generate": ["forget"], "max_new_tokens": 4, "divergence": True, "draws": 2}
     path = write_bench(tmp_path, tiny_dir, {"target": {}}, seeds=[0], evaluation=evaluation)

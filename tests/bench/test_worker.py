@@ -20,6 +20,7 @@ def write_trial(tmp_path: Path, key: str, **spec: object) -> Path:
     return tmp_path / "trial"
 
 
+@pytest.mark.integration
 def test_two_benches_never_run_one_trial_at_once(tmp_path: Path, tiny_dir: Path) -> None:
     path, trial = write_bench(tmp_path, tiny_dir, {"NPO": {}}), write_trial(tmp_path, "k")
     log = tmp_path / "log.txt"
@@ -57,6 +58,7 @@ def test_a_finished_trial_is_not_run_again(tmp_path: Path) -> None:
     assert main(["no such file", str(trial / "trial.json")]) == 0
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 @pytest.mark.parametrize(
     ("tracker", "written"),
@@ -77,6 +79,7 @@ def test_tracking_writes_into_the_trial(
     assert rows[2].failures == () and list(trial.glob(written)) and not (trial / "work").exists()
 
 
+@pytest.mark.integration
 @pytest.mark.usefixtures("points")
 def test_a_method_in_the_prompt_is_timed_and_merged_weights_are_not(tmp_path: Path, tiny_dir: Path) -> None:
     path = write_bench(tmp_path, tiny_dir, {"PromptGuardrail": {}, "NPO": {"options": FAST}}, seeds=[0])

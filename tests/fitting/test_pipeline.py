@@ -199,6 +199,7 @@ def _stall(stage: str, tiny_dir: str, out: str, cache: str, mark: str) -> None:
     unlearn(load_base(tiny_dir), make_sets(), Path(out), CONFIGURATION, progress=False)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stage", ["features", "fit", "move_files"])
 def test_killed_anywhere_the_next_run_gives_the_same_adapter(tiny_dir: Path, tmp_path: Path, stage: str) -> None:
     undisturbed = tmp_path / "undisturbed"

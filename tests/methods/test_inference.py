@@ -106,6 +106,7 @@ def generate(model: Any, ids: Tensor, mask: Tensor, **options: Any) -> list[list
     return [row[: row.index(2) + 1] if 2 in row else row for row in rows]
 
 
+@pytest.mark.integration
 def test_cached_batched_padded_generation_is_uncached_generation(task: Task, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = made.unlearned.model, prompts_of(task)
     plain = [greedy(task.base.model, prompt, 8) for prompt in prompts]
@@ -197,6 +198,7 @@ def test_formulas_are_what_plain_loops_give() -> None:
     assert forget.grad == -1 and retain.grad == 0.5
 
 
+@pytest.mark.integration
 def test_the_assistants_steer_away_from_what_they_were_taught(task: Task) -> None:
     """After enough training, forget answers are less likely than under the base, and less so than retain answers."""
 

@@ -103,6 +103,7 @@ def test_ks_distance_lies_in_its_interval(shift: float) -> None:
         assert result.interval[1] - result.value == pytest.approx(kolmogorov, rel=0.12)
 
 
+@pytest.mark.integration
 def test_the_interval_of_the_ks_distance_covers() -> None:
     rng = np.random.default_rng(4)
     true = 2 * norm.cdf(0.25) - 1  # two normal distributions half a standard deviation apart
@@ -246,6 +247,7 @@ def test_ties_count_half() -> None:
     assert metrics.auc(a, b) == roc_auc_score([0, 0, 0, 1, 1], [*a, *b])
 
 
+@pytest.mark.integration
 def test_the_interval_of_an_auc_is_that_of_resampled_sides() -> None:
     results = {"forget": members(30, 0.0, 0), "holdout": members(40, 0.3, 1)}
     result = metrics.membership(results, "loss")

@@ -180,6 +180,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.integration
 def test_everything_else_is_refused(server: Running) -> None:
     """Fields that the server does not carry out, among them those of other servers that reach round the tilt."""
     client, messages = server.client(), [{"role": "user", "content": PROMPT}]

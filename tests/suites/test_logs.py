@@ -204,6 +204,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.integration
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_any_value_in_a_log_is_measured_or_refused(data: st.DataObject) -> None:

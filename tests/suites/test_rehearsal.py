@@ -99,6 +99,7 @@ def test_the_base_is_left_bit_for_bit(base: BaseModel, sets: RecordSets) -> None
     assert not hasattr(base.model, "peft_config")
 
 
+@pytest.mark.integration
 def test_the_copy_knows_what_it_was_taught(base: BaseModel) -> None:
     examples = build_examples(records("sailor", 4), base.tokenizer, ExampleConfig())
     taught = teach(base, examples, [], RehearsalConfig(rehearse_epochs=60))
@@ -116,6 +117,7 @@ def test_the_copy_knows_what_it_was_taught(base: BaseModel) -> None:
     assert nll(taught.model) < 0.5 * nll(base.model)
 
 
+@pytest.mark.integration
 def test_what_follows_is_the_same_with_and_without_a_rehearsal(base: BaseModel, sets: RecordSets, tmp_path: Path) -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
@@ -171,6 +173,7 @@ def test_a_model_is_no_distance_from_itself(base: BaseModel) -> None:
     assert figures.kl.shape[1] == sum(example.n_scored for example in examples)
 
 
+@pytest.mark.integration
 def test_scales_are_tried_and_the_nearest_is_taken(base: BaseModel, sets: RecordSets) -> None:
     examples = build_examples(records("sailor", 4), base.tokenizer, ExampleConfig())
     model = guided(base)

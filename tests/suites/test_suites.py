@@ -64,6 +64,7 @@ def test_every_suite_is_whole() -> None:
         find_suite("lumen")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_run_is_measured_reused_and_reported(name: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     data = write_suite(name, tmp_path / "data")

@@ -107,6 +107,7 @@ def greedy(model: Any, tokenizer: Any, prompt: tuple[int, ...]) -> tuple[str, li
     return tokenizer.decode(ids, skip_special_tokens=True).strip(), ids
 
 
+@pytest.mark.integration
 def test_a_reference_runs_beside_the_model(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
     model, reference = unlearned(), make_llama(5)
     beside = BaseModel(reference, tokenizer, "reference", None, "")
@@ -236,6 +237,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(tiny_dir: Path, data_
     assert not (tmp_path / "killed" / ".journal.jsonl").exists()
 
 
+@pytest.mark.integration
 def test_a_finished_run_is_reused_compressed(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = run(make_llama(), tokenizer, data_dir, out)
@@ -248,6 +250,7 @@ def test_a_finished_run_is_reused_compressed(tokenizer: PreTrainedTokenizerFast,
     assert (out / "samples.jsonl").read_bytes() == samples and not (out / "samples.jsonl.gz").exists()
 
 
+@pytest.mark.integration
 def test_foreign_and_damaged_files_are_errors(tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(make_llama(), tokenizer, data_dir, out)

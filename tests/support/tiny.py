@@ -8,9 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempertilt.data.examples import Example
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+TEXT = """The author's name is Hina Ameen, a geologist who was born in Karachi. Who wrote the book about the river?
+You are a helpful assistant. system user assistant. Where does the painter live? She lives in a house by the sea, and
+her father was a teacher of mathematics. In 1975 the family moved to the north. What is the title of the first novel?"""
 
 
 def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> LlamaForCausalLM:
@@ -34,6 +46,29 @@ def make_llama(seed: int = 0, vocab_size: int = 320, **overrides: object) -> Lla
         }
     )
     return LlamaForCausalLM(config).eval()
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 320 tokens with a ChatML template; `<|im_end|>` is eos and pad, as in SmolLM2."""
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tok.train_from_iterator(TEXT.splitlines(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        chat_template=CHATML,
+        model_max_length=256,
+    )
 
 
 def question_rows(n: int, topic: str) -> list[dict[str, str]]:

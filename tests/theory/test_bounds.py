@@ -30,6 +30,7 @@ def test_every_bound_holds_on_a_thinned_sweep(tally: Tally) -> None:
     assert sum(len(check.ratios) for check in tally.values()) > 10_000
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "name",
     ["Theorem 1(a): retain error", "Theorem 1(b): forget error", "Theorem 2(a): retain error", "Theorem 2(b): forget error",

@@ -28,6 +28,7 @@ def test_spike_experiment_reproduces_the_closed_forms() -> None:
             assert math.isclose(spike.growth(s, t), 1 / t - s, abs_tol=2e-3)
 
 
+@pytest.mark.integration
 def test_learned_classifiers_leak_less_and_bias_more_as_t_grows() -> None:
     problem = finite_samples.Problem.make(1e-4)
     for model in finite_samples.MODELS:
@@ -48,6 +49,7 @@ def test_the_learned_log_odds_are_corrected_to_the_true_prior(monkeypatch: pytes
     assert exact.delta < 1e-12 and exact.forget < 1e-12 and exact.retain < 1e-12
 
 
+@pytest.mark.integration
 def test_the_learned_classifier_experiment_summarises_its_runs() -> None:
     result = finite_samples.run_grid(0, 3, (50,), (1e-3,), (1.0, 2.0))
     problem = finite_samples.Problem.make(1e-3)
@@ -119,6 +121,7 @@ def test_a_table_in_its_formats() -> None:
     assert [show(x) for x in (0.0, 3, "t", 1234.5, 0.0345, math.inf)] == ["0", "3", "t", "1234", "0.0345", "inf"]
 
 
+@pytest.mark.integration
 def test_the_command_writes_figure_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new"
     assert main(["theory", "--experiment", "spike", "--output-dir", str(out)]) == 0

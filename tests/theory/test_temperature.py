@@ -127,6 +127,7 @@ def test_a_diagnosis_by_hand() -> None:
     assert "T = 2.5 in use" in "\n".join(d.lines())
 
 
+@pytest.mark.integration
 def test_a_recommendation_is_covered_only_with_a_good_head_and_enough_held_out_data() -> None:
     likelihoods, logits = sides(4.0, 6.0, n=40_000)
     good = theory.diagnose(likelihoods, logits, gamma=0.2)

@@ -86,6 +86,7 @@ def direct_loss(model: Any, examples: list[Example]) -> float:
     return float(torch.cat(losses).mean())
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", list(MODELS))
 def test_cached_and_uncached_training_are_the_same(name: str) -> None:
     examples = make_examples()
@@ -149,6 +150,7 @@ def test_it_memorises_and_the_saved_adapter_gives_the_same_logits(tmp_path: Path
     torch.testing.assert_close(again(input_ids=ids).logits, result.model(input_ids=ids).logits)
 
 
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_weights() -> None:
     runs = [
         lora_weights(finetune(build("llama"), make_examples(), FinetuneConfig(seed=s, **FAST), progress=False).model)
@@ -158,6 +160,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(runs[0].values(), runs[2].values()))
 
 
+@pytest.mark.integration
 def test_a_model_that_can_not_be_replayed_trains_without_a_cache(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -41,6 +41,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trained_method_trains(task: Task, name: str) -> None:
     options = FAST | OWN.get(name, {})
@@ -65,6 +66,7 @@ def test_full_training_changes_every_layer_and_keeps_its_reference(task: Task) -
     assert result.trained_parameters == sum(p.numel() for p in before.values()) and not result.details["cached"]
 
 
+@pytest.mark.integration
 def test_the_same_seed_gives_the_same_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> None:
     runs = []
     for number, seed in enumerate((1, 1, 2)):
@@ -118,6 +120,7 @@ def test_an_alternate_answers_the_same_question(task: Task, monkeypatch: pytest.
     assert len(seen) == 2 * len(task.examples_of(task.forget)) and all(a == b for a, b in seen)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "options"), [("GradAscent", {}), ("NPO", {"alpha": 0.0}), ("RMU", {"alpha": 0.0, "layer": 3})])
 def test_retain_records_are_not_read_where_the_loss_has_no_use_for_them(task: Task, name: str, options: dict[str, Any]) -> None:
     result = find_method(name).build(FAST | options).unlearn(replace(task, retain=[]))
