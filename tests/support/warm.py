@@ -33,10 +33,10 @@ def warm_processes() -> Any:
     return context
 
 
-def run_warm(
+def start_warm(
     function: Callable[..., Any], *arguments: Any, log: Path | None = None, environment: Mapping[str, str] | None = None
-) -> int:
-    """Call `function` in a process of its own and wait for it; return its exit status, negative for a signal.
+) -> Any:
+    """Call `function` in a process of its own, and return the process.
 
     Args:
         function: importable by its name; what it returns is the status.
@@ -46,6 +46,12 @@ def run_warm(
     whole = dict(os.environ if environment is None else environment)
     process = warm_processes().Process(target=_call, args=(function, arguments, log, whole))
     process.start()
+    return process
+
+
+def run_warm(function: Callable[..., Any], *arguments: Any, **options: Any) -> int:
+    """As `start_warm`, but wait for the process and return its exit status, negative for a signal."""
+    process = start_warm(function, *arguments, **options)
     process.join()
     status: int = process.exitcode
     return status
