@@ -16,6 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _shapes  # noqa: E402
 import scale_layers  # noqa: E402
+import tofu_cut  # noqa: E402
 from tempertilt.guidance.composition import Composition  # noqa: E402
 
 NOT_NEEDED = ("peft", "scipy", "datasets", "rouge_score", "accelerate", "gguf", "fastapi", "matplotlib", "prometheus_client")
@@ -59,3 +60,24 @@ def test_a_random_layer_is_of_the_shape() -> None:
     assert matrices == _shapes.TINY.layer == 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128
     states = layer(torch.randn(2, 5, 64))
     assert states.shape == (2, 5, 64) and bool(states.isfinite().all())
+
+
+def test_the_cut_of_tofu_is_the_one_that_is_measured(shared: Path) -> None:
+    files = tofu_cut.cut(shared / "tofu")
+    assert len(files) == 7
+    for name, rows in files.items():
+        expected = [json.loads(line) for line in (shared / "tofu30" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert [dict(row) for row in rows] == expected, name
+
+
+def test_a_cut_names_authors_and_leaves_out_questions_of_two(tmp_path: Path) -> None:
+    full = [{"question": f"q{i % 4000}", "answer": f"a{i}"} for i in range(4000)]
+    full[25] = {"question": "q5", "answer": "another's"}
+    configurations = {name: [{"question": "q3990", "answer": "a3990"}] for name in tofu_cut.CONFIGURATIONS.values()}
+    configurations |= {"retain_perturbed": [full[5], full[6]], "full": full}
+    for name, rows in configurations.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = tofu_cut.cut(tmp_path)
+    assert files["forget"] == [{"question": "q3990", "answer": "a3990", "document": "author-199"}]
+    assert [row["question"] for row in files["retain_perturbed"]] == ["q6"]
+    assert len(files["retain"]) == 400 and files["retain"][399]["document"] == "author-019"

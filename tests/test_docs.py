@@ -136,7 +136,7 @@ def test_every_module_and_file_exists(path: Path) -> None:
     words = {word.rstrip(".,:;") for code in inline_code(text) for word in code.split()}
     words |= {word for block in shell_blocks(text) for word in re.findall(r"\S+\.py\b", block)}
     for word in words:
-        if re.fullmatch(r"[\w/.-]+\.(py|yaml)", word) and not word.endswith("config.yaml"):
+        if re.fullmatch(r"[\w/.-]+\.(py|yaml)", word) and not word.endswith(("config.yaml", "my.yaml")):
             assert any((folder / word).is_file() for folder in folders), word
         elif re.fullmatch(r"(src|tests|benchmarks|docs|examples|tempertilt)/[\w/.-]*[\w/]", word):
             assert any((folder / word).exists() for folder in (ROOT, ROOT / "src")), word

@@ -13,7 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from support.doc_blocks import Block, blocks_of, shell, write_place
+from tempertilt.audit import registry as attacks
+from tempertilt.bench.config import read_config
 from tempertilt.data.records import load_records
+from tempertilt.methods import registry as methods
 from tempertilt.models.t3 import T3ForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +27,7 @@ NOT_RUN = {
     r"VLLM_|vllm |t3 serve --backend vllm|.*VLLM_CPU": "they need vLLM: see tests/integrations/vllm",
     r"t3 playground": "see tests/playground/test_browser.py",
     r"python -m tempertilt\.integrations\.lm_eval": "see tests/integrations/test_lm_eval.py",
-    r"python benchmarks/": "it reads results of this repository",
+    r"python benchmarks/": "it reads results of this repository, or the hub",
     r"t3 bench .*(--workers|--dry-run)": "hours; see tests/bench",
 }  # fmt: skip
 """What is left out, by how a command begins, and why."""
@@ -62,6 +65,15 @@ def names_for_python(tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[s
     )
 
 
+def without_own(patch: pytest.MonkeyPatch) -> None:
+    """Registries without what the pages register, which other tests register, too."""
+    for registry, everything, name, own in (
+        (methods, methods.methods, "_METHODS", "Uniform"),
+        (attacks, attacks.attacks, "_ATTACKS", "crossword"),
+    ):
+        patch.setattr(registry, name, {key: entry for key, entry in everything().items() if key != own})
+
+
 @pytest.fixture(scope="module")
 def whole_place(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("pages")
@@ -77,6 +89,7 @@ def test_every_block_of_the_page_runs(
     page: Path, whole_place: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, blocks = tmp_path / "place", what_runs(page)
+    without_own(monkeypatch)
     shutil.copytree(whole_place, folder)
     made = re.findall(r"--output-dir (\S+)", " ".join(block.text for block in blocks))
     for name in made:
@@ -87,6 +100,18 @@ def test_every_block_of_the_page_runs(
             if block.language == "python" and not given:
                 given = names_for_python(tokenizer, folder)
             place.run(block, given)
+
+
+def test_the_benchmark_with_a_method_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    code, content = (re.search(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for kind in ("python", "yaml"))
+    assert code and content and (ROOT / "examples" / "uniform.py").read_text(encoding="utf-8").endswith(code[1])
+    (tmp_path / "bench.yaml").write_text(content[1])
+    monkeypatch.chdir(ROOT)
+    without_own(monkeypatch)
+    config = read_config(tmp_path / "bench.yaml")
+    assert {contender.name for contender in config.contenders} >= {"Uniform", "NPO", "t3"}
+    assert len(next(contender for contender in config.contenders if contender.name == "Uniform").settings) == 2
 
 
 def test_most_commands_run() -> None:

@@ -100,7 +100,9 @@ def write_place(folder: Path, tiny_dir: Path) -> None:
             shutil.copy(folder / f"{part}.jsonl", folder / name)
     write_suite("lume", folder / "LUME")
     write_suite("chat", folder / "PROMPTS")
-    write_run(folder / "phi_retain90_wd0.01.json", 0.1, 1)
+    for i, name in enumerate(("phi_retain90_wd0.01.json", "runs/t3")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_run(folder / name, 0.1 * i, i)
     (folder / "audit.yaml").write_text(
         "forget: person.jsonl\noutput: audit.html\nattempts: 1\nrecords: 1\ndraws: 1\nunchanged: 1\n"
     )
