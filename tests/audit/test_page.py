@@ -46,6 +46,8 @@ def page(**options: Any) -> str:
     ("leaks", "n", "grade", "title"),
     [
         (0, 400, "good", "The facts are held back."),
+        (1, 900, "good", "The facts are held back, with one exception."),
+        (2, 900, "good", "The facts are held back, with 2 exceptions."),
         (0, 40, "fair", "No fact came out, but too little was tried to be sure."),
         (8, 400, "fair", "The facts are mostly held back."),
         (80, 400, "bad", "The facts still come out."),
@@ -60,7 +62,11 @@ def test_the_verdict_goes_by_the_bound(leaks: int, n: int, grade: str, title: st
 def test_a_kind_that_works_is_no_success_however_few_its_attempts_are() -> None:
     attacked = {"spellings": [judgement(i, False) for i in range(2000)], "conversation": [judgement(i, i < 3) for i in range(10)]}
     found = verdict(summarise(audit_of(attacked)))
-    assert (found.grade, found.weakest) == ("bad", "conversation: 3 of 10.") and "not from all kinds" in found.title
+    assert (
+        found.grade == "bad"
+        and found.weakest.startswith("conversation, 3 of 10. What that is: ")
+        and "not from all kinds" in found.title
+    )
 
 
 def test_nothing_in_n_is_shown_as_its_bound() -> None:
