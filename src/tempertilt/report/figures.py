@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 82, 16, 16, 52
-LETTER = 6.0  # width of a letter of a point's name
+LETTER, CAPITAL = 6.7, 8.7  # widths of a letter of a point's name
 MUTED = -1
 """Number of the colour of what is there to compare with."""
 FORGOTTEN = 0.05
@@ -273,7 +273,7 @@ def _names(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> list[Element]
     taken = [_Box(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
     elements = []
     for (x, y), point in zip(spots, points):
-        box = _free_place(x, y, LETTER * len(point.name), taken)
+        box = _free_place(x, y, sum(CAPITAL if letter.isupper() else LETTER for letter in point.name), taken)
         taken.append(box)
         left, baseline = box.left, box.bottom - 3
         if abs(baseline - y) > 20:
