@@ -16,7 +16,7 @@ COLUMNS = (
     ("P(forget)", "forget_Q_A_Prob_mean", 3),
     ("ROUGE(forget)", "forget_Q_A_ROUGE_mean", 2),
     ("P(retain)", "retain_Q_A_Prob_mean", 3),
-    ("utility", "utility_mean", 3),
+    ("utility of likelihoods", "likelihood_utility_mean", 3),
     ("unlearn, s", "unlearn_seconds", 0),
     ("decoding", "decoding", 2),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -85,3 +86,12 @@ def test_json_is_json_and_leaves_draws_out(rows: list[Row]) -> None:
 def test_costs(value: float | None, text: str) -> None:
     costs = {} if value is None else {"unlearn_seconds": value}
     assert tables.cost(make_row("A", 0.5, 0.1, 1.0, costs=costs), "unlearn_seconds") == text
+
+
+def test_utility_without_generated_answers_is_not_called_that_of_tofu() -> None:
+    row = make_row("t3", 0.5, 0.1, 2.0)
+    other = make_row("NPO", 0.4, 0.1, 2.0).figures["utility"]
+    same = replace(row, figures={**row.figures, "likelihood_utility": row.figures["utility"]})
+    apart = replace(row, figures={**row.figures, "likelihood_utility": other})
+    titles = [dict(tables.columns([one]))["utility"] for one in (row, same, apart)]
+    assert titles == ["utility", "utility of likelihoods", "model utility"]

@@ -125,7 +125,8 @@ def _utility(row: Row) -> Place:
 
 
 def _utility_axis(rows: Sequence[Row]) -> Axis:
-    return utility_axis([end for row in rows for end in (row.figures["utility"].low, row.figures["utility"].high)], "utility")
+    ends = [end for row in rows for end in (row.figures["utility"].low, row.figures["utility"].high)]
+    return utility_axis(ends, tables.utility_title(rows))
 
 
 def _speed(row: Row) -> Place:

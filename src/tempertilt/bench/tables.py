@@ -66,8 +66,8 @@ LIMITS = (
     "Forget gap: distance of the mean probability of forget answers from the reference's. A lower P(forget) than the reference's "
     "is no better forgetting: it tells that something was removed.",
     "Questions about one author are not independent, so intervals are on the narrow side.",
-    "Utility is TOFU's model utility where answers were generated on retain, real authors and world facts, else the harmonic "
-    "mean of its six likelihood-based parts.",
+    "Model utility is TOFU's. Where no answers were generated on retain, real authors and world facts, it is the harmonic mean "
+    "of its six likelihood-based parts, and the column says so: it is larger, and not to be compared with TOFU's.",
     "FLOPs are counted from tokens and weights, not measured. Decoding is time with the method over time without; 1 where "
     "trained weights are merged.",
     "Methods at inference leave the knowledge in the weights: these figures are about what the served model says.",
@@ -76,7 +76,17 @@ LIMITS = (
 
 def columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The figures that some row has: name and title."""
-    return [(name, title) for name, title in SHOWN if any(name in row.figures for row in rows)]
+    titles = {**dict(SHOWN), "utility": utility_title(rows)}
+    return [(name, titles[name]) for name, _ in SHOWN if any(name in row.figures for row in rows)]
+
+
+def utility_title(rows: Sequence[Row]) -> str:
+    """What a page calls the column of utility: TOFU's model utility is another figure than that of likelihoods alone."""
+    figures = [row.figures for row in rows if {"utility", "likelihood_utility"} <= set(row.figures)]
+    if not figures:
+        return "utility"
+    likelihoods = all(found["utility"].mean == found["likelihood_utility"].mean for found in figures)
+    return "utility of likelihoods" if likelihoods else "model utility"
 
 
 def cost_columns(rows: Sequence[Row]) -> list[tuple[str, str]]:
