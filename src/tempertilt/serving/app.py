@@ -35,6 +35,7 @@ from tempertilt.serving.parsing import parse_request
 from tempertilt.serving.requests import Job, find_model, prepare_chat, prepare_completion, prepare_responses
 from tempertilt.serving.responses import ChatWriter, CompletionWriter, Writer
 from tempertilt.serving.schema import PLAIN_TEXT, ChatRequest, CompletionRequest, ResponsesRequest, Sampled
+from tempertilt.serving.traces import TraceRequests, require_traces
 
 Body = TypeVar("Body", bound=Sampled)
 REQUEST_ID = "x-request-id"
@@ -96,6 +97,9 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
         app.add_middleware(RequireClient, clients=read_clients(Path(config.api_keys)))
     if config.log_format == "json":
         app.add_middleware(LogRequests)
+    if config.traces:
+        require_traces()
+        app.add_middleware(TraceRequests)
     app.add_middleware(AddRequestId)
     if config.allow_origin:
         allowed = {"allow_origins": config.allow_origin, "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}

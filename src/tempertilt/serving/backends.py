@@ -50,6 +50,8 @@ def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
         return "vLLM does not serve the base model beside an adapter"
     if config.tilt_parameters != "refuse":
         return "vLLM takes no settings of the tilt from a request"
+    if config.traces:
+        return "vLLM has traces of its own (--otlp-traces-endpoint of vllm serve), without --traces"
     if config.log_format != "text":
         return "vLLM's logs are its own, without --log-format"
     if config.api_keys:

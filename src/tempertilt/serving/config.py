@@ -32,6 +32,11 @@ class ServeConfig(Options):
         "text: errors only; json: one object a line on stderr, with a line for each request and never a text of it",
         choices=("text", "json"),
     )
+    traces: bool = option(
+        False,
+        "a span of OpenTelemetry for each request, without any text, to the provider that you set up (opentelemetry-instrument "
+        "t3 serve ...)",
+    )
     control_tokens: str = option(
         "text",
         "how the text of a completion's prompt is read where it spells a control token, such as <|im_end|>: as text, or as the "
