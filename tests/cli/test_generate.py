@@ -106,7 +106,7 @@ def test_batches_give_what_each_prompt_gives_alone(
         assert sum(sizes) == len(PROMPTS) and max(sizes) == (1 if "--do-sample" in flags else min(int(size), len(PROMPTS)))
     assert [row["prompt"] for row in found["1"]] == PROMPTS
     assert found["1"] == found["4"] == found["64"]
-    assert len({tuple(row["answers"]) for row in found["1"]}) == 5
+    assert len({tuple(row["answers"]) for row in found["1"]}) >= (2 if "--do-sample" in flags else 5)  # drawn ones may coincide
 
 
 def test_answers_are_printed_in_order(tiny_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

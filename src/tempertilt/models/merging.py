@@ -183,7 +183,7 @@ def _apply(model: Any, adapter: PeftAdapter) -> Any:
         tuned = PeftModel.from_pretrained(model, str(adapter.directory))
     except KeyError as error:
         raise ModelError(f"PEFT adapter {adapter.name!r} lacks the weight {error} that its configuration asks for") from error
-    result = set_peft_model_state_dict(tuned, adapter.weights)
+    result = set_peft_model_state_dict(tuned, dict(adapter.weights))  # some versions of PEFT take entries out of it
     if unexpected := [key for key in result.unexpected_keys if not _is_copy(key, adapter.weights)]:
         raise ModelError(
             f"{len(unexpected)} of {len(adapter.weights)} weights of PEFT adapter {adapter.name!r} do not belong to this model: "
