@@ -39,8 +39,10 @@ $(READY): pyproject.toml
 demo: $(READY)
 	$(BIN)/t3 demo
 
+# Tiny models take one thread each, so that two processes share two cores; real models take all threads, one after the other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/integration --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest tests/integration
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not integration" --ignore tests/integration --ignore tests/playground/test_browser.py --numprocesses 2 --dist worksteal

@@ -8,6 +8,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -201,3 +203,8 @@ def test_the_readme_shows_what_the_demonstration_said() -> None:
     n, before, after, total, same = counts
     assert f"{before} of {n} answers about {result['person']} gave a fact away before, {after} after." in text
     assert f"{same} of {total} other answers are unchanged." in text
+
+
+def test_the_page_of_evidence_has_the_table_of_its_script() -> None:
+    run = subprocess.run([sys.executable, ROOT / "benchmarks" / "evidence.py"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")

@@ -33,6 +33,10 @@ def test_t3_against_the_cheapest_trained_method(rows: list[Row]) -> None:
     ratio = tables.cost_ratio(rows)
     assert ratio is not None and (ratio.cheapest, ratio.ratio) == ("A", pytest.approx(0.05))
     assert str(ratio) == "t3 unlearns in 5.0 s; the cheapest trained method, A, in 100.0 s: 1/20.0 of the time."
+    slower = tables.cost_ratio([make_row("t3", 0.6, 0.03, 250.0, machines=("a machine",)), rows[1]])
+    assert str(slower) == (
+        "t3 unlearns in 250.0 s; the cheapest trained method, A, in 100.0 s: 2.5 times as long, on another machine."
+    )
     assert tables.cost_ratio(rows[1:]) is None and tables.cost_ratio(rows[:1]) is None
 
 

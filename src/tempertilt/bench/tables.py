@@ -127,17 +127,22 @@ def cost(row: Row, name: str) -> str:
 
 
 class CostRatio(NamedTuple):
-    """T3's unlearning time, that of the cheapest method that trains the model, seconds, and the one over the other."""
+    """T3's unlearning time, that of the cheapest method that trains the model, seconds, and the one over the other.
+
+    `one_machine` says whether both were measured on one; else the ratio says little.
+    """
 
     t3_seconds: float
     cheapest: str
     cheapest_seconds: float
     ratio: float
+    one_machine: bool
 
     def __str__(self) -> str:
+        much = f"1/{1 / self.ratio:.1f} of the time" if self.ratio < 1 else f"{self.ratio:.1f} times as long"
         return (
             f"{OURS} unlearns in {self.t3_seconds:.1f} s; the cheapest trained method, {self.cheapest}, in "
-            f"{self.cheapest_seconds:.1f} s: 1/{1 / self.ratio:.1f} of the time."
+            f"{self.cheapest_seconds:.1f} s: {much}{'' if self.one_machine else ', on another machine'}."
         )
 
 
@@ -152,7 +157,7 @@ def cost_ratio(rows: Sequence[Row]) -> CostRatio | None:
         return None
     cheapest = min(trained, key=lambda row: row.costs["unlearn_seconds"])
     times = ours.costs["unlearn_seconds"], cheapest.costs["unlearn_seconds"]
-    return CostRatio(times[0], cheapest.name, times[1], times[0] / times[1])
+    return CostRatio(times[0], cheapest.name, times[1], times[0] / times[1], ours.machines == cheapest.machines)
 
 
 class Rivals(NamedTuple):

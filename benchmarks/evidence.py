@@ -1,0 +1,90 @@
+"""Print the table of docs/evidence.md from the results in results/second_version: one row a folder, its figures over seeds.
+
+python benchmarks/evidence.py
+
+A folder has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`. What is
+missing there is `–` in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results") / "second_version"
+NAMES = {
+    "tofu30": "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
+    "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
+}
+OTHERS = ("real_authors_perturbed", "world_facts_perturbed", "mt_bench", "vicuna_bench", "xstest_prompts", "test_570")
+METRICS = (
+    ("forget quality (p)", "forget_quality", 2),
+    ("D", "ks_distance", 3),
+    ("KL from the reference, nats a token", "reference_kl", 2),
+    ("same top token", "reference_same_top", 2),
+    ("answers that end", "forget_ended", 3),
+    ("perplexity under the reference", "forget_reference_perplexity", 1),
+    ("answers with a fact", "forget_leaked", 3),
+    ("misattribution", "misattribution", 3),
+    ("utility over the target's", "utility_score", 3),
+    ("Min-K++ AUC", "mia_min_k_plus_plus", 2),
+    ("privleak", "privleak", 0),
+)
+
+
+def leaks(hearing: Mapping[str, Any]) -> str:
+    """Leaks of all forms, and of the worst."""
+    forms = [(form["unlearned"], form["questions"]) for form in hearing["hearing"].values()]
+    return f"{sum(n for n, _ in forms)} of {sum(n for _, n in forms)}, at most {max(n for n, _ in forms)}"
+
+
+def opened(hearing: Mapping[str, Any]) -> str:
+    """On how many questions about nobody of the records a gate opens."""
+    parts = [part for name, part in hearing["silence"].items() if name in OTHERS]
+    return f"{sum(part['opened'] for part in parts)} of {sum(part['questions'] for part in parts)}"
+
+
+def figure(name: str, digits: int) -> Callable[[Mapping[str, Any]], str]:
+    """A metric of a run."""
+
+    def value(results: Mapping[str, Any]) -> str:
+        found = results["metrics"].get(name)
+        return "–" if found is None or found["value"] is None else f"{found['value']:.{digits}f}"
+
+    return value
+
+
+def read(path: Path) -> Any:
+    """JSON, or None if there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def column(folder: Path) -> list[list[str]]:
+    """For each row of the table the values of each seed."""
+    seeds = sorted(path for path in folder.iterdir() if path.is_dir())
+    runs = [(read(seed / "results.json"), read(seed / "hearing.json")) for seed in seeds]
+    rows = [[("–" if results is None else figure(name, digits)(results)) for results, _ in runs] for _, name, digits in METRICS]
+    for count in (leaks, opened):
+        rows.append(["–" if hearing is None else count(hearing) for _, hearing in runs])
+    return rows
+
+
+def main() -> None:
+    """Print Markdown."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    folders = [RESULTS / name for name in NAMES if (RESULTS / name).is_dir()]
+    columns = [column(folder) for folder in folders]
+    titles = [title for title, _, _ in METRICS] + [
+        "leaks in 30 forms of 24 questions; worst form",
+        "a gate opens on questions about others",
+    ]
+    print("| | " + " | ".join(NAMES[folder.name] for folder in folders) + " |\n|---" + "|---" * len(folders) + "|")
+    for number, title in enumerate(titles):
+        print(f"| {title} | " + " | ".join("; ".join(found[number]) for found in columns) + " |")
+
+
+if __name__ == "__main__":
+    main()
