@@ -1,4 +1,4 @@
-"""A tiny random model with two adapters in a directory, a server of them in a process of its own, and what each must answer."""
+"""A tiny random model with four adapters in a directory, a server of them in a process of its own, and what each must answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 
-NAMES = ("first", "second")
+NAMES = ("first", "second", "third", "fourth")
 VOCABULARY, HIDDEN, POSITIONS = 260, 32, 1024
 TEMPLATE = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n' + m['content'] + '<|end|>' }}{% endfor %}<|start|>assistant\n"

@@ -2,8 +2,9 @@
 
 python benchmarks/serve_load.py [--clients 64] [--seconds 180]
 
-A tiny random model with two adapters on loopback. Ends with status 1 if a client met an error or an answer not its own, if
-memory grew, if the place of a client that disconnected stayed taken, or if the shutdown cut a stream.
+A tiny random model with four adapters on loopback; twice as many answers may wait as there are clients. Ends with status 1 if a
+client met an error or an answer not its own, if memory grew, if the place of a client that disconnected stayed taken, or if the
+shutdown cut a stream.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         adapters = write_model(Path(work))
         table = cases(Path(work), 200)
-        with served(adapters, KEY) as (process, url):
+        with served(adapters, KEY, "--shutdown-timeout", "600", "--max-waiting", str(2 * args.clients)) as (process, url):
             found = load(
                 url,
                 KEY,
@@ -178,7 +179,7 @@ def main() -> int:
                 stop=lambda: process.send_signal(signal.SIGTERM),
             )
             seen = asyncio.run(found)
-            status = process.wait(timeout=60)
+            status = process.wait(timeout=600)
     row("time to first token", seen.first, " s")
     row("time to last token", seen.whole, " s")
     row("resident memory of the server", [bytes_ / 2**20 for bytes_ in seen.memory], " MiB", 1)

@@ -2,7 +2,7 @@
 
 python benchmarks/serve_throughput.py [--other DIR/src] [--pairs 5] [--hidden 256] [--layers 8]
 
-A random model with two adapters on loopback, a server process for each measurement. The versions take turns, so that a machine
+A random model with four adapters on loopback, a server process for each measurement. The versions take turns, so that a machine
 with other work to do slows both; only the ratio counts.
 """
 

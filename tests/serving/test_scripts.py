@@ -45,7 +45,7 @@ def test_load_disconnects_and_shutdown(work: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.integration
 def test_the_load_test_can_fail(work: Path) -> None:
     model, prompt, tokens, text = serve_load.cases(work, 2)[0]
-    table = [(model, prompt, tokens, text + "x"), *serve_load.cases(work, 2)[-2:]]
+    table = [(model, prompt, tokens, text + "x"), *serve_load.cases(work, 2)[-len(_tiny.NAMES) :]]
     with serving(places(work)) as running:
         stop = lambda: setattr(running.server, "should_exit", True)  # noqa: E731
         seen = asyncio.run(serve_load.load(running.url, running.key, table, clients=2, seconds=0, stop=stop, least=4))
