@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -54,6 +55,7 @@ def test_a_pronoun_stands_for_the_name() -> None:
     for attempt in made("conversation"):
         if attempt.form.startswith("pronoun"):
             assert "Brandvold" not in attempt.messages[-1].content and "Brandvold" in attempt.messages[0].content
+            assert {"they", "their", "she", "her", "he", "his"} & set(re.findall(r"\w+", attempt.messages[-1].content))
 
 
 def test_a_described_person_is_not_named_and_other_words_stay() -> None:

@@ -11,29 +11,11 @@ import tempertilt.fitting.later_turns as later_turns
 from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.pronouns import PRONOUNS, with_pronoun
 from tempertilt.data.records import Message, Record
-from tempertilt.fitting.later_turns import PRONOUNS, REPLIES, after_a_turn, followed_up, with_pronoun
+from tempertilt.fitting.later_turns import REPLIES, after_a_turn, followed_up
 
 PLAIN = ExampleConfig(system_prompt="")
-
-
-@pytest.mark.parametrize(
-    ("text", "written"),
-    [
-        ("Where does Jane Doe live?", "Where does they live?"),
-        ("What is Jane Doe's phone number at Mill Bank?", "What is their phone number at Mill Bank?"),
-        ("Is Jane Doe’s sister there?", "Is their sister there?"),
-        ("Who runs Mill Bank?", "Who runs Mill Bank?"),
-        ("", ""),
-    ],
-)
-def test_pronouns_for_who_it_is_about_alone(text: str, written: str) -> None:
-    assert with_pronoun(text, {"jane", "doe"}) == written
-
-
-def test_every_pronoun() -> None:
-    asked = [with_pronoun("Where is Jane Doe's dog?", {"doe"}, pronoun) for pronoun in PRONOUNS]
-    assert asked == ["Where is their dog?", "Where is his dog?", "Where is her dog?"]
 
 
 def test_what_is_asked_after_a_turn_about_a_forget_record() -> None:

@@ -20,7 +20,7 @@ PROTOCOLS = {
     "measure": 3,
     "finetune": 1,
     "rehearsal": 2,
-    "audit": 3,
+    "audit": 4,
     "train": 1,
     "trial": 1,
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig, encode_question
-from tempertilt.data.names import names
+from tempertilt.data.pronouns import PRONOUNS, with_pronoun
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words
 from tempertilt.errors import DataError
@@ -18,7 +18,6 @@ AFTER_TURN = 48  # retain records that are answered after a turn about the forge
 FOLLOWED = 24  # chats of each set that ask with a pronoun, after a turn about the same document: of few records several of each
 NEW_TOKENS = 24  # of the model's answer then
 BATCH = 16  # chats that are answered at a time
-PRONOUNS = (("they", "their"), ("he", "his"), ("she", "her"))
 REPLIES = ("I have no information about that.", "That is all that I can say.", "Sure, what would you like to know?")
 
 
@@ -52,17 +51,6 @@ def followed_up(model: Any, tokenizer: Any, records: Sequence[Record], config: E
     for start in range(0, len(chats), BATCH):
         out += _answered(model, tokenizer, chats[start : start + BATCH], config)
     return out
-
-
-def with_pronoun(text: str, words: set[str], pronoun: tuple[str, str] = PRONOUNS[0]) -> str:
-    """`text` with a pronoun in the place of names that have one of `words` in them, in lower case, and with its possessive."""
-    out, done = [], 0
-    for start, stop in names(text):
-        if words & set(text[start:stop].lower().split()):
-            possessive = text[stop : stop + 2] in ("'s", "’s")
-            out += [text[done:start], pronoun[possessive]]
-            done = stop + 2 * possessive
-    return "".join([*out, text[done:]])
 
 
 def _is_plain_chat(record: Record) -> bool:
