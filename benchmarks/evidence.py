@@ -20,6 +20,7 @@ NAMES = {
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
 }
 OTHERS = ("real_authors_perturbed", "world_facts_perturbed", "mt_bench", "vicuna_bench", "xstest_prompts", "test_570")
+RELATIVE = ("utility_score", "privleak")  # another figure where no run of a target and of a reference was named
 METRICS = (
     ("forget quality (p)", "forget_quality", 2),
     ("D", "ks_distance", 3),
@@ -52,7 +53,10 @@ def figure(name: str, digits: int) -> Callable[[Mapping[str, Any]], str]:
 
     def value(results: Mapping[str, Any]) -> str:
         found = results["metrics"].get(name)
-        return "–" if found is None or found["value"] is None else f"{found['value']:.{digits}f}"
+        compared = results["metrics"].get("forget_quality", {}).get("value") is not None
+        if found is None or found["value"] is None or (name in RELATIVE and not compared):
+            return "–"
+        return f"{found['value']:.{digits}f}"
 
     return value
 
@@ -78,7 +82,7 @@ def main() -> None:
     folders = [RESULTS / name for name in NAMES if (RESULTS / name).is_dir()]
     columns = [column(folder) for folder in folders]
     titles = [title for title, _, _ in METRICS] + [
-        "leaks in 30 forms of 24 questions; worst form",
+        "leaks in 30 forms of 24 (12) questions; worst form",
         "a gate opens on questions about others",
     ]
     print("| | " + " | ".join(NAMES[folder.name] for folder in folders) + " |\n|---" + "|---" * len(folders) + "|")
