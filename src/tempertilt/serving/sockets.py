@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def listen(host: str, port: int) -> socket.socket:
     """A socket that is bound to an address; port 0 is any free one. `ConfigError` where it can't be had.
 
-    The protocol is named, since asyncio switches Nagle's algorithm off on none but sockets that have it. Else a streamed token waits
+    The protocol is named, since asyncio switches Nagle's algorithm off only on sockets that have it. Else a streamed token waits
     until the client has acknowledged the one before, which it may delay by 40 ms.
     """
     if not 0 <= port <= 65535:
