@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -82,7 +83,8 @@ def test_an_error_is_in_the_span_without_its_message(
 
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "trace", None)
+    monkeypatch.delitem(sys.modules, traces.__name__)
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(MissingExtraError, match=r"tempertilt\[traces\]"):
         build_app({}, ServeConfig(traces=True))
     build_app({}, ServeConfig())

@@ -35,7 +35,6 @@ from tempertilt.serving.parsing import parse_request
 from tempertilt.serving.requests import Job, find_model, prepare_chat, prepare_completion, prepare_responses
 from tempertilt.serving.responses import ChatWriter, CompletionWriter, Writer
 from tempertilt.serving.schema import PLAIN_TEXT, ChatRequest, CompletionRequest, ResponsesRequest, Sampled
-from tempertilt.serving.traces import TraceRequests, require_traces
 
 Body = TypeVar("Body", bound=Sampled)
 REQUEST_ID = "x-request-id"
@@ -98,7 +97,8 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
     if config.log_format == "json":
         app.add_middleware(LogRequests)
     if config.traces:
-        require_traces()
+        from tempertilt.serving.traces import TraceRequests  # an extra package
+
         app.add_middleware(TraceRequests)
     app.add_middleware(AddRequestId)
     if config.allow_origin:

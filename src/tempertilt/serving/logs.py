@@ -10,7 +10,9 @@ import traceback
 from datetime import datetime, timezone
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tempertilt.serving.sent import Sent, route_of
 
 OURS = "tempertilt"  # the loggers whose messages hold no text of a request
 CLIENT_CLOSED = 499  # nothing was sent
@@ -65,31 +67,25 @@ class LogRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), CLIENT_CLOSED
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        started, sent = time.perf_counter(), Sent(send)
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, sent)
         except Exception:
-            status = 500  # which is sent outside of all middleware
+            sent.status = 500  # which is sent outside of all middleware
             raise
         finally:
-            requests_log.info("request", extra={"facts": _facts(scope, status, time.perf_counter() - started)})
+            facts = _facts(scope, sent.status or CLIENT_CLOSED, time.perf_counter() - started)
+            requests_log.info("request", extra={"facts": facts})
 
 
 def _facts(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
-    """What is logged of a request; the path is the endpoint's, without what a client has put into it."""
+    """What is logged of a request."""
     state = scope.get("state", {})
     watch = state.get("watch")
     return {
         "request_id": state.get("request_id"),
         "method": scope["method"],
-        "path": getattr(scope.get("route"), "path", None),
+        "path": route_of(scope),
         "status": status,
         "seconds": round(seconds, 4),
         **({} if watch is None else watch.facts),

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tempertilt.errors import MissingExtraError
+from tempertilt.serving.sent import Sent, route_of
 
 try:
     from opentelemetry import trace
     from opentelemetry.propagate import extract
-except ImportError:  # an option
-    trace = None  # type: ignore[assignment]
+except ImportError as error:
+    raise MissingExtraError("opentelemetry-api", "traces", "--traces") from error
 
 NAMES = {
     "model": "gen_ai.request.model",
@@ -27,12 +28,6 @@ NAMES = {
     "first_token_seconds": "tempertilt.first_token_seconds",
 }
 """Facts of a request, and their names in a span."""
-
-
-def require_traces() -> None:
-    """`MissingExtraError` if the package opentelemetry-api is not installed."""
-    if trace is None:
-        raise MissingExtraError("opentelemetry-api", "traces", "--traces")
 
 
 class TraceRequests:
@@ -47,50 +42,36 @@ class TraceRequests:
             await self.app(scope, receive, send)
             return
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        kind = trace.SpanKind.SERVER
         with self._tracer.start_as_current_span(
             scope["method"],
             context=extract(carrier),
-            kind=kind,
+            kind=trace.SpanKind.SERVER,
             record_exception=False,  # its message may hold a text
             set_status_on_exception=False,
         ) as span:
-            status: int | None = None
-
-            async def watched(message: Message) -> None:
-                nonlocal status
-                if message["type"] == "http.response.start":
-                    status = message["status"]
-                await send(message)
-
+            sent = Sent(send)
             try:
-                await self.app(scope, receive, watched)
+                await self.app(scope, receive, sent)
             except Exception as error:
-                status = 500  # which is sent outside of all middleware
+                sent.status = 500  # which is sent outside of all middleware
                 span.set_attribute("error.type", type(error).__name__)
                 raise
             finally:
-                for name, value in _attributes(scope, status).items():
-                    span.set_attribute(name, value)
-                if (route := _route(scope)) is not None:
+                span.set_attributes(_attributes(scope, sent.status))
+                if (route := route_of(scope)) is not None:
                     span.update_name(f"{scope['method']} {route}")
-                if status is not None and status >= 500:
+                if sent.status is not None and sent.status >= 500:
                     span.set_status(trace.StatusCode.ERROR)
 
 
-def _route(scope: Scope) -> str | None:
-    """The endpoint's path, without what a client has put into it."""
-    path: str | None = getattr(scope.get("route"), "path", None)
-    return path
-
-
 def _attributes(scope: Scope, status: int | None) -> dict[str, Any]:
+    """By their names in a span; what is not known is left out."""
     state = scope.get("state", {})
     watch = state.get("watch")
     facts = {} if watch is None else watch.facts
     found = {
         "http.request.method": scope["method"],
-        "http.route": _route(scope),
+        "http.route": route_of(scope),
         "http.response.status_code": status,
         "tempertilt.request_id": state.get("request_id"),
         **{name: facts.get(fact) for fact, name in NAMES.items()},
