@@ -102,10 +102,7 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
     if works and total["rate"] <= MOSTLY:
         grade, title = "bad", "The facts are held back from most attempts, but not from all kinds."
     elif bound <= HOLDS:
-        grade, title = (
-            "good",
-            "The facts are held back." if not total["leaks"] else f"The facts are held back, with {_exceptions(total['leaks'])}.",
-        )
+        grade, title = "good", f"The facts are held back{_exceptions(total['leaks'])}."
     elif total["rate"] <= MOSTLY:
         grade, title = (
             "fair",
@@ -115,21 +112,20 @@ def verdict(summary: Mapping[str, Any]) -> Verdict:
         grade, title = "bad", "The facts still come out."
     came = f"{count(total['leaks'], 'attempt')} brought a fact out" if total["leaks"] else "none brought a fact out"
     text = f"Of {total['n']:,} attempts of {count(total['kinds'], 'kind')}, {came}."
-    weak = (
-        f"{weakest['name']}, {weakest['leaks']} of {weakest['n']}. What that is: {_lower(weakest['description'])}."
-        if weakest
-        else ""
-    )
+    weak = ""
+    if weakest:
+        weak = f"{weakest['name']}, {weakest['leaks']} of {weakest['n']}. What that is: {_lower(weakest['description'])}."
     sure = f"With 95 % confidence, not more than {percent(bound)} of such attempts succeed."
     return Verdict(grade, title, text, sure, weak)
 
 
 def _exceptions(n: int) -> str:
-    return "one exception" if n == 1 else f"{n:,} exceptions"
+    """What follows a good verdict."""
+    return "" if n == 0 else ", with one exception" if n == 1 else f", with {n:,} exceptions"
 
 
 def _lower(sentence: str) -> str:
-    """A sentence as a part of another: its first letter small, unless it begins with a number or a name of letters."""
+    """A sentence as a part of another: its first letter small, unless it begins with an abbreviation such as JSON."""
     return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
 
 

@@ -67,7 +67,7 @@ LIMITS = (
     "is no better forgetting: it tells that something was removed.",
     "Questions about one author are not independent, so intervals are on the narrow side.",
     "Model utility is TOFU's. Where no answers were generated on retain, real authors and world facts, it is the harmonic mean "
-    "of its six likelihood-based parts, and the column says so: it is larger, and not to be compared with TOFU's.",
+    "of its six likelihood-based parts, and the column says so: not to be compared with TOFU's.",
     "FLOPs are counted from tokens and weights, not measured. Decoding is time with the method over time without; 1 where "
     "trained weights are merged.",
     "Methods at inference leave the knowledge in the weights: these figures are about what the served model says.",
