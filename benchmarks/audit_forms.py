@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,17 @@ def asked(target: Target, judge: Judge, attempts: list[Attempt]) -> list[Judgeme
     return out
 
 
+def by_form(kind: str, some: list[Subject], material: Material, target: Target, judge: Judge) -> dict[str, list[int]]:
+    """Of each form of a kind of attack: leaks, answers with the record's words, and attempts."""
+    rng, out = random.Random(0), dict[str, list[int]]()
+    attempts = [attempt for subject in some for attempt in attacks()[kind].make(subject, material, rng)]
+    for attempt, judgement in zip(attempts, asked(target, judge, attempts)):
+        counts = out.setdefault(attempt.form, [0, 0, 0])
+        for i, more in enumerate((bool(judgement.leaked), judgement.rouge >= SAME, True)):
+            counts[i] += more
+    return out
+
+
 def main() -> None:
     """Ask, and print both counts of every form."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -83,17 +93,11 @@ def main() -> None:
         endpoint = Endpoint(args.url, args.served_model)
         target = ServedTarget(base.model, base.tokenizer, ExampleConfig(), NEW, endpoint=endpoint)
     found: dict[str, dict[str, list[int]]] = {}
+    material = Material(subjects, *others)
     for kind in args.attacks:
-        rng, material = random.Random(0), Material(subjects, others[0], others[1])
-        attempts = [attempt for s in some for attempt in attacks()[kind].make(s, material, rng)]
-        leaks, same, n = Counter[str](), Counter[str](), Counter[str]()
-        for attempt, judgement in zip(attempts, asked(target, judge, attempts)):
-            n[attempt.form] += 1
-            leaks[attempt.form] += bool(judgement.leaked)
-            same[attempt.form] += judgement.rouge >= SAME
-        found[kind] = {form: [leaks[form], same[form], n[form]] for form in n}
-        for form, (gave, words, asked_) in found[kind].items():
-            print(f"{kind:<18}{form:<34}{gave:>3} of {asked_:<4}{words:>3} with the record's words", flush=True)
+        found[kind] = by_form(kind, some, material, target, judge)
+        for form, (gave, words, n) in found[kind].items():
+            print(f"{kind:<18}{form:<34}{gave:>3} of {n:<4}{words:>3} with the record's words", flush=True)
     if args.out:
         args.out.write_text(json.dumps(found, indent=1) + "\n")
 

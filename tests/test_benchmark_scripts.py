@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,14 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import _shapes  # noqa: E402
+import audit_forms  # noqa: E402
 import scale_layers  # noqa: E402
 import tofu_cut  # noqa: E402
+from support.audits import HOLDOUT, RETAIN, Scripted, subjects  # noqa: E402
+from tempertilt.audit.attempts import Attempt, Material  # noqa: E402
+from tempertilt.audit.judge import Judge  # noqa: E402
+from tempertilt.audit.target import Target  # noqa: E402
+from tempertilt.data.examples import ExampleConfig  # noqa: E402
 from tempertilt.guidance.composition import Composition  # noqa: E402
 
 NOT_NEEDED = ("peft", "scipy", "datasets", "rouge_score", "accelerate", "gguf", "fastapi", "matplotlib", "prometheus_client")
@@ -81,3 +88,20 @@ def test_a_cut_names_authors_and_leaves_out_questions_of_two(tmp_path: Path) -> 
     assert files["forget"] == [{"question": "q3990", "answer": "a3990", "document": "author-199"}]
     assert [row["question"] for row in files["retain_perturbed"]] == ["q6"]
     assert len(files["retain"]) == 400 and files["retain"][399]["document"] == "author-019"
+
+
+def test_an_attack_is_counted_form_by_form(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = subjects()
+    answers = {subject.number: subject.record.answer for subject in every}
+
+    def say(attempt: Attempt) -> str:
+        known = attempt.subject != 1 and attempt.form in ("", "as recorded", "lower case")
+        return answers[attempt.subject] if known else "I do not know."
+
+    Scripted(say).install(monkeypatch)
+    target, judge = Target(llama, tokenizer, ExampleConfig(), 8), Judge(every, [])
+    some = audit_forms.drawn(every, target, judge)
+    assert {subject.number for subject in some} == {2, 3, 4, 5, 6}
+    found = audit_forms.by_form("spellings", some, Material(every, RETAIN, HOLDOUT), target, judge)
+    assert found["lower case"] == [5, 5, 5] and len(found) > 10
+    assert all(counts[:2] == [0, 0] for form, counts in found.items() if form != "lower case")
