@@ -17,6 +17,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _shapes  # noqa: E402
 import audit_forms  # noqa: E402
+import lume_cut  # noqa: E402
 import scale_layers  # noqa: E402
 import tofu_cut  # noqa: E402
 from support.audits import HOLDOUT, RETAIN, Scripted, subjects  # noqa: E402
@@ -88,6 +89,17 @@ def test_a_cut_names_authors_and_leaves_out_questions_of_two(tmp_path: Path) -> 
     assert files["forget"] == [{"question": "q3990", "answer": "a3990", "document": "author-199"}]
     assert [row["question"] for row in files["retain_perturbed"]] == ["q6"]
     assert len(files["retain"]) == 400 and files["retain"][399]["document"] == "author-019"
+
+
+def test_the_cut_of_lume_has_whole_persons(shared: Path) -> None:
+    files = lume_cut.cut(shared / "lume")
+    persons = {name: [str(row["document"]) for row in rows] for name, rows in files.items()}
+    assert {name: len(set(some)) for name, some in persons.items()} == {"forget": 20, "retain": 40, "holdout": 20}
+    assert all(some.count(person) == 6 for some in persons.values() for person in some)
+    assert not any(set(persons[a]) & set(persons[b]) for a in persons for b in persons if a != b)
+    assert all(
+        row["task"] == "Task2" and str(row["id"]).startswith(str(row["document"])) for rows in files.values() for row in rows
+    )
 
 
 def test_an_attack_is_counted_form_by_form(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from support.servers import adapters  # noqa: F401
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
+from tempertilt.integrations.vllm.options import SCHEDULER, WORKER
 from tempertilt.requests.state import ActivePart
 from tempertilt.serving import backends
 from tempertilt.serving.config import ServeConfig
@@ -20,24 +22,28 @@ from tempertilt.serving.config import ServeConfig
 def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"fastapi", "uvicorn", "prometheus_client"}
     monkeypatch.setattr(backends, "_installed", lambda name: name in here)
-    one, two, plain = {"a": "x"}, {"a": "x", "b": "y"}, ServeConfig()
-    assert backends.choose_backend("auto", one, plain) == ("transformers", "")
+    plain = ServeConfig()
+    assert backends.choose_backend("auto", plain) == ("transformers", "")
     with pytest.raises(MissingExtraError, match="vllm"):
-        backends.choose_backend("vllm", one, plain)
+        backends.choose_backend("vllm", plain)
     here |= {"vllm", "tempertilt.integrations.vllm"}
-    assert backends.choose_backend("auto", one, plain) == ("vllm", "")
-    assert backends.choose_backend("transformers", one, plain) == ("transformers", "")
-    for adapters_, config in ((two, plain), (one, ServeConfig(serve_base=True)), (one, ServeConfig(tilt_parameters="any"))):
-        name, why = backends.choose_backend("auto", adapters_, config)
+    assert backends.choose_backend("auto", plain) == ("vllm", "")
+    assert backends.choose_backend("transformers", plain) == ("transformers", "")
+    for config in (
+        ServeConfig(tilt_parameters="any"),
+        ServeConfig(traces=True),
+        ServeConfig(allow_origin=("https://a.example",)),
+    ):
+        name, why = backends.choose_backend("auto", config)
         assert name == "transformers" and "vLLM" in why
         with pytest.raises(ConfigError, match="--backend transformers"):
-            backends.choose_backend("vllm", adapters_, config)
-    name, why = backends.choose_backend("auto", {}, plain, ledger=True)
+            backends.choose_backend("vllm", config)
+    name, why = backends.choose_backend("auto", plain, ledger=True)
     assert name == "transformers" and "changes of a ledger by a restart only" in why
-    assert backends.choose_backend("vllm", {}, plain, ledger=True) == ("vllm", "")
+    assert backends.choose_backend("vllm", plain, ledger=True) == ("vllm", "")
     here.discard("uvicorn")
     with pytest.raises(MissingExtraError, match=r"tempertilt\[serve\]"):
-        backends.choose_backend("transformers", one, plain)
+        backends.choose_backend("transformers", plain)
 
 
 MIDDLEWARE = ["--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
@@ -85,6 +91,30 @@ def test_vllm_is_started_with_the_adapter_and_keeps_the_key_to_itself(
         "reply": None,
     }
     assert environment["VLLM_API_KEY"] == "from-the-environment" and environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_vllm_is_started_with_several_models(adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each under its name, and the base only where the operator asks for it."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    monkeypatch.setattr("tempertilt.cli.serve._serve", lambda *_: 0)
+    monkeypatch.setattr("os.execve", lambda program, command, environment: started.append((command, environment)))
+    named = [f"--adapter={name}={adapters[place]}" for name, place in (("ann", "first"), ("bob", "second"))]
+    for more, names in (([], ["ann", "bob"]), (["--serve-base"], ["ann", "bob", "base"])):
+        assert main(["serve", *named, *more, "--backend", "vllm", "--api-key", "secret"]) == 0
+        command, environment = started.pop()
+        models = json.loads(command[command.index("--hf-overrides") + 1])["tempertilt"]["models"]
+        assert list(models) == names and models["ann"] == {"adapter": str(Path(adapters["first"]).resolve())}
+        assert models.get("base", {}) == {}
+        at = command.index("--served-model-name")
+        assert command[at + 1 : at + 1 + len(names)] == names
+        assert command[command.index("--worker-cls") + 1] == WORKER and command[command.index("--scheduler-cls") + 1] == SCHEDULER
+        middleware = [command[i + 1] for i, flag in enumerate(command) if flag == "--middleware"]
+        assert middleware == ["tempertilt.integrations.vllm.naming.NameModel", MIDDLEWARE[1]]  # the last stands first
+        assert environment["VLLM_USE_V2_MODEL_RUNNER"] == "0" and "secret" not in command
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert main(["serve", *named, "--backend", "vllm"]) == 0 and "--enforce-eager" in started.pop()[0]
+    assert main(["serve", named[0], "--backend", "vllm"]) == 0 and "--enforce-eager" not in started.pop()[0]
 
 
 def test_vllm_is_started_with_the_parts_that_act(

@@ -19,12 +19,8 @@ from tempertilt.data.examples import ExampleConfig, encode_question  # noqa: E40
 from tempertilt.errors import ConfigError  # noqa: E402
 from tempertilt.guidance.gate import Gates  # noqa: E402
 from tempertilt.guidance.reply import SURE  # noqa: E402
-from tempertilt.integrations.vllm.serve import (  # noqa: E402
-    REPLY_PROCESSOR,
-    check_overrides,
-    engine_arguments,
-    serve_arguments,
-)
+from tempertilt.integrations.vllm.options import REPLY_PROCESSOR, check_overrides  # noqa: E402
+from tempertilt.integrations.vllm.serve import engine_arguments, serve_arguments  # noqa: E402
 from tempertilt.models.adapter import read_config  # noqa: E402
 from tempertilt.models.replies import BREAK, make_reply  # noqa: E402
 from tempertilt.models.t3 import T3ForCausalLM  # noqa: E402
@@ -115,7 +111,7 @@ def test_another_reply_and_none_for_a_server(place: str, wanted: dict[str, str],
 
 def test_vllm_is_given_what_says_a_reply(place: str, base: Alone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_installed", lambda name: True)
-    assert backends.choose_backend("auto", {"mine": place}, ServeConfig()) == ("vllm", "")
+    assert backends.choose_backend("auto", ServeConfig()) == ("vllm", "")
     processors = {"logits_processors": [REPLY_PROCESSOR]}
     own, other, guess = (engine_arguments(place, reply=reply) for reply in (None, "Hush.", "guess"))
     assert own.items() >= processors.items() and "reply" not in own["hf_overrides"]["tempertilt"]

@@ -2,6 +2,8 @@
 
 A job is {"llm": keyword arguments of LLM, "rounds": [{"prompts": [[token ids]], "sampling": {...}}]}; its result has, for each
 round and prompt, tokens, their log-probabilities, those of alternatives and of the prompt, and cache hits; or {"error": text}.
+A round may have "models", the name of one for each prompt, and "calls" to the workers before it, each a list of a method and its
+arguments; what a call raises is in the result's "refused".
 """
 
 from __future__ import annotations
@@ -30,13 +32,21 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(**job["llm"])
-    rounds = []
+    rounds, refused = [], []
     for step in job["rounds"]:
+        for method, *arguments in step.get("calls", []):
+            try:
+                llm.collective_rpc(method, args=tuple(arguments))
+            except Exception as error:
+                refused.append(f"{type(error).__name__}: {error}")
         prompts = [{"prompt_token_ids": ids} for ids in step["prompts"]]
         sampling = dict(step["sampling"])
         if bias := sampling.get("logit_bias"):  # JSON has no numbers as keys
             sampling["logit_bias"] = {int(token): value for token, value in bias.items()}
-        outputs = llm.generate(prompts, SamplingParams(**sampling), use_tqdm=False)
+        named = [
+            {} if name is None else {"extra_args": {"tempertilt": name}} for name in step.get("models", [None] * len(prompts))
+        ]
+        outputs = llm.generate(prompts, [SamplingParams(**sampling, **extra) for extra in named], use_tqdm=False)
         rounds.append(
             [
                 {
@@ -49,7 +59,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             ]
         )
     counted = job["llm"].get("disable_log_stats") is False
-    return {"rounds": rounds, "metrics": {m.name: getattr(m, "value", None) for m in llm.get_metrics()} if counted else {}}
+    return {
+        "rounds": rounds,
+        "refused": refused,
+        "metrics": {m.name: getattr(m, "value", None) for m in llm.get_metrics()} if counted else {},
+    }
 
 
 def main(jobs_path: str, results_path: str) -> None:

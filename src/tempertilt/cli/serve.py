@@ -16,7 +16,7 @@ from tempertilt.cli.streams import check_argument
 from tempertilt.errors import ConfigError
 from tempertilt.serving.backends import BACKENDS, choose_backend, start_vllm
 from tempertilt.serving.config import ServeConfig
-from tempertilt.serving.names import parse_adapters
+from tempertilt.serving.names import BASE, parse_adapters
 from tempertilt.serving.sockets import LOOPBACK, address, listen
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     _check_ledger(args, config)
     if args.reply is not None:
         check_argument(args.reply, "--reply")
-    backend, why = choose_backend(args.backend, adapters, config, ledger=bool(ledger))
+    backend, why = choose_backend(args.backend, config, ledger=bool(ledger))
     if why:
         print(f"t3 serve: {why}", file=sys.stderr)
     if backend == "vllm":
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
         if args.trust_remote_code or args.device != "auto" or args.ignore_base_mismatch:
             raise ConfigError("--trust-remote-code, --device and --ignore-base-mismatch are not for --backend vllm")
-        [(name, place)] = (adapters or ledger).items()
-        parts = _active_parts(args, place) if ledger else place
-        start_vllm(*vllm_command(name, parts, args.model, args.peft_adapter, config, args.dtype, args.reply))
+        served = {name: _active_parts(args, place) for name, place in ledger.items()} or adapters
+        models = {**served, BASE: None} if config.serve_base else served
+        start_vllm(*vllm_command(models, args.model, args.peft_adapter, config, args.dtype, args.reply))
     return _serve(args, config, adapters, ledger)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
 
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.serving.config import ServeConfig
@@ -12,12 +11,11 @@ from tempertilt.serving.config import ServeConfig
 BACKENDS = ("auto", "vllm", "transformers")
 
 
-def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig, *, ledger: bool = False) -> tuple[str, str]:
+def choose_backend(wanted: str, config: ServeConfig, *, ledger: bool = False) -> tuple[str, str]:
     """The backend, and in a line why it is not vLLM where that was to be expected.
 
     Args:
         wanted: one of `BACKENDS`.
-        adapters: directories or hub ids by name.
         ledger: whether a ledger is to be served.
 
     Raises:
@@ -27,7 +25,7 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     if wanted == "transformers":
         _require_transformers()
         return wanted, ""
-    obstacle = _obstacle(adapters, config)
+    obstacle = _obstacle(config)
     if wanted == "vllm":
         if not _installed("vllm"):
             raise MissingExtraError("vllm", "vllm", "--backend vllm")
@@ -42,12 +40,8 @@ def choose_backend(wanted: str, adapters: Mapping[str, str], config: ServeConfig
     return "transformers", f"the backend is transformers: {obstacle}" if _installed("vllm") else ""
 
 
-def _obstacle(adapters: Mapping[str, str], config: ServeConfig) -> str:
+def _obstacle(config: ServeConfig) -> str:
     """Why vLLM can't serve this, or nothing."""
-    if len(adapters) > 1:
-        return "vLLM serves one adapter on each engine"
-    if config.serve_base:
-        return "vLLM does not serve the base model beside an adapter"
     if config.tilt_parameters != "refuse":
         return "vLLM takes no settings of the tilt from a request"
     if config.traces:

@@ -25,9 +25,10 @@ from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.integrations.vllm import engine_arguments, hf_overrides, serve_arguments, serve_environment
+from tempertilt.integrations.vllm.choices import Choices, load_guidance
 from tempertilt.integrations.vllm.memory import BETA, SPAN, Heads, Layout, plan_layers, split
-from tempertilt.integrations.vllm.models import Columns, LowerStates, _Unlearned, check_engine, load_guidance, sum_of
-from tempertilt.integrations.vllm.serve import check_overrides
+from tempertilt.integrations.vllm.models import Columns, LowerStates, _Unlearned, check_engine, sum_of
+from tempertilt.integrations.vllm.options import SCHEDULER, WORKER, check_overrides
 from tempertilt.integrations.vllm.weights import WeightsWatch
 from tempertilt.models.adapter import Adapter, AdapterConfig
 from tempertilt.models.t3 import T3ForCausalLM
@@ -294,7 +295,10 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
     with torch.no_grad():
         head.B.normal_()
     config = AdapterConfig("base", "", "llama", 16, 12, pooling=pooling, temperature=1.5, guidance_scale=0.5, forget_prior=0.3)
-    return load_guidance(options, {"": Adapter(config, head, random_gates(16) if gated else None)})
+    adapter = Adapter(config, head, random_gates(16) if gated else None)
+    guidance = load_guidance({"adapter": "x", **options}, {"x": adapter}.__getitem__)
+    assert isinstance(guidance, Guidance)
+    return guidance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -302,16 +306,18 @@ def random_guidance(pooling: str, gated: bool, **options: float) -> Guidance:
 @pytest.mark.parametrize("pooling,gated", [("mean", True), ("mean", False), ("last", True), ("last", False)])
 def test_columns_carry_float32_to_the_logits(pooling: str, gated: bool, extra: int, dtype: torch.dtype) -> None:
     """Rows of hidden states are picked by the engine between the two; the numbers beside them come back bit by bit."""
-    columns = Columns(3 if pooling == "mean" else 0, () if gated else None, extra, dtype)
+    columns = Columns((3 if pooling == "mean" else 0, int(gated), extra), dtype)
     states, pooled = torch.randn(7, 16).to(dtype), torch.randn(7, 3) if pooling == "mean" else None
     gate = torch.rand(7) if gated else None
     others = torch.rand(7, extra) if extra else None
-    joined = columns.attach(states, pooled, gate, others) if columns.count else states
+    joined = columns.attach(states, pooled, gate, others)
     assert joined.dtype == dtype and joined.shape == (7, 16 + columns.count)
     rows = torch.tensor([6, 0, 3])
-    for value, expected in zip(columns.detach(joined[rows]), (states, pooled, gate, others)):
+    found, parts = columns.detach(joined[rows])
+    assert torch.equal(found, states[rows])
+    for value, expected in zip(parts, (pooled, gate, others), strict=True):
         assert (value is None) == (expected is None)
-        assert value is None or expected is None or torch.equal(value, expected[rows])
+        assert value is None or expected is None or torch.equal(value, expected[rows].view(value.shape))
 
 
 def test_the_engine_s_settings_take_the_place_of_the_adapter_s() -> None:
@@ -387,8 +393,11 @@ def test_states_between_layers() -> None:
 def engine_config(**changes: object) -> SimpleNamespace:
     text = SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=3)
     model = {"hf_text_config": text, "runner_type": "generate", "use_mla": False, "is_hybrid": False, "is_attention_free": False}
-    model |= {"architecture": "T3XForCausalLM", "dtype": torch.bfloat16}
+    model |= {"architecture": "T3XForCausalLM", "dtype": torch.bfloat16, "enforce_eager": False}
     found = {"lora_config": None, "speculative_config": None, "cache_config": SimpleNamespace(cache_dtype="auto")}
+    found |= {"device_config": SimpleNamespace(device_type="cpu"), "use_v2_model_runner": False}
+    found |= {"parallel_config": SimpleNamespace(worker_cls=WORKER)}
+    found |= {"scheduler_config": SimpleNamespace(scheduler_cls=SCHEDULER)}
     model |= {name: value for name, value in changes.items() if name in model}
     found |= {name: value for name, value in changes.items() if name in found}
     return SimpleNamespace(model_config=SimpleNamespace(**model), **found)
@@ -413,13 +422,36 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
 def test_unsafe_engines_are_refused(name: str) -> None:
     adapter = AdapterConfig("base", "", "llama", 16, 12, gate=random_gates(16).settings)
     guidance, plain = random_guidance("mean", True), random_guidance("last", False)
-    check_engine(engine_config(), [adapter], guidance)
-    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), [adapter], guidance)
+    check_engine(engine_config(), [adapter], Choices({"": guidance}))
+    check_engine(engine_config(speculative_config=SimpleNamespace(method="ngram")), [adapter], Choices({"": guidance}))
     changes, message = UNSAFE[name]
     with pytest.raises(TemperTiltError, match=message):
-        check_engine(engine_config(**changes), [adapter], guidance)
+        check_engine(engine_config(**changes), [adapter], Choices({"": guidance}))
     if name in ("latent", "hybrid", "quantised"):  # an adapter without a memory has nothing there
-        check_engine(engine_config(**changes), [AdapterConfig("base", "", "llama", 16, 12, pooling="last")], plain)
+        adapter = AdapterConfig("base", "", "llama", 16, 12, pooling="last")
+        check_engine(engine_config(**changes), [adapter], Choices({"": plain}))
+
+
+CHOOSING: dict[str, tuple[dict[str, object], str]] = {
+    "worker": ({"parallel_config": SimpleNamespace(worker_cls="auto")}, "worker_cls is 'auto'; must be 'tempertilt"),
+    "scheduler": ({"scheduler_config": SimpleNamespace(scheduler_cls=None)}, "scheduler_cls is None; must be 'tempertilt"),
+    "runner": ({"use_v2_model_runner": True}, "must be VLLM_USE_V2_MODEL_RUNNER=0"),
+    "halves": ({"parallel_config": SimpleNamespace(worker_cls=WORKER, enable_dbo=True)}, "enable_dbo is True"),
+    "graphs": ({"device_config": SimpleNamespace(device_type="cuda")}, "enforce_eager is False; must be True"),
+    "bases": ({}, "fitted on different base models"),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_engines_that_would_mix_models_are_refused(name: str) -> None:
+    choices = Choices({"a": random_guidance("mean", True), "b": None})
+    adapters = [AdapterConfig("base", fingerprint, "llama", 16, 12) for fingerprint in ("x", "x")]
+    check_engine(engine_config(), adapters, choices)
+    changes, message = CHOOSING[name]
+    if name == "bases":
+        adapters[1] = AdapterConfig("base", "y", "llama", 16, 12)
+    with pytest.raises(TemperTiltError, match=message):
+        check_engine(engine_config(**changes), adapters, choices)
 
 
 def test_the_cpu_build_answers_to_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.pooling import scan
 from tempertilt.guidance.reply import Reply, reply_logits
+from tempertilt.integrations.vllm.choices import Choices
 
 NAME = "tempertilt.integrations.vllm.replies"
 VOCAB, LENGTH, STEPS, SEATS = 24, 200, 170, 4
@@ -103,12 +104,12 @@ def come_and_go(seats: list[Request], waiting: list[Request], draw: random.Rando
 def test_every_row_gets_its_own_next_token(replies: Any) -> None:
     """Whatever has become of the batch; and all rows that go on by one token are followed at once."""
     draw, model, config = random.Random(1), guidance(), SimpleNamespace()
-    rows = replies.ReplyRows(model, config)
+    rows = replies.ReplyRows(Choices({"": model}), config)
     engine = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
     processor = replies.ReplyProcessor(engine, torch.device("cpu"), False)
     calls: list[int] = []
     follow = rows.follow
-    rows.follow = lambda tokens, before: calls.append(len(tokens)) or follow(tokens, before)
+    rows.follow = lambda tokens, before, row=None: calls.append(len(tokens)) or follow(tokens, before, row)
     waiting, seats = [Request(model, draw) for _ in range(8)], []
     said = silent = 0
     for step in range(STEPS):
@@ -133,7 +134,7 @@ def test_every_row_gets_its_own_next_token(replies: Any) -> None:
 def test_tokens_of_the_host_go_to_the_device_of_the_guidance(replies: Any) -> None:
     """`meta` stands for a GPU: it does not compute with tensors of the CPU either."""
     model = guidance().to("meta")
-    rows = replies.ReplyRows(model, SimpleNamespace())
+    rows = replies.ReplyRows(Choices({"": model}), SimpleNamespace())
     rows.note(*(torch.zeros(2, *shape, device="meta") for shape in ((EVENTS,), (), ())))
-    before: Tensor = replies.Sequence([7, 8], [20, 21]).before(rows, 4)
+    before: Tensor = replies.Sequence([7, 8], [20, 21]).before(rows, 0, 4)
     assert before.device.type == "meta" and before.shape == (rows.numbers,)

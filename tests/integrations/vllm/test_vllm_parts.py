@@ -14,7 +14,7 @@ from support.vllm_models import NEW, SAMPLING, VOCAB, prompts, tiny
 from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.guidance.reply import Reply
-from tempertilt.integrations.vllm.serve import REPLY_PROCESSOR, hf_overrides
+from tempertilt.integrations.vllm.options import REPLY_PROCESSOR, hf_overrides
 from tempertilt.models.composed import ComposedLM
 from tempertilt.models.t3 import T3ForCausalLM
 

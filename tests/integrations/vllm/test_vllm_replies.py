@@ -11,7 +11,7 @@ import pytest
 from support.vllm_engines import greedy, needs_vllm, run_engines
 from support.vllm_models import NEW, SAMPLING, prompts, unlearned
 from tempertilt.guidance.reply import Reply
-from tempertilt.integrations.vllm.serve import REPLY_PROCESSOR
+from tempertilt.integrations.vllm.options import REPLY_PROCESSOR
 
 pytestmark = needs_vllm
 

@@ -11,13 +11,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from support.vllm_engines import PYTHON, log_probabilities, needs_vllm
+from support.vllm_engines import PYTHON, greedy, log_probabilities, needs_vllm
 from support.vllm_models import tiny_unlearned
 from tempertilt.integrations.vllm import serve_arguments, serve_command, serve_environment
 from tempertilt.models.t3 import T3ForCausalLM
@@ -55,15 +57,13 @@ class Server:
             return error.code, error.read().decode()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("server")
-    model, base, adapter = tiny_unlearned("llama", "mean", True, root, vocab_size=320)
-    tokenizer.save_pretrained(base)
+@contextmanager
+def started(root: Path, model: T3ForCausalLM, adapter: str | None, **served: Any) -> Iterator[Server]:
+    """vLLM as `serve_arguments` has it, from the first answer of /health on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    arguments = serve_arguments(None, None, str(adapter), port=port, max_model_len=128, dtype="float32")
+    arguments = serve_arguments(None, None, adapter, port=port, max_model_len=128, dtype="float32", **served)
     own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     command = [*serve_command(str(PYTHON)), *arguments, "--enforce-eager", "--block-size", "32"]
     with (root / "log.txt").open("wb") as log:
@@ -81,6 +81,15 @@ def server(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeni
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, -signal.SIGINT, 130)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Iterator[Server]:
+    root = tmp_path_factory.mktemp("server")
+    model, base, adapter = tiny_unlearned("llama", "mean", True, root, vocab_size=320)
+    tokenizer.save_pretrained(base)
+    with started(root, model, str(adapter)) as client:
+        yield client
 
 
 def token_id(name: str) -> int:
@@ -137,3 +146,78 @@ def test_no_route_hands_out_states(server: Server) -> None:
         assert server(route, {"model": "adapter", "input": "a"})[0] in (404, 405), route
     assert server("/v1/models", key="another")[0] == 401
     assert server("/health", key="another")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def several(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[Server, dict[str, Any]]]:
+    """A server of two adapters and the base, and the answers of each to a prompt that fills a block of the cache."""
+    root = tmp_path_factory.mktemp("several")
+    model, base, adapter = tiny_unlearned("llama", "mean", True, root, vocab_size=320)
+    tokenizer.save_pretrained(base)
+    answers = {"mild": greedy(model, [LONG], 8)[0]}
+    model.guidance_scale, model.temperature = 2.5, 3.0
+    model.save_pretrained(root / "strong")
+    answers["strong"] = greedy(model, [LONG], 8)[0]
+    with model.disable():
+        answers["base"] = greedy(model, [LONG], 8)[0]
+    models = {"mild": str(adapter), "strong": str(root / "strong"), "base": None}
+    with started(root, model, None, models=models) as client:
+        yield client, answers
+
+
+LONG = [*PROMPT, *PROMPT, *PROMPT]
+
+
+def asked(server: Server, **body: Any) -> tuple[int, Any]:
+    status, answer = server(
+        "/v1/completions",
+        {"prompt": LONG, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True} | body,
+    )
+    return status, answer["choices"][0]["token_ids"] if status == 200 else answer
+
+
+def test_each_name_has_its_model(several: tuple[Server, dict[str, Any]]) -> None:
+    """Twice round, so that what is cached of one model's request is there when another is asked the same."""
+    server, answers = several
+    assert [model["id"] for model in server("/v1/models")[1]["data"]] == ["mild", "strong", "base"]
+    assert len({tuple(answer) for answer in answers.values()}) == 3
+    for name in (*answers, *reversed(answers), *answers):
+        assert asked(server, model=name) == (200, answers[name])
+
+
+def test_no_field_of_a_request_chooses_another_model(several: tuple[Server, dict[str, Any]]) -> None:
+    server, answers = several
+    for extra in (
+        {"vllm_xargs": {"tempertilt": "base"}},
+        {"vllm_xargs": {"tempertilt": "zed"}},
+        {"cache_salt": '["base", null]'},
+    ):
+        assert asked(server, model="mild", **extra) == (200, answers["mild"])
+    assert asked(server, vllm_xargs={"tempertilt": "base"})[0] == 400
+    assert asked(server, model="zed")[0] == 404
+    body = {"model": "mild", "token_ids": LONG, "sampling_params": {"max_tokens": 8, "temperature": 0, "ignore_eos": True}}
+    body["sampling_params"]["extra_args"] = {"tempertilt": "base"}  # type: ignore[index]
+    status, answer = server("/inference/v1/generate", body)
+    assert status == 404 or answer["choices"][0]["token_ids"] == answers["mild"]
+
+
+def test_every_route_that_answers_knows_the_model(several: tuple[Server, dict[str, Any]]) -> None:
+    """Chats, responses and Anthropic's messages: what they say is of their model, not an empty answer, and not the base's."""
+    server, _ = several
+    turn = [{"role": "user", "content": "Who is Hina Ameen?"}]
+    found: dict[str, list[str]] = {}
+    for name in ("mild", "strong", "base"):
+        chat = server("/v1/chat/completions", {"model": name, "messages": turn, "max_tokens": 12, "temperature": 0})
+        response = server(
+            "/v1/responses", {"model": name, "input": "Who is Hina Ameen?", "max_output_tokens": 12, "temperature": 0}
+        )
+        message = server("/v1/messages", {"model": name, "messages": turn, "max_tokens": 12, "temperature": 0})
+        assert {chat[0], response[0], message[0]} == {200}, (chat, response, message)
+        texts = [chat[1]["choices"][0]["message"]["content"]]
+        texts += [part["text"] for item in response[1]["output"] for part in item.get("content") or []]
+        texts += [part["text"] for part in message[1]["content"]]
+        found[name] = texts
+    assert all(len(set(texts)) == 1 and texts[0] for texts in found.values()), found
+    assert found["mild"] != found["base"] != found["strong"]

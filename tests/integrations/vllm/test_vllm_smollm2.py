@@ -13,6 +13,8 @@ import torch
 from support.vllm_engines import largest_difference, needs_vllm, run_engines
 from tempertilt.cli.demonstration import DemoConfig, demo_data
 from tempertilt.data.examples import ExampleConfig, encode_prompt
+from tempertilt.data.fictional_staff import StaffRecord
+from tempertilt.data.records import Record
 from tempertilt.fitting.before_after import NO_REPORT
 from tempertilt.fitting.pipeline import METHODS, RecordSets, unlearn
 from tempertilt.integrations.vllm import engine_arguments
@@ -58,13 +60,18 @@ class Served:
         return [prompt + tokens[:HALF] for prompt, tokens in zip(self.asked, self.expected())]
 
 
+def _record(row: StaffRecord) -> Record:
+    return Record.from_question(row.question, row.answer, document=row.name, source=row.name)
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     root = tmp_path_factory.mktemp("smollm2")
     data = demo_data(DemoConfig())
     base = load_base("smollm2")
-    sets = RecordSets(data.forget, data.retain[::3], [], [])
-    records = data.forget[::3][:4] + data.retain[::12][:4] + data.unrelated[:4]
+    forget, retain = ([_record(row) for row in rows] for rows in (data.forget, data.retain))
+    sets = RecordSets(forget, retain[::3], [], [])
+    records = forget[::3][:4] + retain[::12][:4] + data.unrelated[:4]
     asked = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in records]
     found, jobs = {}, []
     for method in dict(CASES):

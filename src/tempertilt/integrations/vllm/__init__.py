@@ -6,10 +6,9 @@ chosen by the engine's `hf_overrides` (see `tempertilt.integrations.vllm.serve`)
 
 from __future__ import annotations
 
+from tempertilt.integrations.vllm.options import PREFIX, hf_overrides
 from tempertilt.integrations.vllm.serve import (
-    PREFIX,
     engine_arguments,
-    hf_overrides,
     serve_arguments,
     serve_command,
     serve_environment,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,23 +18,22 @@ from torch import Tensor, nn
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.guidance.composition import Composition
-from tempertilt.guidance.gate import EVENTS
 from tempertilt.guidance.guidance import Guidance
-from tempertilt.guidance.pooling import Memory
-from tempertilt.guidance.reply import Reply
 from tempertilt.integrations.vllm import text_architectures
+from tempertilt.integrations.vllm.choices import Choices, load_guidance
 from tempertilt.integrations.vllm.memory import CausalMemory, Heads, plan_layers
-from tempertilt.integrations.vllm.serve import (
+from tempertilt.integrations.vllm.options import (
     KEY,
     PREFIX,
     REPLY_PROCESSOR,
-    SETTINGS,
+    SCHEDULER,
+    WORKER,
     check_overrides,
+    models_of,
     places_of,
 )
 from tempertilt.integrations.vllm.weights import WeightsWatch
-from tempertilt.models.adapter import Adapter, AdapterConfig, load_adapter
-from tempertilt.models.replies import GUESS
+from tempertilt.models.adapter import AdapterConfig, load_adapter
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -80,38 +77,45 @@ class _Unlearned(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
         model_config = vllm_config.model_config
         options = check_overrides(getattr(model_config.hf_config, KEY, None))
-        adapters = {name: load_adapter(place) for name, place in places_of(options).items()}
-        guidance = load_guidance(options, adapters)
-        check_engine(vllm_config, [adapter.config for adapter in adapters.values()], guidance)
-        says = bool(guidance.follows(None))
+        models = models_of(options)
+        adapters = {place: load_adapter(place) for each in models.values() for place in places_of(each).values()}
+        guidances = {name: load_guidance(each, adapters.__getitem__) for name, each in models.items()}
+        choices = Choices(guidances, _end_of(model_config))
+        check_engine(vllm_config, [adapter.config for adapter in adapters.values()], choices)
+        says = choices.width.ends > 0
         check_processor(model_config.logits_processors, says)
         with _base_name(model_config.hf_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
         from vllm.distributed import get_pp_group
 
-        expected = next(iter(adapters.values())).config.base_fingerprint
-        self._watch = WeightsWatch(expected) if options["check_base"] else None
+        self._fingerprint = next(iter(adapters.values())).config.base_fingerprint
+        self._watch = WeightsWatch(self._fingerprint) if options["check_base"] else None
+        self._vllm_config = vllm_config
         self._hf_config = model_config.hf_config
-        # not a submodule: the engine must not look for its weights in the checkpoint
-        self._guidance: list[Guidance | Composition] = [guidance.to(self._device())]
-        shape = guidance.gate_shape
-        events = 0 if shape is None else EVENTS * math.prod(shape)
-        self._columns = Columns(guidance.rank, shape, events + 2 if says else 0, model_config.dtype)
+        # not submodules: the engine must not look for their weights in the checkpoint
+        for guidance in choices.guidances:
+            guidance.to(self._device())
+        self._choices = choices
+        self._requests: Callable[[], Sequence[tuple[str | None, int]]] = list  # see `follow_requests`
+        width = choices.width
+        self._columns = Columns(
+            (width.rank, width.gates, int(choices.chooses), width.kinds + 2 if says else 0), model_config.dtype
+        )
         self._replies: ReplyRows | None = None
         if says:
             from tempertilt.integrations.vllm.replies import ReplyRows
 
-            self._replies = ReplyRows(guidance, model_config.hf_config)
-        self._lower = None if guidance.layer is None else LowerStates.of(self, guidance.layer, vllm_config)
+            self._replies = ReplyRows(choices, model_config.hf_config)
+        self._lower = None if choices.layer is None else LowerStates.of(self, choices.layer, vllm_config)
         self._memory = None
-        if get_pp_group().is_last_rank and guidance.needs_memory:
+        if get_pp_group().is_last_rank and choices.needs_memory:
             heads = Heads(
                 model_config.get_num_attention_heads(vllm_config.parallel_config),
                 model_config.get_num_kv_heads(vllm_config.parallel_config),
                 model_config.get_head_size(),
                 model_config.dtype,
             )
-            layouts = plan_layers(guidance.rank, events, heads)
+            layouts = plan_layers(width.rank, width.kinds, heads)
             # the engine tells the place of a layer by the number in its name: ours are those after the last
             depth = model_config.hf_text_config.num_hidden_layers
             names = [f"{prefix}.t3_memory.{depth + i}.attn".lstrip(".") for i in range(len(layouts))]
@@ -119,6 +123,34 @@ class _Unlearned(nn.Module):
 
     def _device(self) -> torch.device:
         return next(self.parameters()).device
+
+    # --- several models ---------------------------------------------------------------------------------------------
+
+    def follow_requests(self, requests: Callable[[], Sequence[tuple[str | None, int]]]) -> None:
+        """Ask `requests` at every pass for the model that each request of the batch names, and its number of tokens there."""
+        self._requests = requests
+
+    def add_model(self, name: str, options: dict[str, Any]) -> None:
+        """Serve one more model; `options` as beside a name in the engine's `models`.
+
+        Raises:
+            AdapterError, ConfigError: the adapter can't be read or is for another base, the name was given before, or there is
+                no room for it.
+        """
+        options = check_overrides({"models": {name: options}})["models"][name]
+        adapters = {place: load_adapter(place) for place in places_of(options).values()}
+        if any(adapter.config.base_fingerprint != self._fingerprint for adapter in adapters.values()):
+            raise AdapterError(f"an adapter of model {name!r} was fitted on another base model than the engine's")
+        guidance = load_guidance(options, adapters.__getitem__)
+        assert guidance is not None, "models have an adapter"
+        check_shape(self._vllm_config, [adapter.config for adapter in adapters.values()], [guidance])
+        self._choices.add(name, guidance.to(self._device()))
+
+    def remove_model(self, name: str) -> None:
+        """Serve a model no longer: requests that name it get empty answers. `ConfigError` if there is none of that name."""
+        self._choices.remove(name)
+
+    # --- passes -----------------------------------------------------------------------------------------------------
 
     def forward(
         self, input_ids: Tensor | None, positions: Tensor, *args: Any, **kwargs: Any
@@ -128,31 +160,30 @@ class _Unlearned(nn.Module):
         lower = None
         if self._lower is not None:
             output, lower = self._lower.take(output)
-        if self._memory is None or not isinstance(output, Tensor):  # what goes to the next rank of a pipeline
+        if not isinstance(output, Tensor):  # what goes to the next rank of a pipeline
             return output
-        [guidance] = self._guidance
-        position = (positions if positions.ndim == 1 else positions[0])[: len(output)] + 1
-        new = guidance.observe(output, lower, None if input_ids is None else input_ids[: len(output)])
-        events = new.events if new.events is not None else output.new_zeros(len(output), 0, dtype=torch.bool)
-        means, latest = self._memory(new.projected, events, position)
-        context = guidance.read(Memory(means, position, latest))
-        extra = None
+        choices, count = self._choices, len(output)
+        which = choices.which(self._requests(), count, output.device) if choices.chooses else None
+        if self._memory is None:
+            return self._columns.attach(output, None, None, which, None)
+        ids = None if input_ids is None else input_ids[:count]
+        position = (positions if positions.ndim == 1 else positions[0])[:count] + 1
+        projected, events = choices.observe(output, lower, ids, which)
+        means, latest = self._memory(projected, events, position)
+        gates, extra = choices.read(means, latest, position, which), None
         if self._replies is not None:
-            assert input_ids is not None, "a reply is followed by token ids"
-            extra = torch.cat([latest, position.float()[:, None], input_ids[: len(output)].float()[:, None]], -1)
-        return self._columns.attach(output, context.pooled, context.gate, extra)
+            assert ids is not None, "a reply is followed by token ids"
+            extra = torch.cat([latest, position.float()[:, None], ids.float()[:, None]], -1)
+        return self._columns.attach(output, means, gates, which, extra)
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
         """Guided logits `(n, V)` of rows that `forward` gave; None on the ranks that hold no whole row."""
-        states, pooled, gate, extra = self._columns.detach(hidden_states)
+        states, (pooled, gates, number, extra) = self._columns.detach(hidden_states)
+        which = None if number is None else number[:, 0].long()
         if self._replies is not None and extra is not None:
-            self._replies.note(extra[:, :-2], extra[:, -2], extra[:, -1])
+            self._replies.note(extra[:, :-2], extra[:, -2], extra[:, -1], which)
         logits = super().compute_logits(states, *args, **kwargs)  # type: ignore[misc]
-        if logits is None:
-            return None
-        if gate is not None and gate.device.type == "cpu" and not bool(gate.any()):
-            return logits  # type: ignore[no-any-return]  # the base's own where every gate is closed; free to see on CPUs
-        return self._guidance[0].guide(logits, states, pooled, gate)
+        return None if logits is None else self._choices.guide(logits, states, pooled, gates, which)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """The base's own; `AdapterError` if they are not those that the adapter was fitted on."""
@@ -181,31 +212,33 @@ class Columns:
     They hold float32 bit by bit, whatever the type of the hidden states: in 16-bit types each number takes two.
 
     Args:
-        rank: numbers of the pooled projections, 0 for none.
-        gate_shape: of the gate values of a token; None without gates.
-        extra: further numbers.
+        sizes: of the parts, 0 for one that is not there.
         dtype: of the hidden states.
     """
 
-    def __init__(self, rank: int, gate_shape: tuple[int, ...] | None, extra: int, dtype: torch.dtype) -> None:
-        self.gate_shape = gate_shape
-        self.sizes = (rank, 0 if gate_shape is None else math.prod(gate_shape), extra)
-        self.count = sum(self.sizes) * 4 // dtype.itemsize
+    def __init__(self, sizes: Sequence[int], dtype: torch.dtype) -> None:
+        self.sizes = tuple(sizes)
+        self.count = sum(sizes) * 4 // dtype.itemsize
 
-    def attach(self, states: Tensor, pooled: Tensor | None, gate: Tensor | None, extra: Tensor | None = None) -> Tensor:
-        """Hidden states `(n, d)`, projections `(n, r)`, gate values and `extra` numbers as one `(n, d + count)`."""
-        given = (pooled, None if gate is None else gate.reshape(len(states), -1), extra)
-        parts = [part for part, size in zip(given, self.sizes) if part is not None and size]
-        return torch.cat([states, torch.cat(parts, -1).float().view(states.dtype)], -1)
+    def attach(self, states: Tensor, *parts: Tensor | None) -> Tensor:
+        """Hidden states `(n, d)` and the parts, `(n, size)` or of size 1 `(n,)`, as one `(n, d + count)`."""
+        wide = [part.reshape(len(states), size).float() for part, size in zip(parts, self.sizes) if part is not None and size]
+        return torch.cat([states, torch.cat(wide, -1).view(states.dtype)], -1) if wide else states
 
-    def detach(self, joined: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """What `attach` joined."""
+    def detach(self, joined: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """What `attach` joined, parts as `(n, size)`."""
         if not self.count:
-            return joined, None, None, None
+            return joined, [None] * len(self.sizes)
         states = joined[:, : -self.count].contiguous()
         numbers = joined[:, -self.count :].contiguous().view(torch.float32)
-        pooled, gate, extra = (part if part.shape[1] else None for part in numbers.split(self.sizes, -1))
-        return states, pooled, None if gate is None else gate.reshape(-1, *(self.gate_shape or ())), extra
+        return states, [part if part.shape[1] else None for part in numbers.split(self.sizes, -1)]
+
+
+def _end_of(model_config: Any) -> int | None:
+    """A token with which an answer ends."""
+    ends = getattr(model_config.hf_text_config, "eos_token_id", None)
+    first = ends[0] if isinstance(ends, list) and ends else ends
+    return first if isinstance(first, int) else None
 
 
 def check_processor(processors: Sequence[Any] | None, says: bool) -> None:
@@ -215,32 +248,6 @@ def check_processor(processors: Sequence[Any] | None, says: bool) -> None:
             f"an adapter has a reply: give vLLM logits_processors=[{REPLY_PROCESSOR!r}] (--logits-processors "
             f"{REPLY_PROCESSOR}), as tempertilt.integrations.vllm.engine_arguments does, or the reply 'guess'"
         )
-
-
-def load_guidance(options: dict[str, Any], adapters: Mapping[str, Adapter]) -> Guidance | Composition:
-    """The guidance of one adapter with the settings that the engine was given instead of its own, or that of several parts.
-
-    Raises:
-        ConfigError: a reply stands beside a neutral tilt: the engine's log-probabilities would be the base's.
-    """
-    guidance: Guidance | Composition
-    if "adapters" in options:
-        guidance = Composition({name: adapter.guidance for name, adapter in adapters.items()})
-    else:
-        guidance = _one_guidance(options, next(iter(adapters.values())))
-    for part in guidance.parts if isinstance(guidance, Composition) else [guidance]:
-        if part.reply is not None and part.tilt.is_neutral:
-            raise ConfigError("an adapter with a reply has temperature 1 and guidance_scale 0; must tilt, or have no reply")
-    return guidance.requires_grad_(False)
-
-
-def _one_guidance(options: dict[str, Any], adapter: Adapter) -> Guidance:
-    guidance, reply = adapter.guidance, options.get("reply")
-    given = {name: options[name] for name in SETTINGS if options.get(name) is not None}
-    guidance.tilt = replace(guidance.tilt, **given)
-    if reply is not None:
-        guidance.set_reply(None if reply == GUESS else Reply.from_settings(reply))
-    return guidance
 
 
 class LowerStates:
@@ -316,23 +323,19 @@ def sum_of(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out
     return states if is_whole else states + residual  # type: ignore[no-any-return]
 
 
-def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], guidance: Guidance | Composition) -> None:
+def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], choices: Choices) -> None:
     """Raise an error that names what of the engine's settings would pass the tilt by, or is not known to keep it exact."""
     model, name = vllm_config.model_config, vllm_config.model_config.architecture.removeprefix(PREFIX)
-    text = model.hf_text_config
-    for adapter in adapters:
-        if adapter.vocab_size != text.vocab_size:
-            raise AdapterError(
-                f"an adapter is for {adapter.vocab_size} tokens; the model has {text.vocab_size}: give the base model that it "
-                "was fitted on"
-            )
     if len({adapter.base_fingerprint for adapter in adapters}) > 1:
         raise AdapterError("the adapters were fitted on different base models; must be one")
-    if isinstance(guidance, Composition) and not model.enforce_eager and vllm_config.device_config.device_type != "cpu":
+    several = choices.chooses or any(isinstance(guidance, Composition) for guidance in choices.guidances)
+    if several and not model.enforce_eager and vllm_config.device_config.device_type != "cpu":
         raise ConfigError(
             "enforce_eager is False; must be True for several adapters: which of them act is decided token by token"
         )
-    guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
+    if choices.chooses:
+        check_choosing(vllm_config)
+    check_shape(vllm_config, adapters, choices.guidances)
     if model.runner_type != "generate":
         raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; must be 'generate'")
     if vllm_config.lora_config is not None:
@@ -342,7 +345,7 @@ def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], gui
     speculation = vllm_config.speculative_config
     if speculation is not None and speculation.method not in DRAFTS:
         raise ConfigError(f"speculation by {speculation.method!r} is not known to keep the tilt; must be {', '.join(DRAFTS)}")
-    if not guidance.needs_memory:
+    if not choices.needs_memory:
         return
     if model.use_mla or model.is_hybrid or model.is_attention_free:
         raise ModelError(
@@ -353,6 +356,34 @@ def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], gui
         raise ConfigError(
             f"kv_cache_dtype is {vllm_config.cache_config.cache_dtype!r}: the adapter's memory needs the model's own type, 'auto'"
         )
+
+
+def check_shape(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], guidances: Sequence[Guidance | Composition]) -> None:
+    """Raise `AdapterError` or `ConfigError` unless adapters and their guidances fit the engine's model."""
+    text = vllm_config.model_config.hf_text_config
+    for adapter in adapters:
+        if adapter.vocab_size != text.vocab_size:
+            raise AdapterError(
+                f"an adapter is for {adapter.vocab_size} tokens; the model has {text.vocab_size}: give the base model that it "
+                "was fitted on"
+            )
+    for guidance in guidances:
+        guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
+
+
+def check_choosing(vllm_config: VllmConfig) -> None:
+    """Raise `ConfigError` where the engine would not tell which model a request names, or would mix what it remembers of them."""
+    given = {"worker_cls": vllm_config.parallel_config.worker_cls, "scheduler_cls": vllm_config.scheduler_config.scheduler_cls}
+    for option, wanted in (("worker_cls", WORKER), ("scheduler_cls", SCHEDULER)):
+        if given[option] != wanted:
+            raise ConfigError(
+                f"{option} is {given[option]!r}; must be {wanted!r} for models that requests name, as "
+                "tempertilt.integrations.vllm.engine_arguments gives it"
+            )
+    if vllm_config.use_v2_model_runner:
+        raise ConfigError("the engine has the V2 model runner; must be VLLM_USE_V2_MODEL_RUNNER=0 for models that requests name")
+    if getattr(vllm_config.parallel_config, "enable_dbo", False):
+        raise ConfigError("enable_dbo is True; must be False for models that requests name: a batch is read in one piece")
 
 
 def _names(dtype: torch.dtype) -> tuple[str, ...]:

@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from tempertilt.guidance.composition import Composition
-from tempertilt.guidance.guidance import Guidance
-from tempertilt.guidance.pooling import Memory
-from tempertilt.guidance.reply import FORMS, reply_logits
+from tempertilt.guidance.reply import reply_logits
+from tempertilt.integrations.vllm.choices import Choices
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,36 +25,38 @@ _ROWS: WeakValueDictionary[int, ReplyRows] = WeakValueDictionary()
 
 
 class ReplyRows:
-    """The guidance of a model, and what its latest `compute_logits` knew of each row.
+    """The models of an engine, and what its latest `compute_logits` knew of each row.
 
     Attributes:
+        numbers: that are kept of what a text ends with.
         latest: `(n, k)` positions of the latest events, see `Memory`.
         position: `(n,)` of the last token, counted from 1.
         token: `(n,)` its id.
+        which: `(n,)` the number of its model; None where the engine has one.
     """
 
-    def __init__(self, guidance: Guidance | Composition, config: Any) -> None:
-        self.guidance = guidance
-        self.numbers = FORMS * len(guidance.follows(None))
+    def __init__(self, choices: Choices, config: Any) -> None:
+        self._choices = choices
+        self.numbers = choices.width.ends
         self.latest = self.position = self.token = torch.zeros(0)
+        self.which: Tensor | None = None
         _ROWS[id(config)] = self
 
-    def note(self, latest: Tensor, position: Tensor, token: Tensor) -> None:
+    def note(self, latest: Tensor, position: Tensor, token: Tensor, which: Tensor | None = None) -> None:
         """Keep what belongs to the rows whose logits are about to be sampled from."""
-        self.latest, self.position, self.token = latest, position, token
+        self.latest, self.position, self.token, self.which = latest, position, token, which
 
-    def follow(self, tokens: Tensor, before: Tensor) -> Tensor:
-        """How much of each reply `(B, numbers)` texts end with after more tokens `(B, n)`, of the same `before` them."""
-        tokens = tokens.to(before.device)
-        counts = zip(self.guidance.follows(tokens), before.split(FORMS, -1))
-        return torch.cat([follow(torch.ones_like(tokens), own)[:, -1] for follow, own in counts], -1)
+    def follow(self, tokens: Tensor, before: Tensor, row: int | None = None) -> Tensor:
+        """How much of each reply `(B, numbers)` texts end with after more tokens `(B, n)`, of the same `before` them.
+
+        The texts are those of all rows, or one of a `row`.
+        """
+        which = self.which if row is None or self.which is None else self.which[row : row + 1]
+        return self._choices.follow(tokens, before, which)
 
     def next_tokens(self, ends: Tensor) -> Tensor:
         """The token that a reply goes on with in each row `(n,)`, -1 for none; `ends` `(n, numbers)` as of `follow`."""
-        means = ends.new_zeros(len(ends), self.guidance.rank)
-        reply = self.guidance.read(Memory(means, self.position, self.latest, ends)).reply
-        assert reply is not None, "there is a reply"
-        return reply
+        return self._choices.replies(self.latest, self.position, ends, self.which).long()
 
 
 @dataclass
@@ -74,12 +74,12 @@ class Sequence:
     position: int = 0
     ends: Tensor | None = None
 
-    def before(self, rows: ReplyRows, position: int) -> Tensor:
-        """What the text ends with `(numbers,)` before `position`; looked up where more than one token has come since."""
+    def before(self, rows: ReplyRows, row: int, position: int) -> Tensor:
+        """What the text of a row ends with `(numbers,)` before `position`; looked up where several tokens have come since."""
         if self.ends is not None and position == self.position + 1:
             return self.ends
         tokens, none = [*self.prompt, *self.output][: position - 1], rows.latest.new_zeros(rows.numbers)
-        return rows.follow(torch.tensor([tokens]), none[None])[0] if tokens else none
+        return rows.follow(torch.tensor([tokens]), none[None], row)[0] if tokens else none
 
 
 class ReplyProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -119,7 +119,7 @@ class ReplyProcessor(LogitsProcessor):  # type: ignore[misc]
         positions = rows.position.long().tolist()
         here = {index: sequence for index, sequence in self._sequences.items() if index < len(logits)}
         for index, sequence in here.items():
-            before[index] = sequence.before(rows, positions[index])
+            before[index] = sequence.before(rows, index, positions[index])
         ends = rows.follow(rows.token.long()[:, None], before)
         for index, sequence in here.items():
             sequence.position, sequence.ends = positions[index], ends[index]

@@ -11,12 +11,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from tempertilt.errors import AdapterError, ConfigError, ModelError
-from tempertilt.guidance.tilt import TiltConfig
+from tempertilt.integrations.vllm.options import PREFIX, REPLY_PROCESSOR, SCHEDULER, WORKER, Served, hf_overrides
 from tempertilt.models.adapter import AdapterConfig, read_config
 from tempertilt.models.replies import GUESS, make_reply
 from tempertilt.storage import (
@@ -30,11 +31,8 @@ from tempertilt.storage import (
 if TYPE_CHECKING:
     from tempertilt.serving.config import ServeConfig
 
-KEY = "tempertilt"  # of our options in the model's configuration
-PREFIX = "T3"  # of the architecture's name
-SETTINGS = tuple(field.name for field in fields(TiltConfig))
-REPLY_PROCESSOR = "tempertilt.integrations.vllm.replies:ReplyProcessor"
 MANIFEST = "tempertilt.json"
+MIDDLEWARE = "tempertilt.integrations.vllm.naming.NameModel"
 LOOPBACK = "127.0.0.1"
 # no usage statistics leave the machine
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -45,7 +43,7 @@ log = logging.getLogger("tempertilt")
 def serve_arguments(
     model: str | None,
     peft_adapter: str | None,
-    adapter: str | Mapping[str, str],
+    adapter: str | Mapping[str, str] | None,
     host: str = LOOPBACK,
     port: int = 8000,
     api_key: str | None = None,
@@ -53,6 +51,7 @@ def serve_arguments(
     served_model_name: str | list[str] | None = None,
     dtype: str = "auto",
     reply: str | None = None,
+    models: Mapping[str, Served] | None = None,
 ) -> list[str]:
     """The arguments of `vllm serve` for an unlearned model. Merges a PEFT adapter into a checkpoint in the cache on first use.
 
@@ -67,19 +66,24 @@ def serve_arguments(
         served_model_name: the names that clients call it by; None is the adapter directory's name, or the first part's.
         dtype: "auto", "float32", "float16" or "bfloat16".
         reply: said where a gate is open instead of the adapter's own reply; "guess" = drawn from the tilt.
+        models: instead of `adapter`, several models by the names that clients call them by: an adapter's directory, several that
+            act together, or None for the base, which says what must not be said.
 
     Raises:
-        AdapterError: the adapter can't be read.
+        AdapterError: an adapter can't be read.
         ConfigError: the reply is empty or too long.
         ModelError: the base can't be found, or vLLM has no text generation model of its kind.
     """
-    engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype, reply=reply)
+    engine = engine_arguments(adapter, model, peft_adapter, dtype=dtype, reply=reply, models=models)
     names = [served_model_name] if isinstance(served_model_name, str) else served_model_name
+    names = list(models) if models is not None else names or [_name_of(adapter)]
     arguments = [engine["model"], "--hf-overrides", json.dumps(engine["hf_overrides"]), "--dtype", engine["dtype"]]
-    arguments += ["--host", host, "--port", str(port), "--served-model-name", *(names or [_name_of(adapter)])]
+    arguments += ["--host", host, "--port", str(port), "--served-model-name", *names]
     arguments += ["--generation-config", engine["generation_config"], "--disable-uvicorn-access-log"]
     if "logits_processors" in engine:
         arguments += ["--logits-processors", *engine["logits_processors"]]
+    if models is not None:
+        arguments += ["--worker-cls", WORKER, "--scheduler-cls", SCHEDULER, "--middleware", MIDDLEWARE]
     if max_model_len is not None:
         arguments += ["--max-model-len", str(max_model_len)]
     if api_key is not None:
@@ -87,38 +91,46 @@ def serve_arguments(
     return arguments
 
 
-def _name_of(adapter: str | Mapping[str, str]) -> str:
+def _name_of(adapter: str | Mapping[str, str] | None) -> str:
+    assert adapter is not None, "an adapter, or models"
     return Path(adapter).resolve().name if isinstance(adapter, str) else next(iter(adapter))
 
 
 def vllm_command(
-    name: str,
-    adapter: str | Mapping[str, str],
+    models: Mapping[str, Served],
     model: str | None,
     peft_adapter: str | None,
     config: ServeConfig,
     dtype: str,
     reply: str | None = None,
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that starts vLLM with an adapter, or with parts that act together, under a name; and its environment.
+    """The command that starts vLLM, and its environment; `models` by name as in `serve_arguments`.
 
     vLLM's own key guards only what is under /v1, so ours stands before everything.
     """
+    several: dict[str, Any] = {"adapter": None, "models": models}
+    if len(models) == 1:
+        [(name, only)] = models.items()
+        several = {"adapter": only, "served_model_name": name}
     arguments = serve_arguments(
         model=model,
         peft_adapter=peft_adapter,
-        adapter=adapter,
+        **several,
         host=config.host,
         port=config.port,
         api_key=None,
         max_model_len=config.max_model_len or None,
-        served_model_name=name,
         dtype=dtype,
         reply=reply,
     )
     if config.api_key:
         arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
-    return [*serve_command(), *arguments], {**os.environ, **serve_environment(config.api_key)}
+    environment = {**os.environ, **serve_environment(config.api_key)}
+    if len(models) > 1:
+        environment.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if (len(models) > 1 or not isinstance(next(iter(models.values())), str)) and torch.cuda.is_available():
+        arguments.append("--enforce-eager")  # which adapters act is decided token by token
+    return [*serve_command(), *arguments], environment
 
 
 def serve_command(python: str = sys.executable) -> list[str]:
@@ -132,13 +144,14 @@ def serve_environment(api_key: str | None = None) -> dict[str, str]:
 
 
 def engine_arguments(
-    adapter: str | Mapping[str, str],
+    adapter: str | Mapping[str, str] | None,
     model: str | None = None,
     peft_adapter: str | None = None,
     *,
     dtype: str = "auto",
     check_base: bool = True,
     reply: str | None = None,
+    models: Mapping[str, Served] | None = None,
     **settings: float,
 ) -> dict[str, Any]:
     """Keyword arguments for `vllm.LLM` (or `EngineArgs`): `LLM(**engine_arguments("adapter"), max_model_len=2048)`.
@@ -147,24 +160,34 @@ def engine_arguments(
         adapter, model, peft_adapter, dtype: as in `serve_arguments`.
         check_base: let the engine refuse weights that are not the adapter's base.
         reply: as in `serve_arguments`.
-        settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapter's.
+        models: as in `serve_arguments`; a request names its own by `SamplingParams(extra_args={"tempertilt": NAME})`, and one
+            that names none gets an empty answer.
+        settings: `temperature`, `guidance_scale`, `forget_prior` of the tilt, instead of the adapters'.
 
     Raises:
         AdapterError, ConfigError, ModelError: as in `serve_arguments`, a setting is out of range, or there are no adapters.
     """
-    configs = [_config_at(place) for place in ([adapter] if isinstance(adapter, str) else adapter.values())]
+    given = {"": adapter} if models is None else models
+    configs = [_config_at(place) for served in given.values() if served for place in _places(served)]
     if not configs:
         raise ConfigError("there is no adapter to serve; must be at least one")
     name, peft_adapter = configs[0].base(model, peft_adapter)
     source = base_checkpoint(name, peft_adapter, configs[0] if check_base else None)
-    given = reply if reply in (None, GUESS) else _reply_settings(reply, source)
-    overrides = hf_overrides(adapter, _architecture(source), check_base=check_base, reply=given, **settings)
-    says = any(config.reply for config in configs) if given is None else given != GUESS
-    processors = {"logits_processors": [REPLY_PROCESSOR]} if says else {}
+    said = reply if reply in (None, GUESS) else _reply_settings(reply, source)
+    overrides = hf_overrides(adapter, _architecture(source), models=models, check_base=check_base, reply=said, **settings)
+    says = any(config.reply for config in configs) if said is None else said != GUESS
     from tempertilt.integrations.vllm.stops import generation_config
 
-    ends = generation_config(source)
-    return {"model": source, "dtype": dtype, "generation_config": ends, "hf_overrides": overrides, **processors}
+    arguments = {"model": source, "dtype": dtype, "generation_config": generation_config(source), "hf_overrides": overrides}
+    if says:
+        arguments["logits_processors"] = [REPLY_PROCESSOR]
+    if models is not None:
+        arguments |= {"worker_cls": WORKER, "scheduler_cls": SCHEDULER}
+    return arguments
+
+
+def _places(served: str | Mapping[str, str]) -> list[str]:
+    return [served] if isinstance(served, str) else list(served.values())
 
 
 def _config_at(place: str) -> AdapterConfig:
@@ -173,66 +196,6 @@ def _config_at(place: str) -> AdapterConfig:
     if config is None:
         raise AdapterError(f"no adapter directory {place!r}; must be a directory made by t3 unlearn")
     return config
-
-
-def hf_overrides(
-    adapter: str | Mapping[str, str],
-    architecture: str,
-    *,
-    check_base: bool = True,
-    reply: str | dict[str, Any] | None = None,
-    **settings: float,
-) -> dict[str, Any]:
-    """What makes vLLM build the unlearned model of an `architecture` (such as `LlamaForCausalLM`) with an adapter,
-    or with several by name, which act together.
-
-    `reply` is "guess", or the settings of a `Reply`, instead of the adapter's own.
-    """
-    given = settings if reply is None else {**settings, "reply": reply}
-    if isinstance(adapter, str):
-        places: dict[str, Any] = {"adapter": _absolute(adapter)}
-    else:
-        places = {"adapters": {name: _absolute(place) for name, place in adapter.items()}}
-    options = check_overrides({**places, "check_base": check_base, **given})
-    return {"architectures": [PREFIX + architecture], KEY: options}
-
-
-def _absolute(place: str) -> str:
-    return str(Path(place).expanduser().resolve())
-
-
-def check_overrides(options: Any) -> dict[str, Any]:
-    """Options in the model's configuration: `adapter`, and if wanted `check_base`, `reply` and the tilt's settings.
-
-    Or `adapters`, directories by the names of the parts that act together, and if wanted `check_base`.
-
-    Raises:
-        ConfigError: they are missing, unknown or out of range.
-    """
-    several = isinstance(options, dict) and _is_mapping_of_text(options.get("adapters"))
-    valid = {"adapters", "check_base"} if several else {"adapter", "check_base", "reply", *SETTINGS}
-    if not several and (not isinstance(options, dict) or not isinstance(options.get("adapter"), str)):
-        raise ConfigError(
-            f"the model's configuration has no {KEY!r} with an adapter (it is {options!r}): give vLLM the hf_overrides that "
-            "tempertilt.integrations.vllm.hf_overrides makes"
-        )
-    if unknown := sorted(set(options) - valid):
-        raise ConfigError(f"unknown {KEY} options {', '.join(unknown)}; must be one of {', '.join(sorted(valid))}")
-    TiltConfig(**{name: options[name] for name in SETTINGS if options.get(name) is not None})
-    if not isinstance(options.get("reply", GUESS), dict) and options.get("reply", GUESS) != GUESS:
-        raise ConfigError(
-            f"{KEY} option reply is {options['reply']!r}; must be {GUESS!r}, or what engine_arguments makes of a text"
-        )
-    return {"check_base": True, **options}
-
-
-def _is_mapping_of_text(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(text, str) for text in (*value, *value.values()))
-
-
-def places_of(options: Mapping[str, Any]) -> dict[str, str]:
-    """The adapters' directories by name, of options as `check_overrides` returns them."""
-    return dict(options.get("adapters") or {"": options["adapter"]})
 
 
 def _reply_settings(text: str, source: str) -> dict[str, Any]:
