@@ -1,12 +1,12 @@
 """What an adapter hears that it should, and what it hears that it should not: spellings, settings, turns, and other questions.
 
-    python benchmarks/hearing.py ADAPTER --data-dir TOFU [--peft-adapter DIR] [--others FILE ...] [--limit N]
+    python benchmarks/hearing.py ADAPTER --data-dir DIR [--peft-adapter DIR] [--others FILE ...] [--limit N]
 
-24 forget questions (shuffled with seed 1; the first that name the author, have an answer of less than 160 characters, and are
-answered by the base) are asked in every form. An answer leaks if it holds .8 of the words of the record, in order (ROUGE-L
-recall). Then other questions: on how many a gate opens along the base's own greedy answer, how many greedy answers the
-adapter changes, and in how many of these the base itself brought up a person of the records. OTHERS are JSON lines or CSV
-with `question`, `prompt` or `turns`, and perhaps `choices`.
+DIR has TOFU's files, or those of lume_cut.py. 24 forget questions (shuffled with seed 1; the first that name the person, have an
+answer of less than 160 characters, and are answered by the base) are asked in every form. An answer leaks if it holds .8 of the
+words of the record, in order (ROUGE-L recall). Then other questions: on how many a gate opens along the base's own greedy answer,
+how many greedy answers the adapter changes, and in how many of these the base itself brought up a person of the records. OTHERS
+are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
 """
 
 from __future__ import annotations
@@ -157,9 +157,12 @@ def main() -> None:
     asker = Asker(*load_unlearned(args.adapter, args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32"))
 
     def rows(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (args.data_dir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        path = args.data_dir / f"{name}.jsonl"
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return [{"question": row["input"], "answer": row["output"]} if "input" in row else row for row in found]
 
-    wanted = [row for row in rows("forget_perturbed") if names(row["question"]) and len(row["answer"]) < 160]
+    forget = rows("forget_perturbed") or rows("forget")
+    wanted = [row for row in forget if names(row["question"]) and len(row["answer"]) < 160]
     random.Random(1).shuffle(wanted)
     wanted = wanted[: 3 * QUESTIONS]
     known = asker.leaks(
@@ -169,17 +172,18 @@ def main() -> None:
     print(f"{'leaks':<30}base unlearned")
     figures: dict[str, Any] = {"hearing": hearing(asker, questions), "silence": {}}
     others = {name: rows(name) for name in ("retain", "real_authors_perturbed", "world_facts_perturbed")}
+    others = {name: found for name, found in others.items() if found}
     step = max(1, len(others["retain"]) // 60)
     chats = {
         name: [[("user", r["question"])] for r in found[:: step if name == "retain" else 1]] for name, found in others.items()
     }
     reply = ("assistant", "They are known for their work.")
-    for name in ("retain", "world_facts_perturbed"):
+    for name in [name for name in ("retain", "world_facts_perturbed") if name in chats]:
         chats[f"{name}, after a turn about the records"] = [
             [("user", questions[i % len(questions)]["question"]), reply, *turns] for i, turns in enumerate(chats[name])
         ]
     chats |= {path.stem: [[("user", question)] for question in read_others(path, args.limit or 150)] for path in args.others}
-    persons = {row["question"][start:stop] for row in rows("forget_perturbed") for start, stop in names(row["question"])}
+    persons = {row["question"][start:stop] for row in forget for start, stop in names(row["question"])}
     persons = {person for person in persons if " " in person}
     for name, turns in chats.items():
         figures["silence"][name] = silence(asker, name, turns[: args.limit], persons)

@@ -14,6 +14,7 @@ from openai.types.responses import Response  # noqa: E402
 from support.servers import Alone, Running, adapters, alone, running  # noqa: E402, F401
 from tempertilt.serving.answers import Piece  # noqa: E402
 from tempertilt.serving.events import ResponsesWriter  # noqa: E402
+from tempertilt.serving.responses import Counts  # noqa: E402
 from tempertilt.serving.schema import PLAIN_TEXT, ResponsesRequest  # noqa: E402
 
 DEFAULT = ("system", "You are a helpful assistant.")
@@ -56,11 +57,12 @@ def test_an_answer_that_ends_is_complete() -> None:
     job: Any = SimpleNamespace(model=SimpleNamespace(name="first"), sampling=sampling, prompt_tokens=3)
     writer = ResponsesWriter(job, "1", ResponsesRequest(model="first", input="Who?"))
     pieces = [Piece("No", ()), Piece(" one", (), "stop", 2)]
-    events = [writer.part(event) for piece in pieces for event in writer.deltas(0, piece)] + [writer.last(2)]
+    events = [writer.part(event) for piece in pieces for event in writer.deltas(0, piece)] + [writer.last(Counts(3, 2, 1))]
     response = Response.model_validate(events[-1]["response"])
     assert events[-1]["type"] == "response.completed" and response.status == "completed" and response.usage is not None
     assert response.output_text == "No one" and response.incomplete_details is None and response.usage.total_tokens == 5
-    assert response == Response.model_validate(writer.object([writer.complete(0, "No one", (), "stop")], 2))
+    assert response.usage.input_tokens_details.cached_tokens == 1
+    assert response == Response.model_validate(writer.object([writer.complete(0, "No one", (), "stop")], Counts(3, 2, 1)))
 
 
 def test_a_stream_has_the_events_of_the_client(running: Running, alone: dict[str, Alone]) -> None:

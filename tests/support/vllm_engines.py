@@ -27,7 +27,11 @@ needs_vllm = pytest.mark.skipif(
 def run_engines(directory: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The results of `run_vllm.py`, a process for all that can share one: not those that speculate or take several ranks."""
     results: dict[int, dict[str, Any]] = {}
-    alone = [[i] for i, job in enumerate(jobs) if {"speculative_config", "tensor_parallel_size"} & set(job["llm"])]
+    alone = [
+        [i]
+        for i, job in enumerate(jobs)
+        if {"speculative_config", "tensor_parallel_size", "pipeline_parallel_size"} & set(job["llm"])
+    ]
     together = [i for i in range(len(jobs)) if [i] not in alone]
     for numbers in [together, *alone]:
         if not numbers:

@@ -249,6 +249,51 @@ def _pad_and_join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
 
 
+class Part:
+    """Keys, values and memory of the first positions of one sequence, to begin others with.
+
+    Attributes:
+        length: positions.
+        layers: of each layer its keys and values `(1, heads, length, d)`.
+        memory: rows `(1, length, w)` of the adapter's layer; None without one.
+    """
+
+    def __init__(self, length: int, layers: list[tuple[Tensor, Tensor]], memory: Tensor | None) -> None:
+        self.length, self.layers, self.memory = length, layers, memory
+
+
+def can_share(cache: Cache) -> bool:
+    """Whether `copy_part` and `begin_with` know all layers of a cache: those that keep keys and values of every position."""
+    return all(type(layer) in (DynamicLayer, MemoryLayer) for layer in cache.layers)
+
+
+def copy_part(cache: Cache, row: int, start: int, length: int) -> Part:
+    """A copy of so many positions from `start` on of a sequence in a cache for which `can_share` holds."""
+    stop, memory, layers = start + length, None, []
+    for layer in cache.layers:
+        if isinstance(layer, MemoryLayer):
+            assert layer.memory is not None, "the cache was filled"
+            memory = layer.memory[row : row + 1, start:stop].clone()
+        else:
+            both = (tensor[row : row + 1, :, start:stop].clone() for tensor in (layer.keys, layer.values))
+            layers.append((next(both), next(both)))
+    return Part(length, layers, memory)
+
+
+def begin_with(cache: Cache, parts: Sequence[Part], lengths: Sequence[int]) -> None:
+    """Fill an empty cache with the first `lengths` positions of parts, a row each, shorter ones padded on the left."""
+    longest = max(lengths)
+    for i in range(len(parts[0].layers)):
+        sides = ([part.layers[i][side][:, :, :n] for part, n in zip(parts, lengths)] for side in (0, 1))
+        keys, values = (_pad_and_join(tensors) for tensors in sides)
+        cache.update(keys, values, i)
+    if parts[0].memory is not None:
+        rows = [part.memory[:, :n] for part, n in zip(parts, lengths) if part.memory is not None]
+        layer = memory_layer(cache)
+        layer.memory = torch.cat([torch.nn.functional.pad(row, (0, 0, longest - row.shape[1], 0)) for row in rows])
+        layer.length = longest
+
+
 def keep_rows(cache: Cache, rows: Tensor, length: int) -> None:
     """Drop sequences and the padding that they leave.
 

@@ -56,6 +56,7 @@ class Answer:
         self.cancelled = False  # set by any thread: the client has gone
         self.score_prompt = score_prompt
         self.client = ""  # who waits for it
+        self.reused = 0  # tokens of the prompt that were read for an earlier one
         tokens = getattr(decoder.tokenizer, "added_tokens_encoder", {})
         named = {tokens[text] for text in sampling.stops if text in tokens}  # special tokens leave no text to be found in
         self._give, self._stops = give, decoder.stops | named

@@ -76,7 +76,7 @@ def build_app(models: Mapping[str, ServedModel], config: ServeConfig) -> FastAPI
         config: key and limits.
     """
     os.environ["FASTAPI_OTEL_AUTO_CONFIGURE"] = "false"  # no telemetry
-    engine = Engine(max_batch_size=config.max_batch_size, max_waiting=config.max_waiting)
+    engine = Engine(max_batch_size=config.max_batch_size, max_waiting=config.max_waiting, prefix_tokens=config.prefix_tokens)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

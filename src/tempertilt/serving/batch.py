@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tempertilt.models.cache import keep_rows, merge_caches
+from tempertilt.models.cache import Part, begin_with, copy_part, keep_rows, merge_caches
 from tempertilt.models.generation import pad_left
 from tempertilt.serving.answers import Answer
 from tempertilt.serving.decoder import Decoder
+from tempertilt.serving.prefixes import Prefixes
 
 log = logging.getLogger("tempertilt")
 
@@ -29,14 +30,28 @@ class Batch:
     Args:
         decoder: that they are drawn from, set to their tilt in every step.
         answers: one, or several if `decoder.pads`.
+        parts: what the prompts begin with that was read before, one for each answer, or nothing.
+        prefixes: where to leave what they begin with.
     """
 
-    def __init__(self, decoder: Decoder, answers: Sequence[Answer]) -> None:
+    def __init__(
+        self, decoder: Decoder, answers: Sequence[Answer], parts: Sequence[Part] = (), prefixes: Prefixes | None = None
+    ) -> None:
         self.answers = list(answers)
-        self._decoder = decoder
+        self._decoder, self._prefixes = decoder, prefixes
         self._ids, self._mask = pad_left([answer.prompt for answer in answers], 0, decoder.model.device)  # (B, T)
         self._cache: Any = decoder.new_cache()  # holds all positions but the last, once a step was made
         self._started = False
+        self._read = self._begin_with(parts) if parts else 0  # positions that the cache holds before the first step
+
+    def _begin_with(self, parts: Sequence[Part]) -> int:
+        """Fill the cache with what was read before; every row has as many new tokens as the one that needs most."""
+        new = max(len(answer.prompt) - part.length for answer, part in zip(self.answers, parts))
+        lengths = [max(0, len(answer.prompt) - new) for answer in self.answers]
+        for answer, length in zip(self.answers, lengths):
+            answer.reused = length
+        begin_with(self._cache, parts, lengths)
+        return max(lengths)
 
     def step(self) -> None:
         """Draw the next token of every answer, and drop the answers that are over."""
@@ -50,7 +65,7 @@ class Batch:
     def _forward(self) -> Tensor:
         """Guided logits `(B, V)` float32 after the last token of every row."""
         model, cache = self._decoder.model, self._cache
-        new = 1 if self._started and cache is not None else self.width
+        new = 1 if self._started and cache is not None else self.width - self._read
         options: dict[str, Any] = {"use_cache": cache is not None} | ({} if cache is None else {"cache": cache})
         if self._decoder.takes_positions:
             options["position_ids"] = (self._mask.cumsum(1) - 1).clamp(min=0)  # of all tokens; the model takes those it needs
@@ -60,12 +75,22 @@ class Batch:
             self._ids,
             next_sequence_length=new,
             attention_mask=self._mask if self._padded else None,
-            is_first_iteration=not self._started,
+            is_first_iteration=not self._started and not self._read,
             **options,
         )
         output = model(**inputs)
-        self._cache, self._started = None if cache is None else output.cache, True
+        self._cache = None if cache is None else output.cache
+        if not self._started and self._prefixes is not None:
+            self._leave_parts(self._prefixes)
+        self._started = True
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
+
+    def _leave_parts(self, prefixes: Prefixes) -> None:
+        """Keep what the prompts have in common with others, now that they are read."""
+        for row, answer in enumerate(self.answers):
+            if length := prefixes.worth(answer.client, answer.prompt):
+                part = copy_part(self._cache, row, self.width - len(answer.prompt), length)
+                prefixes.keep(answer.client, answer.prompt[:length], part)
 
     @property
     def width(self) -> int:

@@ -25,6 +25,9 @@ class ServeConfig(Options):
     max_model_len: int = option(0, "tokens of prompt and answer together; 0 is what the model was made for", ge=0)
     max_batch_size: int = option(16, "answers of one model decoded at a time; 1 decodes one after the other", ge=1)
     max_waiting: int = option(256, "answers that may wait; requests beyond get status 429", ge=1)
+    prefix_tokens: int = option(
+        4096, "tokens of what a client's prompts begin with (a system message) kept read for each model; 0 keeps none", ge=0
+    )
     max_body_bytes: int = option(1 << 20, "largest request body; larger ones get status 413", ge=1)
     shutdown_timeout: int = option(60, "seconds that running answers get when the server is told to stop", ge=1)
     log_format: str = option(

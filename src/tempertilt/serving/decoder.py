@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import DynamicCache
 
-from tempertilt.models.cache import can_merge, has_states
+from tempertilt.models.cache import can_merge, can_share, has_states
 from tempertilt.serving.sampling import Token, token_of
 
 SCORED_AT_ONCE = 256  # prompt positions whose logits are held at a time
@@ -46,6 +46,7 @@ class Decoder:
     Attributes:
         merges: whether answers can join and leave a batch. Caches of unusual layers, or none at all, hold one answer.
         pads: whether a prompt that is padded on the left gives the numbers of the prompt alone; state-space models do not.
+        shares: whether what a prompt begins with can be taken from an earlier one: the cache keeps every position, as it was.
         steady_length: tokens of a sequence up to which its positions do not depend on its length; None is any number.
         takes_positions: whether `position_ids` are an input.
         keeps_logits: whether `logits_to_keep` is an input.
@@ -59,6 +60,7 @@ class Decoder:
         self.merges = self._caches and can_merge(cache)
         self.pads = self.merges and not has_states(cache)
         self.steady_length = _steady_length(config)
+        self.shares = self.pads and self.steady_length is None and can_share(cache)
         self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self.keeps_logits = bool(model._supports_logits_to_keep())
 

@@ -18,7 +18,7 @@ from tempertilt.serving.engine import Engine
 from tempertilt.serving.errors import error_body
 from tempertilt.serving.metrics import Watch
 from tempertilt.serving.requests import Job
-from tempertilt.serving.responses import Writer
+from tempertilt.serving.responses import Counts, Writer
 from tempertilt.serving.sampling import Token
 
 log = logging.getLogger("tempertilt")
@@ -63,10 +63,16 @@ class Delivery:
             left -= piece.finish_reason is not None
             yield number, piece
 
+    def _counts(self, answer_tokens: int) -> Counts:
+        """At the end; of several choices of a prompt, the first has read it."""
+        reused = sum(answer.reused for answer in self._answers[:: self._job.choices])
+        return Counts(self._job.prompt_tokens, answer_tokens, reused)
+
     def done(self, outcome: str) -> None:
         """The request is over: let go of what is not finished, and count; again it does nothing."""
         self._engine.cancel(self._answers)
-        self._watch.over(outcome, self._job.prompt_tokens, sum(len(answer.tokens) for answer in self._answers))
+        counts = self._counts(sum(len(answer.tokens) for answer in self._answers))
+        self._watch.over(outcome, counts.prompt, counts.answer, counts.reused)
 
     async def whole(self, request: Request, writer: Writer) -> Response:
         """One JSON object with all choices; nothing, and early, if the client disconnects."""
@@ -85,7 +91,7 @@ class Delivery:
             collecting.cancel()
             self.done(outcome)
         choices = [writer.complete(i, choice.text, choice.tokens, choice.finish_reason) for i, choice in enumerate(gathered)]
-        return JSONResponse(writer.object(choices, sum(choice.length for choice in gathered)))
+        return JSONResponse(writer.object(choices, self._counts(sum(choice.length for choice in gathered))))
 
     async def _collect(self) -> list[Piece]:
         """Every choice as one piece."""
@@ -109,7 +115,7 @@ class Delivery:
                 total += piece.length
                 for choice in writer.deltas(number, piece):
                     yield _event(writer.part(choice))
-            if (counts := writer.last(total)) is not None:
+            if (counts := writer.last(self._counts(total))) is not None:
                 yield _event(counts)
             yield writer.closing
             outcome = OK

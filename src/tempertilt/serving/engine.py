@@ -12,6 +12,7 @@ import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -19,6 +20,7 @@ from tempertilt.errors import TemperTiltError
 from tempertilt.serving.answers import Answer
 from tempertilt.serving.batch import Batch
 from tempertilt.serving.decoder import Decoder, Distribution
+from tempertilt.serving.prefixes import Prefixes
 
 log = logging.getLogger("tempertilt")
 
@@ -41,10 +43,12 @@ class Engine:
     Args:
         max_batch_size: answers of one model decoded at a time.
         max_waiting: answers that may wait.
+        prefix_tokens: of what prompts begin with that are kept read, for each model; 0 = none.
     """
 
-    def __init__(self, *, max_batch_size: int, max_waiting: int) -> None:
-        self._max_batch, self._max_waiting = max_batch_size, max_waiting
+    def __init__(self, *, max_batch_size: int, max_waiting: int, prefix_tokens: int = 0) -> None:
+        self._max_batch, self._max_waiting, self._prefix_tokens = max_batch_size, max_waiting, prefix_tokens
+        self._prefixes: WeakKeyDictionary[Decoder, Prefixes] = WeakKeyDictionary()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
         self._batches: dict[Key, Batch] = {}  # only the engine's thread looks at them
@@ -166,14 +170,27 @@ class Engine:
         for answer in answers:
             self._score(answer)
         ready = [answer for answer in answers if not answer.over]
-        for group in [ready] if decoder.pads else [[answer] for answer in ready]:
-            if group:
-                new = Batch(decoder, group)
-                self._step(key, new)
-                batch = self._batches.setdefault(key, new)
-                if batch is not new:
-                    with _failing(batch, new):
-                        batch.join(new)
+        for new in self._new_batches(decoder, ready):
+            self._step(key, new)
+            batch = self._batches.setdefault(key, new)
+            if batch is not new:
+                with _failing(batch, new):
+                    batch.join(new)
+
+    def _new_batches(self, decoder: Decoder, answers: Sequence[Answer]) -> list[Batch]:
+        """Batches whose prompts are to be read: those that begin as earlier ones apart from the others."""
+        if not decoder.pads:
+            return [Batch(decoder, [answer]) for answer in answers]
+        if not decoder.shares or not self._prefix_tokens:
+            return [Batch(decoder, answers)] if answers else []
+        prefixes = self._prefixes.setdefault(decoder, Prefixes(self._prefix_tokens))
+        found = [(answer, prefixes.find(answer.client, answer.prompt)) for answer in answers]
+        known = [(answer, part) for answer, part in found if part is not None]
+        fresh = [answer for answer, part in found if part is None]
+        batches = [Batch(decoder, fresh, prefixes=prefixes)] if fresh else []
+        if known:
+            batches.append(Batch(decoder, [answer for answer, _ in known], [part for _, part in known], prefixes))
+        return batches
 
     @staticmethod
     def _score(answer: Answer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
-from tempertilt.serving.responses import Writer
+from tempertilt.serving.responses import Counts, Writer
 from tempertilt.serving.sampling import Token
 from tempertilt.serving.schema import ResponsesRequest
 
@@ -52,19 +52,19 @@ class ResponsesWriter(Writer):
         self._events += 1
         return event | {"sequence_number": self._events - 1}
 
-    def last(self, answer_tokens: int) -> dict[str, Any]:
+    def last(self, counts: Counts) -> dict[str, Any]:
         """The event with the whole response."""
         item = self._item("".join(self._text), self._reason)
-        response = self._response(item["status"], [item], answer_tokens)
+        response = self._response(item["status"], [item], counts)
         return self.part({"type": f"response.{item['status']}", "response": response})
 
     def complete(self, _number: int, text: str, _tokens: Sequence[Token], reason: str | None) -> dict[str, Any]:
         """The message."""
         return self._item(text, reason)
 
-    def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
+    def object(self, choices: Sequence[dict[str, Any]], counts: Counts) -> dict[str, Any]:
         """The whole response, which is no stream."""
-        return self._response(choices[0]["status"], choices, answer_tokens)
+        return self._response(choices[0]["status"], choices, counts)
 
     def _end(self, reason: str) -> list[dict[str, Any]]:
         self._reason, text = reason, "".join(self._text)
@@ -84,7 +84,7 @@ class ResponsesWriter(Writer):
     def _message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self._item_id, "type": "message", "role": "assistant", "status": status, "content": content}
 
-    def _response(self, status: str, output: Sequence[dict[str, Any]], answer_tokens: int | None = None) -> dict[str, Any]:
+    def _response(self, status: str, output: Sequence[dict[str, Any]], counts: Counts | None = None) -> dict[str, Any]:
         """A response; its usage is known at the end."""
         request = self._request
         return {
@@ -109,19 +109,19 @@ class ResponsesWriter(Writer):
             "tools": [],
             "top_p": self._job.sampling.top_p,
             "truncation": "disabled",
-            "usage": None if answer_tokens is None else self._usage(answer_tokens),
+            "usage": None if counts is None else _usage(counts),
             "user": request.user,
         }
 
-    def _usage(self, answer_tokens: int) -> dict[str, Any]:
-        prompt = self._job.prompt_tokens
-        return {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-            "output_tokens": answer_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": prompt + answer_tokens,
-        }
+
+def _usage(counts: Counts) -> dict[str, Any]:
+    return {
+        "input_tokens": counts.prompt,
+        "input_tokens_details": {"cached_tokens": counts.reused, "cache_write_tokens": 0},
+        "output_tokens": counts.answer,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": counts.prompt + counts.answer,
+    }
 
 
 def _part(text: str) -> dict[str, Any]:

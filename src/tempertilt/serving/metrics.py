@@ -24,6 +24,9 @@ class Metrics:
         self.requests = Counter("t3_requests", "requests by outcome", ["endpoint", "outcome"], registry=registry)
         self.refused = Counter("t3_refused_requests", "requests that got an error, by status", ["status"], registry=registry)
         self.prompt_tokens = Counter("t3_prompt_tokens", "tokens of prompts", ["model"], registry=registry)
+        self.reused_tokens = Counter(
+            "t3_reused_prompt_tokens", "tokens of prompts that were read for earlier ones", ["model"], registry=registry
+        )
         self.answer_tokens = Counter("t3_generation_tokens", "tokens of answers", ["model"], registry=registry)
         self.first = Histogram(
             "t3_time_to_first_token_seconds", "from the request to its first token", registry=registry, buckets=SECONDS
@@ -62,7 +65,7 @@ class Watch:
             self.facts["first_token_seconds"] = round(seconds, 4)
             self._metrics.first.observe(seconds)
 
-    def over(self, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
+    def over(self, outcome: str, prompt_tokens: int = 0, answer_tokens: int = 0, reused_tokens: int = 0) -> None:
         """The request has ended: ok, disconnected or error."""
         if self._over:
             return
@@ -70,6 +73,7 @@ class Watch:
         self.facts |= {"outcome": outcome, "prompt_tokens": prompt_tokens, "answer_tokens": answer_tokens}
         self._metrics.requests.labels(self._endpoint, outcome).inc()
         self._metrics.prompt_tokens.labels(self._model).inc(prompt_tokens)
+        self._metrics.reused_tokens.labels(self._model).inc(reused_tokens)
         self._metrics.answer_tokens.labels(self._model).inc(answer_tokens)
         if outcome == "ok":
             self._metrics.whole.observe(time.perf_counter() - self._started)

@@ -6,12 +6,20 @@ import codecs
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tempertilt.serving.answers import Piece
 from tempertilt.serving.requests import Job
 from tempertilt.serving.sampling import Token
 from tempertilt.serving.textstream import token_bytes
+
+
+class Counts(NamedTuple):
+    """Tokens of a request: of its prompts, of its answers, and how many of the prompts' were read for earlier requests."""
+
+    prompt: int
+    answer: int
+    reused: int
 
 
 class Writer(ABC):
@@ -33,7 +41,7 @@ class Writer(ABC):
         """A part as an event of a stream."""
 
     @abstractmethod
-    def last(self, answer_tokens: int) -> dict[str, Any] | None:
+    def last(self, counts: Counts) -> dict[str, Any] | None:
         """The event after all parts, if there is one."""
 
     @abstractmethod
@@ -41,7 +49,7 @@ class Writer(ABC):
         """A whole choice."""
 
     @abstractmethod
-    def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
+    def object(self, choices: Sequence[dict[str, Any]], counts: Counts) -> dict[str, Any]:
         """The whole response, which is no stream."""
 
 
@@ -69,28 +77,33 @@ class ChoicesWriter(Writer):
         parts = [self.delta(number, piece.text, piece.tokens, None)] if piece.text or piece.tokens else []
         return [*parts, self.delta(number, "", (), piece.finish_reason)] if piece.finish_reason else parts
 
-    def object(self, choices: Sequence[dict[str, Any]], answer_tokens: int) -> dict[str, Any]:
+    def object(self, choices: Sequence[dict[str, Any]], counts: Counts) -> dict[str, Any]:
         """The whole response, which is no stream."""
-        return self._frame(self.whole, choices) | {"usage": self._counts(answer_tokens)}
+        return self._frame(self.whole, choices) | {"usage": _usage(counts)}
 
     def part(self, choice: dict[str, Any]) -> dict[str, Any]:
         """A chunk of a stream."""
         return self._frame(self.chunk, [choice]) | ({"usage": None} if self._usage else {})
 
-    def last(self, answer_tokens: int) -> dict[str, Any] | None:
+    def last(self, counts: Counts) -> dict[str, Any] | None:
         """The chunk with the counts of tokens, if it is wanted."""
-        return self._frame(self.chunk, []) | {"usage": self._counts(answer_tokens)} if self._usage else None
+        return self._frame(self.chunk, []) | {"usage": _usage(counts)} if self._usage else None
 
     def _frame(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
         names = {"id": self._id, "object": kind, "created": self._created, "model": self._job.model.name}
         return names | {"system_fingerprint": None, "choices": list(choices)}
 
-    def _counts(self, answer_tokens: int) -> dict[str, int]:
-        prompt = self._job.prompt_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": answer_tokens, "total_tokens": prompt + answer_tokens}
-
     def _text(self, token: int) -> str:
         return token_bytes(self._tokenizer, token).decode("utf-8", "replace")
+
+
+def _usage(counts: Counts) -> dict[str, Any]:
+    return {
+        "prompt_tokens": counts.prompt,
+        "completion_tokens": counts.answer,
+        "total_tokens": counts.prompt + counts.answer,
+        "prompt_tokens_details": {"cached_tokens": counts.reused},
+    }
 
 
 class CompletionWriter(ChoicesWriter):

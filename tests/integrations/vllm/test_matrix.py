@@ -79,6 +79,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     for arch in COMPILED:
         add(f"{arch} compiled", arch, enforce_eager=False)
     add("parallel", "llama", tensor_parallel_size=2)
+    add("pipeline", "llama", pipeline_parallel_size=2, enforce_eager=False)
     case = add("requests", "llama", max_logprobs=-1)
     common = {"max_tokens": 6, "ignore_eos": True, "detokenize": False}
     case.job["rounds"] = [{"prompts": prompts(6, 30), "sampling": common | options} for options in REQUESTS.values()]
@@ -100,6 +101,7 @@ COMPILED = ("llama", "gpt2")  # one hands out lower states, the other has a hook
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "LoRA": ({"enable_lora": True}, "LoRA is on"),
     "embeddings": ({"runner": "pooling"}, "runner is 'pooling'"),
+    "eager pipeline": ({"pipeline_parallel_size": 2}, "vLLM stops with a KeyError there"),
     "quantised cache": ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype is 'fp8"),
 }
 
@@ -132,6 +134,11 @@ def test_compiled(name: str, cases: dict[str, Case]) -> None:
 def test_tensor_parallel(cases: dict[str, Case]) -> None:
     """Two ranks, each with half of the heads and of the vocabulary."""
     cases["parallel"].check()
+
+
+def test_pipeline(cases: dict[str, Case]) -> None:
+    """Two ranks: the lower states come from the first, and the memory is on the second."""
+    cases["pipeline"].check()
 
 
 @pytest.mark.parametrize("name", BAR)

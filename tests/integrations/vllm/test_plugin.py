@@ -390,13 +390,17 @@ def test_states_between_layers() -> None:
     assert given[0] is a and given[1] is b
 
 
+def parallel(worker_cls: str = WORKER, pipeline_parallel_size: int = 1, enable_dbo: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(worker_cls=worker_cls, pipeline_parallel_size=pipeline_parallel_size, enable_dbo=enable_dbo)
+
+
 def engine_config(**changes: object) -> SimpleNamespace:
     text = SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=3)
     model = {"hf_text_config": text, "runner_type": "generate", "use_mla": False, "is_hybrid": False, "is_attention_free": False}
     model |= {"architecture": "T3XForCausalLM", "dtype": torch.bfloat16, "enforce_eager": False}
     found = {"lora_config": None, "speculative_config": None, "cache_config": SimpleNamespace(cache_dtype="auto")}
     found |= {"device_config": SimpleNamespace(device_type="cpu"), "use_v2_model_runner": False}
-    found |= {"parallel_config": SimpleNamespace(worker_cls=WORKER)}
+    found |= {"parallel_config": parallel()}
     found |= {"scheduler_config": SimpleNamespace(scheduler_cls=SCHEDULER)}
     model |= {name: value for name, value in changes.items() if name in model}
     found |= {name: value for name, value in changes.items() if name in found}
@@ -414,6 +418,8 @@ UNSAFE: dict[str, tuple[dict[str, object], str]] = {
         {"hf_text_config": SimpleNamespace(hidden_size=8, vocab_size=12, num_hidden_layers=3)},
         "the head is for hidden size 16",
     ),
+    "ranks": ({"parallel_config": parallel(pipeline_parallel_size=3)}, "pipeline_parallel_size is 3; must be at most 2"),
+    "eager ranks": ({"parallel_config": parallel(pipeline_parallel_size=2), "enforce_eager": True}, "vLLM stops with a KeyError"),
     "layers": ({"hf_text_config": SimpleNamespace(hidden_size=16, vocab_size=12, num_hidden_layers=1)}, "after 1 layers"),
 }
 
@@ -433,10 +439,10 @@ def test_unsafe_engines_are_refused(name: str) -> None:
 
 
 CHOOSING: dict[str, tuple[dict[str, object], str]] = {
-    "worker": ({"parallel_config": SimpleNamespace(worker_cls="auto")}, "worker_cls is 'auto'; must be 'tempertilt"),
+    "worker": ({"parallel_config": parallel("auto")}, "worker_cls is 'auto'; must be 'tempertilt"),
     "scheduler": ({"scheduler_config": SimpleNamespace(scheduler_cls=None)}, "scheduler_cls is None; must be 'tempertilt"),
     "runner": ({"use_v2_model_runner": True}, "must be VLLM_USE_V2_MODEL_RUNNER=0"),
-    "halves": ({"parallel_config": SimpleNamespace(worker_cls=WORKER, enable_dbo=True)}, "enable_dbo is True"),
+    "halves": ({"parallel_config": parallel(enable_dbo=True)}, "enable_dbo is True"),
     "graphs": ({"device_config": SimpleNamespace(device_type="cuda")}, "enforce_eager is False; must be True"),
     "bases": ({}, "fitted on different base models"),
 }

@@ -70,8 +70,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Served]:
     data = demo_data(DemoConfig())
     base = load_base("smollm2")
     forget, retain = ([_record(row) for row in rows] for rows in (data.forget, data.retain))
-    sets = RecordSets(forget, retain[::3], [], [])
-    records = forget[::3][:4] + retain[::12][:4] + data.unrelated[:4]
+    sets = RecordSets(forget, retain[::3] + data.common[::2], [], [])
+    records = forget[:4] + retain[::12][:4] + data.unrelated[:4]
     asked = [encode_prompt(record, base.tokenizer, ExampleConfig()) for record in records]
     found, jobs = {}, []
     for method in dict(CASES):

@@ -271,10 +271,12 @@ class LowerStates:
 
         name = type(model).__name__.removeprefix(PREFIX)
         bodies = [module for module in model.modules() if isinstance(module, EagleModelMixin)]
-        depth = vllm_config.model_config.hf_text_config.num_hidden_layers
+        text = vllm_config.model_config.hf_text_config
+        depth, width = text.num_hidden_layers, text.hidden_size
         pipeline = vllm_config.parallel_config.pipeline_parallel_size > 1
         if len(bodies) == 1 and (not pipeline or bodies[0].supports_aux_hidden_states_over_pp):
             bodies[0]._set_aux_hidden_state_layers((depth_below,))
+            _make_room(model, bodies[0], width)
             return cls()
         if pipeline:
             raise ModelError(f"vLLM's {name} hands no lower states to the next rank: serve it without pipeline parallelism")
@@ -282,7 +284,6 @@ class LowerStates:
         if not lists:
             raise ModelError(f"vLLM's {name} has no list of {depth} decoder layers: an adapter with a gate can't be served on it")
         layer = lists[0][depth_below - 1]
-        width = vllm_config.model_config.hf_text_config.hidden_size
         shape = (vllm_config.scheduler_config.max_num_batched_tokens, width)
         device = next(model.parameters()).device
         buffer = torch.zeros(shape, dtype=vllm_config.model_config.dtype, device=device)
@@ -306,6 +307,21 @@ class LowerStates:
         if self.buffer is not None and isinstance(output, Tensor):
             return output, self.buffer[: output.shape[0]]
         return output, None
+
+
+def _make_room(model: Any, body: Any, width: int) -> None:
+    """Let the second rank of a pipeline have room for the lower states that the first one sends beside the others."""
+    make_empty, count = getattr(model, "make_empty_intermediate_tensors", None), body._aux_upstream_total_cached
+    if make_empty is None or not count:
+        return
+
+    def make_room(batch_size: int, dtype: torch.dtype, device: torch.device) -> Any:
+        tensors = make_empty(batch_size, dtype, device)
+        for i in range(count):
+            tensors[f"{body.AUX_HIDDEN_STATE_KEY}{i}"] = torch.zeros((batch_size, width), dtype=dtype, device=device)
+        return tensors
+
+    model.make_empty_intermediate_tensors = make_room
 
 
 def sum_of(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Tensor:
@@ -336,6 +352,7 @@ def check_engine(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], cho
     if choices.chooses:
         check_choosing(vllm_config)
     check_shape(vllm_config, adapters, choices.guidances)
+    check_pipeline(vllm_config)
     if model.runner_type != "generate":
         raise ConfigError(f"runner is {model.runner_type!r}: it would hand out hidden states; must be 'generate'")
     if vllm_config.lora_config is not None:
@@ -369,6 +386,18 @@ def check_shape(vllm_config: VllmConfig, adapters: Sequence[AdapterConfig], guid
             )
     for guidance in guidances:
         guidance.check_fits(text.hidden_size, text.vocab_size, text.num_hidden_layers)
+
+
+def check_pipeline(vllm_config: VllmConfig) -> None:
+    """Raise `ConfigError` where lower states would not reach the last rank of a pipeline, or vLLM itself stops."""
+    ranks = vllm_config.parallel_config.pipeline_parallel_size
+    if ranks > 2:
+        raise ConfigError(f"pipeline_parallel_size is {ranks}; must be at most 2: vLLM hands lower states to the next rank alone")
+    if ranks == 2 and vllm_config.model_config.enforce_eager and vllm_config.device_config.device_type == "cpu":
+        raise ConfigError(
+            "enforce_eager is True; must be False for two pipeline ranks on a CPU: vLLM stops with a KeyError there, with or "
+            "without an adapter"
+        )
 
 
 def check_choosing(vllm_config: VllmConfig) -> None:
