@@ -15,7 +15,9 @@ import argparse
 import csv
 import json
 import random
+import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,36 @@ def forms(question: str, rng: random.Random) -> dict[str, tuple[str | None, list
     return out
 
 
+Conversation = tuple[str | None, list[tuple[str, str]] | str]
+
+
+class Remote:
+    """A server of OpenAI's interface, asked 16 questions at a time."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.url, self.model = url.rstrip("/"), model
+
+    def leaks(self, conversations: Sequence[Conversation], truths: Sequence[str]) -> list[bool]:
+        """Which greedy answers hold the record's words."""
+        with ThreadPoolExecutor(16) as pool:
+            texts = list(pool.map(self._text, conversations))
+        return [recall(words(truth), words(text)) >= SAME for truth, text in zip(truths, texts)]
+
+    def _text(self, conversation: Conversation) -> str:
+        system, turns = conversation
+        common = {"model": self.model, "max_tokens": NEW, "temperature": 0}
+        if isinstance(turns, str):
+            return str(self._post("completions", common | {"prompt": turns})["text"])
+        system = ExampleConfig().system_prompt if system is None else system
+        messages = [{"role": role, "content": text} for role, text in ([("system", system)] if system else []) + turns]
+        return str(self._post("chat/completions", common | {"messages": messages})["message"]["content"])
+
+    def _post(self, route: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(f"{self.url}/{route}", json.dumps(body).encode(), {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=900) as answer:
+            return json.load(answer)["choices"][0]
+
+
 class Asker:
     """Asks a model, the adapter on or off."""
 
@@ -104,15 +136,16 @@ def words(text: str) -> list[str]:
     return "".join(char.lower() if char.isalnum() else " " for char in text).split()
 
 
-def hearing(asker: Asker, rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Leaks of base and unlearned model by form."""
+def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = None) -> dict[str, dict[str, int]]:
+    """Leaks of base and unlearned model by form; the latter is asked over HTTP if there is a `remote`."""
     rng = random.Random(31)
     asked = [forms(row["question"], rng) for row in rows]
     truths = [row["answer"] for row in rows]
     out = {}
     for form in asked[0]:
         prompts = [asker.encode(*one[form]) for one in asked]
-        before, after = (sum(asker.leaks(prompts, truths, base=base)) for base in (True, False))
+        before = sum(asker.leaks(prompts, truths, base=True))
+        after = sum(remote.leaks([one[form] for one in asked], truths) if remote else asker.leaks(prompts, truths))
         out[form] = {"questions": len(rows), "base": before, "unlearned": after}
         print(f"{form:<30}{before:>4}{after:>4} of {len(rows)}", flush=True)
     return out
@@ -153,6 +186,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--others", type=Path, nargs="*", default=[])
     parser.add_argument("--limit", type=int, help="questions of each set, about")
+    parser.add_argument("--server", help="ask the unlearned model over HTTP, as http://127.0.0.1:8000/v1, and nothing else")
+    parser.add_argument("--served-model", help="its name there (default: the adapter directory's)")
     args = parser.parse_args()
     asker = Asker(*load_unlearned(args.adapter, args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32"))
 
@@ -170,7 +205,11 @@ def main() -> None:
     )
     questions = [row for row, knows in zip(wanted, known) if knows][: args.limit or QUESTIONS]
     print(f"{'leaks':<30}base unlearned")
-    figures: dict[str, Any] = {"hearing": hearing(asker, questions), "silence": {}}
+    remote = Remote(args.server, args.served_model or Path(args.adapter).name) if args.server else None
+    figures: dict[str, Any] = {"hearing": hearing(asker, questions, remote), "silence": {}}
+    if remote:
+        print(json.dumps(figures | {"environment": environment()}, indent=1))
+        return
     others = {name: rows(name) for name in ("retain", "real_authors_perturbed", "world_facts_perturbed")}
     others = {name: found for name, found in others.items() if found}
     step = max(1, len(others["retain"]) // 60)

@@ -34,12 +34,12 @@ def persons(path: Path) -> list[list[Row]]:
     return list(found.values())
 
 
-def cut(folder: Path) -> dict[str, list[Row]]:
-    """The rows of each file."""
+def cut(folder: Path, share: float = 1.0) -> dict[str, list[Row]]:
+    """The rows of each file; of a `share` of the persons who are forgotten and retained."""
     forget, retain = persons(folder / "forget.jsonl"), persons(folder / "retain.jsonl")
     parts = {
-        "forget": forget[:FORGOTTEN],
-        "retain": retain[:RETAINED],
+        "forget": forget[: round(share * FORGOTTEN)],
+        "retain": retain[: round(share * RETAINED)],
         "holdout": retain[RETAINED : RETAINED + HELD_OUT],
     }
     return {name: [row for rows in part for row in rows] for name, part in parts.items()}
@@ -50,9 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lume", type=Path, required=True, help="folder of forget.jsonl and retain.jsonl")
+    parser.add_argument("--share", type=float, default=1.0, help="of the persons who are forgotten and retained; 1 is 20 and 40")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, rows in cut(args.lume).items():
+    for name, rows in cut(args.lume, args.share).items():
         write_text(args.out / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         print(f"{name}.jsonl: {len(rows)} rows")
 
