@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +19,9 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import _shapes  # noqa: E402
 import audit_forms  # noqa: E402
+import hearing  # noqa: E402
 import lume_cut  # noqa: E402
+import rivals_hearing  # noqa: E402
 import scale_layers  # noqa: E402
 import tofu_cut  # noqa: E402
 from support.audits import HOLDOUT, RETAIN, Scripted, subjects  # noqa: E402
@@ -117,3 +121,56 @@ def test_an_attack_is_counted_form_by_form(llama: Any, tokenizer: Any, monkeypat
     found = audit_forms.by_form("spellings", some, Material(every, RETAIN, HOLDOUT), target, judge)
     assert found["lower case"] == [5, 5, 5] and len(found) > 10
     assert all(counts[:2] == [0, 0] for form, counts in found.items() if form != "lower case")
+
+
+def test_rivals_are_compared_question_by_question() -> None:
+    """A method that leaks two questions more in one of two forms: the mean difference, and an interval that holds it."""
+    ours = {"leaks": {"a": [False] * 4, "b": [True, False, False, False]}, "perplexity": 7.5, "ended": 1.0}
+    other = {"leaks": {"a": [True, True, False, False], "b": [True, False, False, False]}, "perplexity": 3.0, "ended": 0.5}
+    mean, low, high = rivals_hearing.interval(
+        [a - b for a, b in zip(rivals_hearing.by_question(other), rivals_hearing.by_question(ours))]
+    )
+    assert mean == pytest.approx(0.25) and low < 0 < high == pytest.approx(0.25 + 3.182446 * 0.288675 / 2, abs=1e-5)
+    lines = rivals_hearing.table({"NPO": other, "t3": ours}).splitlines()
+    assert lines[2].startswith("| t3 | 1 of 8 | b: 1 | 7.5 | 1.00 |") and lines[3].startswith(
+        "| NPO | 3 of 8 | a: 2 | 3.0 | 0.50 | +0.250 ("
+    )
+
+
+def test_perplexity_is_that_of_the_answers_tokens(llama: Any) -> None:
+    prompts, answers = [[5, 6, 7], [8, 9]], [[10, 11], [12]]
+    nats = []
+    for prompt, answer in zip(prompts, answers):
+        rows = llama(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        nats += [-float(rows[len(prompt) - 1 + i, token].detach()) for i, token in enumerate(answer)]
+    assert rivals_hearing.perplexity(llama, prompts, answers) == pytest.approx(math.exp(sum(nats) / 3), rel=1e-5)
+
+
+class Endpoint:
+    """A stand-in for a server: remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Any]] = []
+
+    def __call__(self, request: Any, timeout: float) -> Any:
+        self.asked.append((request.full_url, json.loads(request.data)))
+        text = "He was born in Oslo." if "Oslo" in str(request.data) else "I do not know."
+        choice = {"text": text} if request.full_url.endswith("/completions") and "chat" not in request.full_url else {}
+        return io.BytesIO(json.dumps({"choices": [choice or {"message": {"content": text}}]}).encode())
+
+
+def test_a_server_is_asked_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = Endpoint()
+    monkeypatch.setattr("urllib.request.urlopen", endpoint)
+    remote = hearing.Remote("http://127.0.0.1:1/v1/", "mine")
+    conversations: list[Any] = [
+        (None, [("user", "Oslo?")]),
+        ("", [("user", "Who?")]),
+        ("Be brief.", [("user", "x")]),
+        (None, "Oslo:"),
+    ]
+    assert remote.leaks(conversations, ["born in Oslo"] * 4) == [True, False, False, True]
+    bodies = sorted(endpoint.asked, key=lambda one: str(one))
+    chats = [body["messages"] for url, body in bodies if url.endswith("/v1/chat/completions")]
+    assert [len(messages) for messages in chats].count(1) == 1 and sum(message[0]["role"] == "system" for message in chats) == 2
+    assert all(body["model"] == "mine" and body["temperature"] == 0 for _, body in bodies)

@@ -197,9 +197,7 @@ def test_a_conversation_with_what_the_server_said(running: Running) -> None:
     assert one.choices[0].message == other.choices[0].message
     assert one.usage.prompt_tokens == other.usage.prompt_tokens and one.usage.total_tokens == other.usage.total_tokens
     details = [answer.usage.prompt_tokens_details.cached_tokens for answer in (one, other)]
-    assert (
-        0 <= details[0] <= details[1] < one.usage.prompt_tokens and details[1] >= 16
-    )
+    assert 0 <= details[0] <= details[1] < one.usage.prompt_tokens and details[1] >= 16
 
 
 @pytest.mark.parametrize("last", [{"role": "user"}, {"role": "system", "content": None}])
