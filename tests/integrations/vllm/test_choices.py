@@ -68,13 +68,14 @@ def test_each_row_is_that_of_its_own_model() -> None:
     names = [(*made, "nobody", None)[i % 8] for i in range(N)]
     which = choices.which([(name, 1) for name in names], N, torch.device("cpu"))
     last, lower, logits, ids = torch.randn(N, D), torch.randn(N, D), torch.randn(N, VOCAB), torch.randint(0, VOCAB, (N,))
-    projected, events = choices.observe(last, lower, ids, which)
+    groups = choices.groups(which)
+    projected, events = choices.observe(last, lower, ids, groups)
     means, position = torch.randn(N, 5), torch.randint(20, 40, (N,)).float()
     latest = torch.randint(0, 20, (N, 2 * EVENTS)).float()
-    gates = choices.read(means, latest, position, which)
+    gates = choices.read(means, latest, position, groups)
     before = torch.randint(0, 3, (N, FORMS)).float()
-    ends = choices.follow(ids[:, None], before, which)
-    replies = choices.replies(latest, position, ends, which)
+    ends = choices.follow(ids[:, None], before, groups)
+    replies = choices.replies(latest, position, ends, groups)
     guided = choices.guide(logits, last, means, gates, which)
     opened = closed = said = 0
     for i, name in enumerate(names):
@@ -111,7 +112,7 @@ def test_one_model_needs_no_choice() -> None:
     choices = Choices({"": guidance})
     assert not choices.chooses
     last, lower, ids = torch.randn(4, D), torch.randn(4, D), torch.arange(4)
-    new, (projected, events) = guidance.observe(last, lower, ids), choices.observe(last, lower, ids, None)
+    new, (projected, events) = guidance.observe(last, lower, ids), choices.observe(last, lower, ids, choices.groups(None))
     assert torch.equal(projected, new.projected) and torch.equal(events, new.events)  # type: ignore[arg-type]
     logits = torch.randn(4, VOCAB).bfloat16()
     assert choices.guide(logits, last, torch.randn(4, 3), torch.zeros(4, 1), None) is logits  # all gates closed: as they are

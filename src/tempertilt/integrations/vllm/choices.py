@@ -8,7 +8,7 @@ With one model there is nothing to choose, and no row is copied.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,8 @@ from tempertilt.models.replies import GUESS
 NOBODY = -1  # the number of a model that the engine does not have
 Rows = slice | Tensor
 ALL = slice(None)
+Group = tuple[Guidance | Composition, Rows]
+"""A model, and the rows of a batch that are its own."""
 
 
 class Width(NamedTuple):
@@ -116,52 +118,53 @@ class Choices:
         each = numbers.repeat_interleave(torch.tensor([tokens for _, tokens in requests], dtype=torch.long))[:count]
         return torch.cat([each, each.new_full((count - len(each),), NOBODY)]).to(device)
 
-    def _groups(self, which: Tensor | None) -> Iterator[tuple[Guidance | Composition, Rows]]:
-        """The models of some rows, and their rows; the base's are left out."""
+    def groups(self, which: Tensor | None) -> list[Group]:
+        """The models of some rows `(n,)`, and their rows; those of the base are left out. None: all are of the only model."""
         if which is None:
             [only] = self.guidances
-            yield only, ALL
-            return
+            return [(only, ALL)]
         present = which.unique().tolist()
-        for number in present:
-            guidance = None if number == NOBODY else self._guidances[number]
-            if guidance is not None:
-                yield guidance, ALL if len(present) == 1 else (which == number).nonzero()[:, 0]
+        chosen = ((number, None if number == NOBODY else self._guidances[number]) for number in present)
+        return [
+            (guidance, ALL if len(present) == 1 else (which == number).nonzero()[:, 0])
+            for number, guidance in chosen
+            if guidance is not None
+        ]
 
     # --- what is remembered -----------------------------------------------------------------------------------------
 
     def observe(
-        self, last: Tensor, lower: Tensor | None, input_ids: Tensor | None, which: Tensor | None
+        self, last: Tensor, lower: Tensor | None, input_ids: Tensor | None, groups: Sequence[Group]
     ) -> tuple[Tensor, Tensor]:
         """Projections `(n, rank)` float32 and events `(n, kinds)` bool of new tokens; see `Guidance.observe`.
 
         Args:
             last, lower: `(n, d)`.
             input_ids: `(n,)`.
-            which: `(n,)` the numbers of their models; None where there is nothing to choose.
+            groups: their models, as `groups` gives them.
         """
         projected = last.new_zeros(len(last), self.width.rank, dtype=torch.float32)
         events = last.new_zeros(len(last), self.width.kinds, dtype=torch.bool)
-        for guidance, rows in self._groups(which):
+        for guidance, rows in groups:
             new = guidance.observe(*(None if each is None else each[rows] for each in (last, lower, input_ids)))  # type: ignore[arg-type]
             _put(projected, rows, new.projected)
             if new.events is not None:
                 _put(events, rows, new.events)
         return projected, events
 
-    def read(self, means: Tensor, latest: Tensor, position: Tensor, which: Tensor | None) -> Tensor:
+    def read(self, means: Tensor, latest: Tensor, position: Tensor, groups: Sequence[Group]) -> Tensor:
         """The gates' values `(n, gates)` float32 after each token, of means `(n, rank)` and latest events `(n, kinds)`."""
         gates = means.new_zeros(len(means), self.width.gates)
-        for guidance, rows in self._groups(which):
+        for guidance, rows in groups:
             gate = guidance.read(_memory(guidance, means[rows], latest[rows], position[rows])).gate
             if gate is not None:
                 _put(gates, rows, gate.reshape(len(gate), -1))
         return gates
 
-    def follow(self, tokens: Tensor, before: Tensor, which: Tensor | None) -> Tensor:
+    def follow(self, tokens: Tensor, before: Tensor, groups: Sequence[Group]) -> Tensor:
         """How much of each reply `(B, ends)` texts end with after more tokens `(B, n)`, of the same `before` them."""
         tokens, ends = tokens.to(before.device), before.new_zeros(before.shape)
-        for guidance, rows in self._groups(which):
+        for guidance, rows in groups:
             new = tokens[rows]
             counts = zip(guidance.follows(new), before[rows].split(FORMS, -1))
             found = [follow(torch.ones_like(new), own)[:, -1] for follow, own in counts]
@@ -169,11 +172,11 @@ class Choices:
                 _put(ends, rows, torch.cat(found, -1))
         return ends
 
-    def replies(self, latest: Tensor, position: Tensor, ends: Tensor, which: Tensor | None) -> Tensor:
+    def replies(self, latest: Tensor, position: Tensor, ends: Tensor, groups: Sequence[Group]) -> Tensor:
         """The token that a reply goes on with in each row `(n,)`, -1 for none; arguments as of `read` and `follow`."""
         tokens = torch.full_like(position, -1)
         means = latest.new_zeros(len(latest), self.width.rank)
-        for guidance, rows in self._groups(which):
+        for guidance, rows in groups:
             if numbers := width_of(guidance).ends:
                 own = (means[rows], latest[rows], position[rows], ends[rows][:, :numbers])
                 reply = guidance.read(_memory(guidance, *own)).reply
@@ -189,7 +192,7 @@ class Choices:
         A row of a model that the engine does not have says the end of an answer, and nothing of the base.
         """
         guided = logits
-        for guidance, rows in self._groups(which):
+        for guidance, rows in self.groups(which):
             shape = guidance.gate_shape
             gate = None if shape is None or gates is None else gates[rows][:, : math.prod(shape)].reshape(-1, *shape)
             # free to see on CPUs; elsewhere it would wait for the device

@@ -168,9 +168,10 @@ class _Unlearned(nn.Module):
             return self._columns.attach(output, None, None, which, None)
         ids = None if input_ids is None else input_ids[:count]
         position = (positions if positions.ndim == 1 else positions[0])[:count] + 1
-        projected, events = choices.observe(output, lower, ids, which)
+        groups = choices.groups(which)
+        projected, events = choices.observe(output, lower, ids, groups)
         means, latest = self._memory(projected, events, position)
-        gates, extra = choices.read(means, latest, position, which), None
+        gates, extra = choices.read(means, latest, position, groups), None
         if self._replies is not None:
             assert ids is not None, "a reply is followed by token ids"
             extra = torch.cat([latest, position.float()[:, None], ids.float()[:, None]], -1)

@@ -52,11 +52,11 @@ class ReplyRows:
         The texts are those of all rows, or one of a `row`.
         """
         which = self.which if row is None or self.which is None else self.which[row : row + 1]
-        return self._choices.follow(tokens, before, which)
+        return self._choices.follow(tokens, before, self._choices.groups(which))
 
     def next_tokens(self, ends: Tensor) -> Tensor:
         """The token that a reply goes on with in each row `(n,)`, -1 for none; `ends` `(n, numbers)` as of `follow`."""
-        return self._choices.replies(self.latest, self.position, ends, self.which).long()
+        return self._choices.replies(self.latest, self.position, ends, self._choices.groups(self.which)).long()
 
 
 @dataclass
