@@ -1,9 +1,10 @@
-"""Print the table of docs/evidence.md from the results in results/second_version: one row a folder, its figures over seeds.
+"""Print the tables of docs/evidence.md from the results in results/second_version.
 
-python benchmarks/evidence.py
+python benchmarks/evidence.py [tofu|lume]
 
-A folder has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`. What is
-missing there is `–` in the table.
+A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
+A folder of LUME has the results of three models (`target.json`, `reference.json`, `t3.json`) and `hearing.json`. What is missing
+is `–`.
 """
 
 from __future__ import annotations
@@ -76,9 +77,56 @@ def column(folder: Path) -> list[list[str]]:
     return rows
 
 
+LUME = {
+    "lume60": "SmolLM2, upper half learned, 20 of 60 persons",
+    "gemma-lume30": "Gemma 3 270M, upper half learned, 10 of 30 persons",
+}
+MODELS = {"target": "before", "t3": "`t3`", "reference": "never saw them"}
+LUME_METRICS = (
+    ("regurgitation, forget", "forget_regurgitation", 3),
+    ("knowledge, forget", "forget_knowledge", 3),
+    ("regurgitation, retain", "retain_regurgitation", 3),
+    ("knowledge, retain", "retain_knowledge", 3),
+    ("answers with a fact", "forget_leaked", 3),
+    ("misattribution", "misattribution", 3),
+    ("sampled forget answers word for word", "forget_sampled_verbatim", 3),
+    ("Min-K++ AUC", "mia_min_k_plus_plus", 2),
+    ("KL from the reference, nats a token", "reference_kl", 2),
+    ("same top token", "reference_same_top", 2),
+    ("KS distance of log-probabilities", "forget_ks_log_probs", 2),
+    ("answers that end", "forget_ended", 3),
+    ("perplexity under the reference", "forget_reference_perplexity", 1),
+    ("retain answers unchanged", "retain_unchanged", 3),
+    ("a gate opens, forget", "forget_gate_open", 3),
+    ("a gate opens, retain", "retain_gate_open", 3),
+)
+
+
+def lume() -> list[str]:
+    """The lines of LUME's table: for each folder one column a model."""
+    folders = [RESULTS / name for name in LUME if (RESULTS / name).is_dir()]
+    titles = [
+        f"{LUME[folder.name]}: {said}" if model == "target" else said for folder in folders for model, said in MODELS.items()
+    ]
+    runs = [read(folder / f"{model}.json") for folder in folders for model in MODELS]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---" * len(titles) + "|"]
+    for title, name, digits in LUME_METRICS:
+        values = ["–" if run is None else figure(name, digits)(run) for run in runs]
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+    heard = [read(folder / "hearing.json") for folder in folders]
+    for title, count in (("leaks in 30 forms of 24 questions; worst form", leaks), ("opens on questions about others", opened)):
+        values = [text for each in heard for text in ("", "–" if each is None else count(each), "")]
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+    return lines
+
+
 def main() -> None:
     """Print Markdown."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("suite", nargs="?", choices=("tofu", "lume"), default="tofu")
+    if parser.parse_args().suite == "lume":
+        print("\n".join(lume()))
+        return
     folders = [RESULTS / name for name in NAMES if (RESULTS / name).is_dir()]
     columns = [column(folder) for folder in folders]
     titles = [title for title, _, _ in METRICS] + [

@@ -22,7 +22,7 @@ from tempertilt.guidance.pooling import Memory
 from tempertilt.guidance.reply import FORMS, SURE, Reply
 from tempertilt.guidance.tilt import TiltConfig
 from tempertilt.integrations.vllm import hf_overrides
-from tempertilt.integrations.vllm.choices import NOBODY, Choices, Width, width_of
+from tempertilt.integrations.vllm.choices import MOST_NAMES, NOBODY, Choices, Width, width_of
 from tempertilt.integrations.vllm.naming import NameModel, name_model
 from tempertilt.integrations.vllm.options import check_overrides, model_of, models_of
 from tempertilt.integrations.vllm.scheduler import salt_by_model
@@ -141,10 +141,24 @@ def test_models_come_and_go() -> None:
         choices.add("c", part(3, 2, reply=Reply("no", [7], [3, 1], [3, 1])))
     choices.remove("b")
     assert choices.number("b") == NOBODY
-    with pytest.raises(ConfigError, match="is or was"):  # what the cache remembers of its requests is of the first
+    with pytest.raises(ConfigError, match="has or had the name"):  # what the cache remembers of its requests is of the first
         choices.add("b", part(2, 2))
-    with pytest.raises(ConfigError, match="no model 'c'"):
-        choices.remove("c")
+    for name in ("b", "c"):
+        with pytest.raises(ConfigError, match=f"no model '{name}'; must be one of a, base"):
+            choices.remove(name)
+
+
+def test_a_name_that_a_request_gave_before_is_no_model_s() -> None:
+    """The engine's cache holds what it read for that request, with nothing remembered of it."""
+    choices = Choices({"a": part(1, 3), "base": None})
+    assert choices.which([("b", 1), (None, 1)], 2, torch.device("cpu")).tolist() == [NOBODY, NOBODY]
+    with pytest.raises(ConfigError, match="or a request gave it"):
+        choices.add("b", part(2, 2))
+    for i in range(MOST_NAMES):
+        choices.number(f"name {i}")
+    assert choices.number("last") == NOBODY and choices.number("a") == 0
+    with pytest.raises(ConfigError, match="or a request gave it"):  # it may have been one of those that are not remembered
+        choices.add("last", part(2, 2))
 
 
 def test_gates_at_different_depths_are_refused() -> None:

@@ -94,7 +94,8 @@ class Found:
             "llm": llm,
             "rounds": [
                 one | {"calls": [add, ["add_model", "ann", add[2]], ["add_model", "wide", {"adapter": str(root / "wide")}]]},
-                one | {"calls": [["remove_model", "zoe"], add]},
+                one | {"calls": [["remove_model", "zoe"], add], "models": ["zoe"] * 5 + ["zed"]},
+                one | {"calls": [["add_model", "zed", add[2]]]},
             ],
         }
         spoken = served | {"bob": str(root / "spoken" / "bob")}
@@ -196,13 +197,13 @@ def test_a_request_without_a_model_says_nothing(found: Found) -> None:
 
 
 def test_models_are_added_and_removed_while_it_runs(found: Found) -> None:
-    first, second = found.rounds("added")
+    first, second, _ = found.rounds("added")
     assert [output["tokens"][0] for output in first] == found.expected(found.asked[:6], ["zoe"] * 6)
     assert all(output["tokens"][0] == [2] * NEW for output in second)
     refused = found.results["added"]["refused"]
-    assert len(refused) == 3
-    assert "the name 'ann' is or was that of a model" in refused[0] and "model 'wide' needs" in refused[1]
-    assert "the name 'zoe' is or was that of a model" in refused[2]
+    assert len(refused) == 4 and "has or had the name 'zed', or a request gave it" in refused[3]
+    assert "has or had the name 'ann'" in refused[0] and "model 'wide' needs" in refused[1]
+    assert "has or had the name 'zoe'" in refused[2]
 
 
 def test_replies_of_one_among_others(found: Found) -> None:

@@ -26,6 +26,7 @@ from tempertilt.models.adapter import Adapter
 from tempertilt.models.replies import GUESS
 
 NOBODY = -1  # the number of a model that the engine does not have
+MOST_NAMES = 4096  # that are remembered
 Rows = slice | Tensor
 ALL = slice(None)
 Group = tuple[Guidance | Composition, Rows]
@@ -74,25 +75,26 @@ class Choices:
         """All but the base."""
         return [each for each in self._guidances if each is not None]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the models."""
-        return tuple(self._numbers)
-
     def number(self, name: str | None) -> int:
-        """The number of a model, `NOBODY` where the engine has none of that name."""
+        """The number of a model, `NOBODY` where the engine has none of that name; then none can be added by it either.
+
+        What the engine's cache holds of the request is as if the model did nothing: a model of that name would go on from it.
+        """
+        if name and name not in self._numbers and len(self._numbers) < MOST_NAMES:
+            self._numbers[name] = NOBODY
         return self._numbers.get(name or "", NOBODY)
 
     def add(self, name: str, guidance: Guidance | Composition) -> None:
         """Have one more model.
 
         Raises:
-            ConfigError: the name has been given, or the guidance needs more room than the engine's memory has.
+            ConfigError: a model had the name or a request has named it before, or the guidance needs more room than the engine's
+                memory has.
         """
         if not self.chooses:
             raise ConfigError("the engine has one model, whose name no request gives; start it with models=")
-        if not name or name in self._numbers:
-            raise ConfigError(f"the name {name!r} is or was that of a model of this engine; must be another one")
+        if not name or name in self._numbers or len(self._numbers) >= MOST_NAMES:
+            raise ConfigError(f"a model of this engine has or had the name {name!r}, or a request gave it; must be another one")
         needed = width_of(guidance)
         if any(more > room for more, room in zip(needed, self.width)) or guidance.layer not in (None, self.layer):
             raise ConfigError(
@@ -104,8 +106,9 @@ class Choices:
 
     def remove(self, name: str) -> None:
         """Forget a model: requests that name it get empty answers from now on. `ConfigError` if there is none of that name."""
-        if not name or name not in self._numbers:
-            raise ConfigError(f"the engine has no model {name!r}; must be one of {', '.join(self._numbers)}")
+        if self._numbers.get(name, NOBODY) == NOBODY:
+            there = ", ".join(known for known, number in self._numbers.items() if number != NOBODY)
+            raise ConfigError(f"the engine has no model {name!r}; must be one of {there}")
         self._numbers[name] = NOBODY
 
     def which(self, requests: Sequence[tuple[str | None, int]], count: int, device: torch.device) -> Tensor:
