@@ -3,7 +3,7 @@
 python benchmarks/evidence.py [tofu|lume]
 
 A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
-A folder of LUME has the results of three models (`target.json`, `reference.json`, `t3.json`) and `hearing.json`. What is missing
+A folder of LUME has the results of some models (`target.json`, `t3.json`, ...), and `hearing.json` of t3.json. What is missing
 is `–`.
 """
 
@@ -81,7 +81,12 @@ LUME = {
     "lume60": "SmolLM2, upper half learned, 20 of 60 persons",
     "gemma-lume30": "Gemma 3 270M, upper half learned, 10 of 30 persons",
 }
-MODELS = {"target": "before", "t3": "`t3`", "reference": "never saw them"}
+MODELS = {
+    "target": "before",
+    "t3-holdout": "`t3` with holdout records",
+    "t3": "`t3` without",
+    "reference": "never saw them",
+}
 LUME_METRICS = (
     ("regurgitation, forget", "forget_regurgitation", 3),
     ("knowledge, forget", "forget_knowledge", 3),
@@ -103,20 +108,16 @@ LUME_METRICS = (
 
 
 def lume() -> list[str]:
-    """The lines of LUME's table: for each folder one column a model."""
-    folders = [RESULTS / name for name in LUME if (RESULTS / name).is_dir()]
-    titles = [
-        f"{LUME[folder.name]}: {said}" if model == "target" else said for folder in folders for model, said in MODELS.items()
-    ]
-    runs = [read(folder / f"{model}.json") for folder in folders for model in MODELS]
+    """The lines of LUME's table: for each folder one column a model that was measured."""
+    columns = [(name, model) for name in LUME for model in MODELS if (RESULTS / name / f"{model}.json").exists()]
+    titles = [f"{LUME[name]}: {MODELS[model]}" if model == "target" else MODELS[model] for name, model in columns]
+    runs = [read(RESULTS / name / f"{model}.json") for name, model in columns]
     lines = ["| | " + " | ".join(titles) + " |", "|---" + "|---" * len(titles) + "|"]
-    for title, name, digits in LUME_METRICS:
-        values = ["–" if run is None else figure(name, digits)(run) for run in runs]
-        lines.append(f"| {title} | " + " | ".join(values) + " |")
-    heard = [read(folder / "hearing.json") for folder in folders]
+    for title, metric, digits in LUME_METRICS:
+        lines.append(f"| {title} | " + " | ".join(figure(metric, digits)(run) for run in runs) + " |")
+    heard = [read(RESULTS / name / "hearing.json") if model == "t3" else None for name, model in columns]
     for title, count in (("leaks in 30 forms of 24 questions; worst form", leaks), ("opens on questions about others", opened)):
-        values = [text for each in heard for text in ("", "–" if each is None else count(each), "")]
-        lines.append(f"| {title} | " + " | ".join(values) + " |")
+        lines.append(f"| {title} | " + " | ".join("–" if each is None else count(each) for each in heard) + " |")
     return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from tempertilt.cli.unlearn import verdict
+from tempertilt.cli.unlearn import estimate_lines, verdict
 from tempertilt.fitting.before_after import BeforeAfter, Facts, Leak
 
 
@@ -55,3 +55,13 @@ def test_facts_that_come_out_only_now() -> None:
 
 def test_nothing_was_measured() -> None:
     assert said(None) == ["No answers were measured (--answer-records 0): nothing is known of what still comes out."]
+
+
+def test_records_of_another_kind_are_told() -> None:
+    """Where the contrast model, which never saw the records either, gives them much more than they are to have."""
+    made = {"log_prob_wanted": -7.6, "log_prob_forget": -0.03, "score": "contrast model", "never_seen_records": 40}
+    assert not any("note" in line for line in estimate_lines(made))
+    assert not any("note" in line for line in estimate_lines(made | {"log_prob_contrast": -7.0}))
+    text = " ".join(" ".join(estimate_lines(made | {"log_prob_contrast": -3.0})).split())
+    assert "-7.60 nats a token (-0.03 before)" in text and "gives them -3.00 nats a token" in text
+    assert "Give --holdout records of the same form; invented ones will do" in text

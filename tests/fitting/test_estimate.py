@@ -325,6 +325,8 @@ def test_forget_tokens_are_to_be_as_likely_as_unseen_ones(pair: Pair) -> None:
     assert targets.summary["log_prob_forget"] == pytest.approx(known, abs=1e-3)
     assert targets.summary["log_prob_never_seen"] == pytest.approx(unknown, abs=1e-3)
     assert targets.summary["log_prob_wanted"] == pytest.approx(np.mean(wanted), abs=1e-3)
+    before = np.mean(own_log_probs(pair.contrast, pair.forget))
+    assert targets.summary["log_prob_contrast"] == pytest.approx(before, abs=1e-3)
 
 
 @pytest.mark.parametrize("retained", [True, False])
@@ -336,7 +338,7 @@ def test_without_a_contrast_model_by_ngrams(pair: Pair, retained: bool) -> None:
     values = own_log_probs(pair.base, pair.unseen)
     assert min(values) - 1e-3 <= float(wanted.min()) and float(wanted.max()) <= max(values) + 1e-3
     assert float(wanted.mean()) == pytest.approx(np.mean(values), abs=1.5)
-    assert targets.summary["score"] == "n-grams"
+    assert targets.summary["score"] == "n-grams" and "log_prob_contrast" not in targets.summary
 
 
 def test_few_contexts_and_a_temperature(pair: Pair) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tempertilt.cli.flags import add_config, add_config_file, add_model, build, read_config_file, require, show_only
 from tempertilt.cli.records import FORMATS, add_selection, add_source, read_records
@@ -64,6 +66,12 @@ NO_THEORY = (
     "its bounds are about a classifier that was fitted in this run, with documents held out: use --method t3-paper and a "
     "directory without a finished adapter"
 )
+OTHER_KIND = (
+    "the records that it never saw are of another kind than these: the contrast model, which never saw these either, gives them "
+    "{contrast:.2f} nats a token. Facts stay away, but guesses will be unlike such answers. Give --holdout records of the same "
+    "form; invented ones will do"
+)
+LESS_LIKELY = 1.0  # nats a token below the contrast model, from which on that is said
 HEARD = 0.9  # share of the variants of a kind
 
 
@@ -174,6 +182,22 @@ def _diagnosis(result: UnlearnResult, config: UnlearnConfig) -> Diagnosis | None
     return diagnose_adapter(Sides(totals["retain"], totals["forget"]), Sides(*fit.held_out_log_odds), **asdict(tilt))
 
 
+def estimate_lines(made: Mapping[str, Any]) -> list[str]:
+    """How likely forget answers are to be, and whether the records behind that are of another kind; of an estimate's summary."""
+    lines = labelled(
+        "estimate",
+        [
+            f"forget answers are to be as likely as unknown ones: {made['log_prob_wanted']:.2f} nats a token "
+            f"({made['log_prob_forget']:.2f} before); by {made['score']} and {made['never_seen_records']} records that it "
+            "never saw"
+        ],
+    )
+    contrast = made.get("log_prob_contrast")
+    if contrast is not None and made["log_prob_wanted"] < contrast - LESS_LIKELY:
+        lines += labelled("note", [OTHER_KIND.format(contrast=contrast)])
+    return lines
+
+
 def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None, rehearsal: Rehearsal | None = None) -> str:
     lines = [*verdict(result), ""]
     lines += changes(result.changes.summaries, result.changes.shown)
@@ -181,16 +205,7 @@ def _text(result: UnlearnResult, diagnosis: Diagnosis | None = None, rehearsal: 
     lines += rehearsal_lines(rehearsal) if rehearsal is not None else []
     if (reply := result.model.reply) is not None:
         lines += labelled("reply", [f"where the gate is open: {reply.text}"])
-    if result.estimate is not None:
-        made = result.estimate
-        lines += labelled(
-            "estimate",
-            [
-                f"forget answers are to be as likely as unknown ones: {made['log_prob_wanted']:.2f} nats a token "
-                f"({made['log_prob_forget']:.2f} before); by {made['score']} and {made['never_seen_records']} records that it "
-                "never saw"
-            ],
-        )
+    lines += [] if result.estimate is None else estimate_lines(result.estimate)
     fit = result.fit
     if isinstance(fit, MatchResult):
         lines += [f"fit          {fit.seconds:.1f} s; mean KL from the estimate {fit.divergence:.3f} nats a token"]

@@ -300,6 +300,8 @@ def estimate_targets(
         "log_prob_forget": round(float(own.log_probs[chosen].mean()), 4),
         "log_prob_wanted": round(float(wanted.mean()), 4),
     }
+    if contrast is not None:
+        summary["log_prob_contrast"] = round(float(likelihood.log_probs[chosen].mean()), 4)
     if temperature != 1.0:
         rest = columns_and_rest(base, states, token_ids, temperature)[1]
     return Targets(token_ids, states, rows, columns, rest, target, target_rest, ratios, summary)
