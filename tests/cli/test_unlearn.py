@@ -64,4 +64,4 @@ def test_records_of_another_kind_are_told() -> None:
     assert not any("note" in line for line in estimate_lines(made | {"log_prob_contrast": -7.0}))
     text = " ".join(" ".join(estimate_lines(made | {"log_prob_contrast": -3.0})).split())
     assert "-7.60 nats a token (-0.03 before)" in text and "gives them -3.00 nats a token" in text
-    assert "Give --holdout records of the same form; invented ones will do" in text
+    assert "let a text be said with --reply" in text and "With --holdout records of the same form" in text
