@@ -6,7 +6,8 @@ CONFIG is that of `t3 bench`, RESULTS what it wrote: each method has the setting
 seeds; methods that are not in it have their defaults (--add NAME ...). Each is unlearned anew, at the first seed, in a process of
 its own, and asked the questions of hearing.py in some of its forms. An answer leaks as there. Beside it the greedy answers to the
 questions as they are: their perplexity under the reference model, and how many end by themselves. A finished method is not run
-again; the table has paired differences, by question, of every method's leaks and those of `t3`, with 95 % intervals over them.
+again; the table of what is there has paired differences, by question, of every method's leaks and those of `t3`, with 95 %
+intervals over them.
 """
 
 from __future__ import annotations
@@ -177,8 +178,8 @@ def by_question(one: dict[str, Any]) -> list[float]:
 def main() -> None:
     """Run what is not there yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bench", type=Path, required=True)
-    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--bench", type=Path, help="without it, only what is there is shown")
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--only", nargs="*", help="some of the methods")
     parser.add_argument("--add", nargs="*", default=[], help="methods with their defaults")
@@ -189,8 +190,10 @@ def main() -> None:
         spec = json.loads(args.one)
         write_text(Path(spec["output"]), json.dumps(measure(spec), indent=1))
         return
-    settings = chosen(args.results) | {name: (name, {}) for name in args.add}
-    found = {}
+    if bool(args.bench) != bool(args.results) or (args.add and not args.bench):
+        parser.error("--bench and --results go together, and --add needs them")
+    settings = chosen(args.results) if args.bench else {}
+    settings |= {name: (name, {}) for name in args.add}
     for name, (method, options) in settings.items():
         path = args.output_dir / f"{name}.json"
         if (not args.only or name in args.only) and not path.exists():
@@ -202,9 +205,12 @@ def main() -> None:
             command = [sys.executable, __file__, "--bench", str(args.bench), "--results", "-", "--output-dir", "-"]
             if subprocess.run([*command, "--one", json.dumps(spec)], check=False).returncode:
                 print(f"{name}: failed", file=sys.stderr)
-        if path.exists():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-    print(table(found))
+    print(table(read_found(args.output_dir)))
+
+
+def read_found(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured, by method."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 if __name__ == "__main__":

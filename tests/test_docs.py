@@ -209,3 +209,9 @@ def test_the_readme_shows_what_the_demonstration_said() -> None:
 def test_the_page_of_evidence_has_the_tables_of_its_script(suite: str) -> None:
     run = subprocess.run([sys.executable, ROOT / "benchmarks" / "evidence.py", suite], capture_output=True, text=True, check=True)
     assert run.stdout.strip() in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_evidence_has_the_table_of_rivals() -> None:
+    script, folder = ROOT / "benchmarks" / "rivals_hearing.py", ROOT / "benchmarks" / "results" / "rivals_hearing"
+    run = subprocess.run([sys.executable, script, "--output-dir", folder], capture_output=True, text=True, check=True)
+    assert run.stdout.count("\n") > 5 and run.stdout.strip() in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
