@@ -144,3 +144,28 @@ def test_an_engine_reads_a_beginning_once(prefix_tokens: int) -> None:
         each.check(decoder.model)
     reused = sum(each.answer.reused > 0 for _, each in rows)
     assert reused == 0 if not prefix_tokens else reused > 5
+
+
+def test_a_beginning_that_can_t_be_taken_up_fails_its_answers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine goes on, and answers that begin otherwise are written."""
+    decoder = Decoder(unlearned(build("llama")), NoTexts(), frozenset())
+    engine = Engine(max_batch_size=4, max_waiting=99, prefix_tokens=200)
+    try:
+        for seed in (1, 2):
+            first = row(decoder, SHARED, 5, seed)
+            engine.submit([first.answer])
+            wait_until(lambda each=first: each.answer.ended)
+
+        def broken(*_: Any) -> None:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr("tempertilt.serving.batch.begin_with", broken)
+        bad, good = row(decoder, SHARED, 4, 3), row(decoder, [], 9, 4)
+        engine.submit([bad.answer])
+        wait_until(lambda: bad.answer.ended)
+        engine.submit([good.answer])
+        wait_until(lambda: good.answer.ended)
+        assert isinstance(bad.pieces[-1].error, MemoryError) and engine.is_alive()
+    finally:
+        engine.stop()
+    good.check(decoder.model)

@@ -170,7 +170,14 @@ class Engine:
         for answer in answers:
             self._score(answer)
         ready = [answer for answer in answers if not answer.over]
-        for new in self._new_batches(decoder, ready):
+        try:
+            batches = self._new_batches(decoder, ready)
+        except Exception as error:  # what an earlier prompt left behind can't be taken up: no memory, say
+            log.error("prompts could not be read", exc_info=True)
+            for answer in ready:
+                answer.fail(error)
+            return
+        for new in batches:
             self._step(key, new)
             batch = self._batches.setdefault(key, new)
             if batch is not new:
