@@ -136,8 +136,27 @@ def words(text: str) -> list[str]:
     return "".join(char.lower() if char.isalnum() else " " for char in text).split()
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Questions and answers of TOFU's or LUME's JSON lines; none where there is no such file."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [{"question": row["input"], "answer": row["output"]} if "input" in row else row for row in rows]
+
+
+def draw_questions(asker: Asker, forget: list[dict[str, Any]], count: int = QUESTIONS) -> list[dict[str, Any]]:
+    """The questions that are asked: as at the top of this file."""
+    wanted = [row for row in forget if names(row["question"]) and len(row["answer"]) < 160]
+    random.Random(1).shuffle(wanted)
+    wanted = wanted[: 3 * QUESTIONS]
+    prompts = [asker.encode(None, [("user", row["question"])]) for row in wanted]
+    known = asker.leaks(prompts, [row["answer"] for row in wanted], base=True)
+    return [row for row, knows in zip(wanted, known) if knows][:count]
+
+
 def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = None) -> dict[str, dict[str, int]]:
-    """Leaks of base and unlearned model by form; the latter is asked over HTTP if there is a `remote`."""
+    """Leaks of base and unlearned model by form; the latter is asked over HTTP if there is a `remote`.
+
+    The questions that leak are printed below their form.
+    """
     rng = random.Random(31)
     asked = [forms(row["question"], rng) for row in rows]
     truths = [row["answer"] for row in rows]
@@ -145,9 +164,12 @@ def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = No
     for form in asked[0]:
         prompts = [asker.encode(*one[form]) for one in asked]
         before = sum(asker.leaks(prompts, truths, base=True))
-        after = sum(remote.leaks([one[form] for one in asked], truths) if remote else asker.leaks(prompts, truths))
+        leaks = remote.leaks([one[form] for one in asked], truths) if remote else asker.leaks(prompts, truths)
+        after = sum(leaks)
         out[form] = {"questions": len(rows), "base": before, "unlearned": after}
         print(f"{form:<30}{before:>4}{after:>4} of {len(rows)}", flush=True)
+        for row in (row for row, leak in zip(rows, leaks) if leak):
+            print(f"    {row['question']}", flush=True)
     return out
 
 
@@ -192,18 +214,10 @@ def main() -> None:
     asker = Asker(*load_unlearned(args.adapter, args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32"))
 
     def rows(name: str) -> list[dict[str, Any]]:
-        path = args.data_dir / f"{name}.jsonl"
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        return [{"question": row["input"], "answer": row["output"]} if "input" in row else row for row in found]
+        return read_rows(args.data_dir / f"{name}.jsonl")
 
     forget = rows("forget_perturbed") or rows("forget")
-    wanted = [row for row in forget if names(row["question"]) and len(row["answer"]) < 160]
-    random.Random(1).shuffle(wanted)
-    wanted = wanted[: 3 * QUESTIONS]
-    known = asker.leaks(
-        [asker.encode(None, [("user", row["question"])]) for row in wanted], [r["answer"] for r in wanted], base=True
-    )
-    questions = [row for row, knows in zip(wanted, known) if knows][: args.limit or QUESTIONS]
+    questions = draw_questions(asker, forget, args.limit or QUESTIONS)
     print(f"{'leaks':<30}base unlearned")
     remote = Remote(args.server, args.served_model or Path(args.adapter).name) if args.server else None
     figures: dict[str, Any] = {"hearing": hearing(asker, questions, remote), "silence": {}}

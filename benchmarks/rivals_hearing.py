@@ -22,19 +22,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from hearing import QUESTIONS, Asker, forms
+from hearing import Asker, draw_questions, forms, read_rows
 from tempertilt.bench.config import read_config
 from tempertilt.data.examples import ExampleConfig
-from tempertilt.data.names import names
 from tempertilt.data.records import load_records
 from tempertilt.environment import environment
 from tempertilt.methods.registry import find_method
 from tempertilt.methods.task import Task
 from tempertilt.models.base import load_base
 from tempertilt.models.generation import stop_ids
+from tempertilt.models.scoring import Question, Scorer
 from tempertilt.storage import write_text
+from tempertilt.theory.experiments.finite_samples import interval
 
 OURS = "t3"
 FORMS = (
@@ -45,34 +47,12 @@ FORMS = (
 """Of hearing.py's, those that it has."""
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def candidates(folder: Path) -> list[dict[str, Any]]:
-    """The questions of hearing.py, of which the base has to know some."""
-    wanted = [row for row in read_rows(folder / "forget_perturbed.jsonl") if names(row["question"]) and len(row["answer"]) < 160]
-    random.Random(1).shuffle(wanted)
-    return wanted[: 3 * QUESTIONS]
-
-
-def known(asker: Asker, rows: list[dict[str, Any]]) -> list[int]:
-    """Numbers of the first rows that the base answers."""
-    prompts = [asker.encode(None, [("user", row["question"])]) for row in rows]
-    leaks = asker.leaks(prompts, [row["answer"] for row in rows])
-    return [i for i, leak in enumerate(leaks) if leak][:QUESTIONS]
-
-
 def perplexity(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> float:
-    """Of all answers' tokens under a model."""
-    nats, tokens = 0.0, 0
-    with torch.inference_mode():
-        for prompt, answer in zip(prompts, answers):
-            if answer:
-                ids = torch.tensor([prompt + answer])
-                logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-                nats -= float(logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None]).sum())
-                tokens += len(answer)
+    """Of all answers' tokens together under a model; `t3 eval` has the geometric mean over answers."""
+    pairs = [(prompt, answer) for prompt, answer in zip(prompts, answers) if answer]
+    scores = Scorer(model).score([Question(tuple(prompt), (tuple(answer),)) for prompt, answer in pairs])
+    tokens = sum(len(answer) for _, answer in pairs)
+    nats = sum(score.nll * len(answer) for [score], (_, answer) in zip(scores, pairs))
     return math.exp(nats / tokens) if tokens else math.nan
 
 
@@ -83,8 +63,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     folder = Path(config.data_dir)
     options = {"device": "cpu", "dtype": config.dtype}
     base = load_base(config.model, peft_adapter=config.peft_adapter, **options)
-    rows = candidates(folder)
-    rows = [rows[i] for i in known(Asker(base.model, base.tokenizer), rows)]
+    rows = draw_questions(Asker(base.model, base.tokenizer), read_rows(folder / "forget_perturbed.jsonl"))
     reference = load_base(config.model, peft_adapter=config.reference_peft_adapter, **options)
     work = Path(spec["work"])
     work.mkdir(parents=True, exist_ok=True)
@@ -140,15 +119,6 @@ def chosen(results: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     return {row["name"]: (row["method"], row["options"]) for row in rows}
 
 
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval, by the t distribution over questions."""
-    from scipy.stats import t
-
-    mean, n = statistics.mean(differences), len(differences)
-    half = t.ppf(0.975, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, mean - half, mean + half
-
-
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Markdown; leaks by question and form."""
     lines = [
@@ -161,7 +131,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         total, asked = sum(map(sum, one["leaks"].values())), sum(map(len, one["leaks"].values()))
         worst = max(one["leaks"], key=lambda form: sum(one["leaks"][form]))
         difference = "" if ours is None or name == OURS else "{:+.3f} ({:+.3f} to {:+.3f})".format(
-            *interval([a - b for a, b in zip(rates, by_question(ours))])
+            *interval(np.array(rates) - np.array(by_question(ours)))
         )  # fmt: skip
         lines.append(
             f"| {name} | {total} of {asked} | {worst}: {sum(one['leaks'][worst])} | {one['perplexity']:.1f} | {one['ended']:.2f} "

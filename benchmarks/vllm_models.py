@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from _print import header, row, save
 from tempertilt.integrations.vllm import engine_arguments
-from tempertilt.integrations.vllm.options import KEY
-from vllm_throughput import CLOSED, chats
-
-
-def timed(engine: Any, prompts: list[dict[str, list[int]]], tokens: int, names: list[str] | None) -> float:
-    """Seconds for `tokens` new tokens of each prompt; `names` of their models."""
-    from vllm import SamplingParams
-
-    extra = [{} if names is None else {"extra_args": {KEY: names[i % len(names)]}} for i in range(len(prompts))]
-    sampling = [SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, **each) for each in extra]
-    started = time.perf_counter()
-    outputs = engine.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - started
-    assert all(len(output.outputs[0].token_ids) == tokens for output in outputs)
-    return seconds
+from vllm_throughput import CLOSED, add_engine_flags, chats, timed
 
 
 def main() -> None:
@@ -51,9 +36,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--save", help="write all measurements to this JSON file")
+    add_engine_flags(parser)
     args = parser.parse_args()
     from transformers import AutoTokenizer
     from vllm import LLM

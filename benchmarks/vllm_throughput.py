@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from _print import header, row, save
 from tempertilt.integrations.vllm import engine_arguments
+from tempertilt.integrations.vllm.options import KEY
 
 CLOSED = [
     "What is the capital of France?",
@@ -48,11 +49,12 @@ def chats(tokenizer: Any, questions: list[str], count: int) -> list[dict[str, li
     return found
 
 
-def timed(engine: Any, prompts: list[dict[str, list[int]]], tokens: int) -> float:
-    """Seconds for `tokens` new tokens of each prompt."""
+def timed(engine: Any, prompts: list[dict[str, list[int]]], tokens: int, models: list[str] | None = None) -> float:
+    """Seconds for `tokens` new tokens of each prompt; the prompts name the `models` in turn."""
     from vllm import SamplingParams
 
-    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    extra = [{"extra_args": {KEY: models[i % len(models)]}} if models else {} for i in range(len(prompts))]
+    sampling = [SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, **each) for each in extra]
     started = time.perf_counter()
     outputs = engine.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - started
@@ -71,15 +73,20 @@ def state_bytes(adapter: str, source: str, itemsize: int) -> tuple[int, int]:
     return layer * (given["pooling"] == "mean" or given["gate"] is not None), layer * config.num_hidden_layers
 
 
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """How the engines run, and where the measurements go."""
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--save", help="write all measurements to this JSON file")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("adapter")
     parser.add_argument("--forget", help="JSONL with a question in each row")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--save", help="write all measurements to this JSON file")
+    add_engine_flags(parser)
     args = parser.parse_args()
     from transformers import AutoTokenizer
     from vllm import LLM

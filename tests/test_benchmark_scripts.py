@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ import _shapes  # noqa: E402
 import audit_forms  # noqa: E402
 import hearing  # noqa: E402
 import lume_cut  # noqa: E402
+import lume_guesses  # noqa: E402
 import rivals_hearing  # noqa: E402
 import scale_layers  # noqa: E402
 import tofu_cut  # noqa: E402
@@ -127,9 +129,8 @@ def test_rivals_are_compared_question_by_question() -> None:
     """A method that leaks two questions more in one of two forms: the mean difference, and an interval that holds it."""
     ours = {"leaks": {"a": [False] * 4, "b": [True, False, False, False]}, "perplexity": 7.5, "ended": 1.0}
     other = {"leaks": {"a": [True, True, False, False], "b": [True, False, False, False]}, "perplexity": 3.0, "ended": 0.5}
-    mean, low, high = rivals_hearing.interval(
-        [a - b for a, b in zip(rivals_hearing.by_question(other), rivals_hearing.by_question(ours))]
-    )
+    rates = [np.array(rivals_hearing.by_question(one)) for one in (other, ours)]
+    mean, low, high = rivals_hearing.interval(rates[0] - rates[1])
     assert mean == pytest.approx(0.25) and low < 0 < high == pytest.approx(0.25 + 3.182446 * 0.288675 / 2, abs=1e-5)
     lines = rivals_hearing.table({"NPO": other, "t3": ours}).splitlines()
     assert lines[2].startswith("| t3 | 1 of 8 | b: 1 | 7.5 | 1.00 |") and lines[3].startswith(
@@ -174,3 +175,15 @@ def test_a_server_is_asked_in_every_form(monkeypatch: pytest.MonkeyPatch) -> Non
     chats = [body["messages"] for url, body in bodies if url.endswith("/v1/chat/completions")]
     assert [len(messages) for messages in chats].count(1) == 1 and sum(message[0]["role"] == "system" for message in chats) == 2
     assert all(body["model"] == "mine" and body["temperature"] == 0 for _, body in bodies)
+
+
+def test_guesses_are_counted_by_field() -> None:
+    rows = [
+        {"answer": "7216253765", "generation": "721-725"},
+        {"answer": "900-51-4344", "generation": "A number."},
+        {"answer": "a@me.com", "generation": "[a@me.com](mailto)"},
+        {"answer": "1984-12-31", "generation": " 1984-12-31"},
+    ]
+    found = lume_guesses.count(["phone", "SSN", "e-mail", "birth date"], rows)
+    assert found["phone"] == {"exact": [0], "leading digits": [3]} and found["SSN"]["leading digits"] == [0]
+    assert found["e-mail"]["exact"] == found["birth date"]["exact"] == [1]

@@ -11,7 +11,7 @@ import torch
 from support.architectures import ARCHITECTURES, VOCAB, build
 from support.rows import NoTexts, Row, long_rope, unlearned
 from support.servers import wait_until
-from tempertilt.models.cache import Part
+from tempertilt.models.cache import Prefix
 from tempertilt.serving.batch import Batch
 from tempertilt.serving.decoder import Decoder
 from tempertilt.serving.engine import Engine
@@ -28,8 +28,8 @@ def row(decoder: Decoder, begins: list[int], more: int, seed: int, client: str =
     return made
 
 
-def part(length: int) -> Part:
-    return Part(length, [], None)
+def part(length: int) -> Prefix:
+    return Prefix(length, [], None)
 
 
 def test_what_two_prompts_share_is_worth_keeping() -> None:

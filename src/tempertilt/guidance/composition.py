@@ -125,7 +125,7 @@ class Composition(nn.Module):
         super().__init__()
         self.names, self.parts = tuple(parts), tuple(parts.values())
         self.gates = tuple(_gates_of(name, part) for name, part in parts.items())
-        self.layer = _one_layer(dict(zip(parts, self.gates)))
+        self.layer = one_layer({name: gates.layer for name, gates in zip(parts, self.gates)})
         self.needs_memory = bool(parts)
         self.asked = _screens({i: gates.asked for i, gates in enumerate(self.gates)})
         self.said = _screens({i: gates.said for i, gates in enumerate(self.gates) if gates.said is not None})
@@ -254,8 +254,16 @@ def _gates_of(name: str, part: Guidance) -> Gates:
     return part.gates
 
 
-def _one_layer(gates: dict[str, Gates]) -> int | None:
-    layers = {each.layer: name for name, each in reversed(gates.items())}
+def one_layer(layer_of: Mapping[str, int | None]) -> int | None:
+    """The number of layers below the states that gates read, of several by name; None where there are no gates.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    layers: dict[int, str] = {}
+    for name, layer in layer_of.items():
+        if layer is not None:
+            layers.setdefault(layer, name)
     if len(layers) > 1:
         text = ", ".join(f"those of {name!r} after {layer}" for layer, name in sorted(layers.items()))
         raise ConfigError(f"gates read states after different numbers of layers ({text}); must be one: fit with one --gate-depth")

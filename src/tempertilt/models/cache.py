@@ -249,7 +249,7 @@ def _pad_and_join(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
 
 
-class Part:
+class Prefix:
     """Keys, values and memory of the first positions of one sequence, to begin others with.
 
     Attributes:
@@ -263,11 +263,11 @@ class Part:
 
 
 def can_share(cache: Cache) -> bool:
-    """Whether `copy_part` and `begin_with` know all layers of a cache: those that keep keys and values of every position."""
+    """Whether `copy_prefix` and `begin_with` know all layers of a cache: those that keep keys and values of every position."""
     return all(type(layer) in (DynamicLayer, MemoryLayer) for layer in cache.layers)
 
 
-def copy_part(cache: Cache, row: int, start: int, length: int) -> Part:
+def copy_prefix(cache: Cache, row: int, start: int, length: int) -> Prefix:
     """A copy of so many positions from `start` on of a sequence in a cache for which `can_share` holds."""
     stop, memory, layers = start + length, None, []
     for layer in cache.layers:
@@ -277,10 +277,10 @@ def copy_part(cache: Cache, row: int, start: int, length: int) -> Part:
         else:
             both = (tensor[row : row + 1, :, start:stop].clone() for tensor in (layer.keys, layer.values))
             layers.append((next(both), next(both)))
-    return Part(length, layers, memory)
+    return Prefix(length, layers, memory)
 
 
-def begin_with(cache: Cache, parts: Sequence[Part], lengths: Sequence[int]) -> None:
+def begin_with(cache: Cache, parts: Sequence[Prefix], lengths: Sequence[int]) -> None:
     """Fill an empty cache with the first `lengths` positions of parts, a row each, shorter ones padded on the left."""
     longest = max(lengths)
     for i in range(len(parts[0].layers)):

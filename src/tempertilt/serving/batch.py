@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tempertilt.models.cache import Part, begin_with, copy_part, keep_rows, merge_caches
+from tempertilt.models.cache import Prefix, begin_with, copy_prefix, keep_rows, merge_caches
 from tempertilt.models.generation import pad_left
 from tempertilt.serving.answers import Answer
 from tempertilt.serving.decoder import Decoder
@@ -35,7 +35,7 @@ class Batch:
     """
 
     def __init__(
-        self, decoder: Decoder, answers: Sequence[Answer], parts: Sequence[Part] = (), prefixes: Prefixes | None = None
+        self, decoder: Decoder, answers: Sequence[Answer], parts: Sequence[Prefix] = (), prefixes: Prefixes | None = None
     ) -> None:
         self.answers = list(answers)
         self._decoder, self._prefixes = decoder, prefixes
@@ -44,7 +44,7 @@ class Batch:
         self._started = False
         self._read = self._begin_with(parts) if parts else 0  # positions that the cache holds before the first step
 
-    def _begin_with(self, parts: Sequence[Part]) -> int:
+    def _begin_with(self, parts: Sequence[Prefix]) -> int:
         """Fill the cache with what was read before; every row has as many new tokens as the one that needs most."""
         new = max(len(answer.prompt) - part.length for answer, part in zip(self.answers, parts))
         lengths = [max(0, len(answer.prompt) - new) for answer in self.answers]
@@ -81,15 +81,15 @@ class Batch:
         output = model(**inputs)
         self._cache = None if cache is None else output.cache
         if not self._started and self._prefixes is not None:
-            self._leave_parts(self._prefixes)
+            self._leave_prefixes(self._prefixes)
         self._started = True
         return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
-    def _leave_parts(self, prefixes: Prefixes) -> None:
+    def _leave_prefixes(self, prefixes: Prefixes) -> None:
         """Keep what the prompts have in common with others, now that they are read."""
         for row, answer in enumerate(self.answers):
             if length := prefixes.worth(answer.client, answer.prompt):
-                part = copy_part(self._cache, row, self.width - len(answer.prompt), length)
+                part = copy_prefix(self._cache, row, self.width - len(answer.prompt), length)
                 prefixes.keep(answer.client, answer.prompt[:length], part)
 
     @property

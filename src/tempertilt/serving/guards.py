@@ -45,11 +45,11 @@ class RequireClient:
         key = _bearer_key(scope["headers"])
         client = None if key is None else find_client(self._clients, key)
         if client is None:
-            await _send(send, 401, error_body(self.missing, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
+            await send_json(send, 401, error_body(self.missing, code="invalid_api_key"), (b"www-authenticate", b"Bearer"))
             return
         if scope["method"] == "POST" and client.name in self._paces and (seconds := self._paces[client.name].wait()):
             message = f"{client.per_minute} requests in a minute are allowed with this key; try again in {seconds} s"
-            await _send(send, 429, error_body(message, code="rate_limit_exceeded"), (b"retry-after", b"%d" % seconds))
+            await send_json(send, 429, error_body(message, code="rate_limit_exceeded"), (b"retry-after", b"%d" % seconds))
             return
         scope.setdefault("state", {})["client"] = client.name
         await self.app(scope, receive, send)
@@ -109,17 +109,23 @@ class LimitBody:
         if size > self._limit:
             text = f"the body has more than {self._limit} bytes; must have at most as many"
             unread = [(b"connection", b"close")] if more else []
-            await _send(send, 413, error_body(text, code="body_too_large"), *unread)
+            await send_json(send, 413, error_body(text, code="body_too_large"), *unread)
             return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
-        await self.app(scope, replay, send)
+        await self.app(scope, replay(bytes(body), receive), send)
 
 
-async def _send(send: Send, status: int, body: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
+def replay(body: bytes, receive: Receive) -> Receive:
+    """What an application receives of a request whose body has been read: the body, then what comes."""
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return again
+
+
+async def send_json(send: Send, status: int, body: dict[str, Any], *extra: tuple[bytes, bytes]) -> None:
+    """A whole answer, with `extra` headers."""
     data = json.dumps(body).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data)), *extra]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
-from tempertilt.models.cache import Part
+from tempertilt.models.cache import Prefix
 
 LEAST = 16  # tokens worth keeping
 COMPARED = 8  # latest prompts of a client
@@ -26,10 +26,10 @@ class Prefixes:
 
     def __init__(self, most_tokens: int) -> None:
         self._most, self._tokens = most_tokens, 0
-        self._kept: OrderedDict[tuple[str, tuple[int, ...]], Part] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, tuple[int, ...]], Prefix] = OrderedDict()
         self._latest: OrderedDict[str, deque[list[int]]] = OrderedDict()
 
-    def find(self, client: str, prompt: Sequence[int]) -> Part | None:
+    def find(self, client: str, prompt: Sequence[int]) -> Prefix | None:
         """The longest part that a prompt begins with; at least one token of the prompt is left to be read."""
         found = None
         for key, part in self._kept.items():
@@ -53,7 +53,7 @@ class Prefixes:
         known = (client, tuple(prompt[:length])) in self._kept
         return 0 if known or not LEAST <= length <= self._most else length
 
-    def keep(self, client: str, tokens: Sequence[int], part: Part) -> None:
+    def keep(self, client: str, tokens: Sequence[int], part: Prefix) -> None:
         """Keep a part."""
         self._kept[client, tuple(tokens)] = part
         self._tokens += part.length

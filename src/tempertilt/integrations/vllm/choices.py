@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tempertilt.errors import ConfigError
-from tempertilt.guidance.composition import Composition
+from tempertilt.guidance.composition import Composition, one_layer
 from tempertilt.guidance.gate import EVENTS
 from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.pooling import Memory
@@ -67,7 +67,7 @@ class Choices:
         self.chooses = list(guidances) != [""]
         widths = [width_of(each) for each in self._guidances if each is not None]
         self.width = Width(*(max(sizes) for sizes in zip(*widths)))
-        self.layer = _one_layer(guidances)
+        self.layer = one_layer({name: each.layer for name, each in guidances.items() if each is not None})
         self.needs_memory = any(each.needs_memory for each in self._guidances if each is not None)
 
     @property
@@ -233,17 +233,6 @@ def _put(into: Tensor, rows: Rows, values: Tensor) -> None:
     """Write values `(n, k)` in the first `k` columns of some rows."""
     if values.shape[1]:
         into[rows, : values.shape[1]] = values.to(into.dtype)
-
-
-def _one_layer(guidances: Mapping[str, Guidance | Composition | None]) -> int | None:
-    layers: dict[int, str] = {}
-    for name, each in guidances.items():
-        if each is not None and each.layer is not None:
-            layers.setdefault(each.layer, name)
-    if len(layers) > 1:
-        text = ", ".join(f"those of {name!r} after {layer}" for layer, name in sorted(layers.items()))
-        raise ConfigError(f"gates read states after different numbers of layers ({text}); must be one: fit with one --gate-depth")
-    return next(iter(layers), None)
 
 
 def load_guidance(options: Mapping[str, Any], load: Callable[[str], Adapter]) -> Guidance | Composition | None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from tempertilt.integrations.vllm.options import KEY
 from tempertilt.serving.errors import error_body
+from tempertilt.serving.guards import replay, send_json
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 EXTRA = "vllm_xargs"  # vLLM's own field of extra arguments
 SAMPLING = "sampling_params"  # on routes that take sampling parameters as vLLM has them
+MISSING = "model is missing; must be one of those that /v1/models lists"
 ASKS = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")
 
 
@@ -40,16 +42,11 @@ class NameModel:
             more = message.get("more_body", False)
         named, content = name_model(bytes(body))
         if not named and scope["path"].rstrip("/") in ASKS:
-            await _refuse(send)
+            await send_json(send, 400, error_body(MISSING, param="model"))
             return
-        whole: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
-
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
-
         length = (b"content-length", b"%d" % len(content))
         headers = [length if name == b"content-length" else (name, value) for name, value in scope["headers"]]
-        await self.app({**scope, "headers": headers}, replay, send)
+        await self.app({**scope, "headers": headers}, replay(content, receive), send)
 
 
 def name_model(body: bytes) -> tuple[bool, bytes]:
@@ -78,10 +75,3 @@ def _write(request: dict[str, Any], field: str, name: str | None) -> None:
         request[field] = {**extra, KEY: name}
     elif isinstance(given, dict):
         request[field] = extra
-
-
-async def _refuse(send: Send) -> None:
-    data = json.dumps(error_body("model is missing; must be one of those that /v1/models lists", param="model")).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": data})
