@@ -68,7 +68,7 @@ NO_THEORY = (
 )
 OTHER_KIND = (
     "the records that it never saw are of another kind than these: the contrast model, which never saw these either, gives them "
-    "{contrast:.2f} nats a token. Facts stay away, but guesses will be unlike such answers: let a text be said with --reply. "
+    "{contrast:.2f} nats a token. Guesses will be unlike such answers: let a text be said with --reply. "
     "With --holdout records of the same form guesses are like such answers, and nearer to the truth, too"
 )
 LESS_LIKELY = 1.0  # nats a token below the contrast model, from which on that is said
