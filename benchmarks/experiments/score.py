@@ -1,10 +1,12 @@
 """What tells, without a reference, how likely a token would be to a model that never saw the record?
 
-    python benchmarks/experiments/score.py --peft-adapter FULL --holdout FILE ... --retain FILE ... [--records 40] [--save FILE]
+    python benchmarks/experiments/score.py --peft-adapter FULL --retain FILE ... (--holdout FILE ... | --stand-ins)
+      [--columns field=NAME,...] [--records 40] [--save FILE]
 
 The base never saw the holdout records, so its own log-probabilities there are the truth that the score of the estimate
 (`tempertilt.fitting.estimate`) stands for. They are predicted by linear regression from several sets of facts, fitted on half of
-the holdout documents and tried on the other half, both ways. A record that names no document is one by itself. Printed: the
+the holdout documents and tried on the other half, both ways. With --stand-ins, retain records under other names and with other
+values take the place of holdout records. A record that names no document is one by itself. Printed: the
 correlation of the score with the truth, and after the quantile map the mean absolute error in nats, and the share of tokens that
 are taken to have more than a half and have less than exp(-2). No forget record and no reference is used. A minute on one core.
 """
@@ -12,9 +14,9 @@ are taken to have more than a half and have less than exp(-2). No forget record 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +24,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for _print, which all benchmarks share
 from _print import header, save
-from tempertilt.data.batches import spread
-from tempertilt.data.examples import ExampleConfig, build_examples
+from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import load_all
+from tempertilt.data.stand_ins import stand_ins
 from tempertilt.fitting import estimate
+from tempertilt.fitting.fit_gate import GateConfig
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
 from tempertilt.models.base import load_base
 
 SURE, UNLIKELY = np.log(0.5), -2.0
@@ -45,26 +49,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--peft-adapter", required=True, help="makes the model know the retain records")
-    parser.add_argument("--holdout", nargs="+", required=True, help="records that it never saw")
     parser.add_argument("--retain", nargs="+", required=True)
-    parser.add_argument("--records", type=int, default=None, help="holdout records, at most")
+    parser.add_argument("--holdout", nargs="+", help="records that it never saw")
+    parser.add_argument("--stand-ins", action="store_true")
+    parser.add_argument("--columns", default="", help="as of t3 unlearn")
+    parser.add_argument("--records", type=int, default=40, help="holdout records, at most, drawn at random")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
+    columns_of = dict(pair.split("=") for pair in args.columns.split(",") if pair)
     base = load_base(args.model, peft_adapter=args.peft_adapter, device="cpu", dtype="float32")
     contrast = load_base(args.model, device="cpu", dtype="float32")
-    unseen = load_all(args.holdout)
-    unseen, retain = (
-        build_examples(records, base.tokenizer, ExampleConfig())
-        for records in (spread(unseen, args.records or len(unseen)), load_all(args.retain))
-    )
-    truth, other = (estimate._likelihoods(one.model, estimate.answer_states(one.model, unseen)) for one in (base, contrast))
-    _, ngrams = estimate._all_facts(unseen, unseen, retain)
-    every = estimate._with_contrast(ngrams, other)
-    columns: dict[str, Any] = {
-        "contrast model": torch.cat([torch.ones(len(every), 1), other.log_probs.double()[:, None]], 1),
-        "n-grams, repetition": ngrams,
-        "both": every[:, :-2],
-        "both, entropy, the surer": every,
+    known = load_all(args.retain, columns=columns_of)
+    if args.stand_ins:
+        records = stand_ins(known, args.records)
+    else:
+        every = load_all(args.holdout, columns=columns_of)
+        records = random.Random(0).sample(every, min(args.records, len(every)))
+    unseen, retain = (build_examples(part, base.tokenizer, ExampleConfig()) for part in (records, known))
+    layer = GateConfig().layer(base.model.config.num_hidden_layers)
+    retained, found = (estimate.answer_states(base.model, part, layer=layer) for part in (retain, unseen))
+    assert retained.lower is not None
+    hood = Neighbourhood(contexts_of(retain, retained.lower))
+    truth = estimate.likelihoods(base.model, found)
+    other = estimate.likelihoods(contrast.model, estimate.answer_states(contrast.model, unseen))
+    size = 1 + max(int(example.input_ids.max()) for example in (*unseen, *retain))
+    ngrams = estimate.NGrams([answer_ids(example).tolist() for example in retain], size)
+
+    def facts(neighbours: Neighbourhood | None, likelihood: estimate.Likelihoods | None) -> Tensor:
+        return estimate.token_facts(unseen, ngrams, found, neighbours, likelihood)
+
+    columns = {
+        "contrast model": torch.stack([torch.ones(len(found.tokens)).double(), other.log_probs.double()], 1),
+        "n-grams, repetition": facts(None, None),
+        "neighbours, n-grams": facts(hood, None),
+        "contrast model, n-grams": facts(None, other),
+        "all": facts(hood, other),
     }
     documents = [example.document for example in unseen for _ in range(example.n_scored)]
     numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
@@ -72,8 +91,8 @@ def main() -> None:
     header(f"score: {len(unseen)} holdout records, {len(documents)} tokens, {len(numbers)} documents")
     print(f"{'facts':<28}{'correlation':>12}{'error, nats':>13}{'wrongly sure':>14}")
     figures = {}
-    for name, facts in columns.items():
-        scores, mapped = predictions(facts, truth.log_probs, half)
+    for name, known_facts in columns.items():
+        scores, mapped = predictions(known_facts, truth.log_probs, half)
         correlation = float(np.corrcoef(scores, truth.log_probs)[0, 1])
         error = float((mapped - truth.log_probs).abs().mean())
         wrong = float(((mapped > SURE) & (truth.log_probs < UNLIKELY)).double().mean())

@@ -59,8 +59,17 @@ def test_nothing_was_measured() -> None:
 
 def test_records_of_another_kind_are_told() -> None:
     """Where the contrast model, which never saw the records either, gives them much more than they are to have."""
-    made = {"log_prob_wanted": -7.6, "log_prob_forget": -0.03, "score": "contrast model", "never_seen_records": 40}
+    made = {
+        "log_prob_wanted": -7.6,
+        "log_prob_forget": -0.03,
+        "score": "contrast model",
+        "never_seen": "stand-ins",
+        "never_seen_records": 40,
+    }
     assert not any("note" in line for line in estimate_lines(made))
+    assert "by contrast model and 40 retain records under other names and with other values, which it never saw" in " ".join(
+        " ".join(estimate_lines(made)).split()
+    )
     assert not any("note" in line for line in estimate_lines(made | {"log_prob_contrast": -7.0}))
     text = " ".join(" ".join(estimate_lines(made | {"log_prob_contrast": -3.0})).split())
     assert "-7.60 nats a token (-0.03 before)" in text and "gives them -3.00 nats a token" in text

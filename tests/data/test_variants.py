@@ -10,6 +10,8 @@ import pytest
 from support.records import record
 from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import (
+    FRAMED,
+    FRAMES,
     GREETING,
     KINDS,
     NAME_FIRST,
@@ -19,7 +21,10 @@ from tempertilt.data.variants import (
     OTHER_SYSTEM,
     SETTINGS,
     SPELLINGS,
+    WISH,
+    WISHES,
     Variant,
+    about_strangers,
     draw_variants,
     respell,
     scrambles,
@@ -133,7 +138,7 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
 def test_a_kind_that_changes_nothing_gives_none() -> None:
     plain = record("what is two plus two?")
     made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
-    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, NOTE)]
+    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, NOTE, WISH)]
 
 
 def test_drawing() -> None:
@@ -163,9 +168,9 @@ def test_kinds_are_drawn_evenly_over_a_document() -> None:
             assert sum(counts.values()) == each * len(numbers)
             assert max(counts[kind] for kind in OTHER_KINDS) - min(counts[kind] for kind in OTHER_KINDS) <= 1
     short = [record("what is two plus two?"), record("Where was Hina Ameen born?")]
-    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST, NOTE)]
+    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST, NOTE, WISH)]
     first, second = ([v.kind for v in draw_variants(short, len(settings), 0, OTHER_KINDS) if v.record == n] for n in (0, 1))
-    assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # a name is not there in the first
+    assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # no name is there in the first
 
 
 def test_a_text_that_begins_with_one_of_its_names() -> None:
@@ -173,6 +178,26 @@ def test_a_text_that_begins_with_one_of_its_names() -> None:
     made = [variant(text, 0, NAME_FIRST, random.Random(seed)) for seed in range(20)]
     assert {one.text for one in made if one} == {"Li Wei meet Hina Ameen?", "Hina Ameen?"}
     assert variant(record("who is there?"), 0, NAME_FIRST, random.Random(0)) is None
+
+
+def test_a_wish_and_a_question_in_a_frame() -> None:
+    asked = record(QUESTION)
+    wishes = {made.messages[-1].content for seed in range(40) if (made := variant(asked, 0, WISH, random.Random(seed)))}
+    assert wishes == {wish.format("Hina Ameen") for wish in WISHES}
+    framed = {made.text for seed in range(40) if (made := variant(asked, 0, FRAMED, random.Random(seed)))}
+    assert framed == {frame.format(QUESTION) for frame in FRAMES}
+    assert not any("Question: " in frame for frame in FRAMES)  # by which benchmarks/hearing.py asks
+
+
+def test_all_wordings_are_asked_of_strangers() -> None:
+    made = about_strangers(3)
+    assert len(made) == len(NOTES) + len(WISHES) + len(FRAMES)
+    texts = [one.text or one.messages[-1].content for one in made]
+    for wording, text in zip((*NOTES, *WISHES, *FRAMES), texts):
+        before, after = wording.split("{}")
+        assert text.startswith(before) and text.endswith(after)
+    assert len({text for one, text in zip(made, texts)}) == len(texts)
+    assert about_strangers(3) == made != about_strangers(4)
 
 
 def test_scrambles_hold_every_word_but_names_and_numbers() -> None:

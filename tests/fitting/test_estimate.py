@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
 from tempertilt.fitting.estimate import (
     CERTAIN,
+    NEAR_FACTS,
     TAU,
     EstimateConfig,
     NGrams,
     Targets,
     _facts,
     _head_tokens,
+    _left_out_error,
     _matching_tau,
     _with_token,
     answer_states,
@@ -32,9 +34,12 @@ from tempertilt.fitting.estimate import (
     check_output,
     columns_and_rest,
     estimate_targets,
+    likelihoods,
     map_quantiles,
     output_logits,
+    token_facts,
 )
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
 
 
 def example(ids: Sequence[int], scored_from: int) -> Example:
@@ -305,7 +310,7 @@ def check_whole(pair: Pair, targets: Targets) -> None:
 
 
 def test_forget_tokens_are_to_be_as_likely_as_unseen_ones(pair: Pair) -> None:
-    targets = estimate_targets(pair.base, pair.contrast, pair.forget, pair.unseen, pair.retain, EstimateConfig())
+    targets = estimate_targets(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
     check_whole(pair, targets)
     ngrams = NGrams([one.input_ids[one.scored].tolist() for one in pair.retain], 320)
     rows, unseen_rows = (known_facts(pair.contrast, ngrams, part) for part in (pair.forget, pair.unseen))
@@ -332,7 +337,7 @@ def test_forget_tokens_are_to_be_as_likely_as_unseen_ones(pair: Pair) -> None:
 @pytest.mark.parametrize("retained", [True, False])
 def test_without_a_contrast_model_by_ngrams(pair: Pair, retained: bool) -> None:
     retain = pair.retain if retained else []
-    targets = estimate_targets(pair.base, None, pair.forget, pair.unseen, retain, EstimateConfig())
+    targets = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, retain, EstimateConfig())
     check_whole(pair, targets)
     wanted = targets.target.gather(1, targets.rows[:, None])[:, 0]
     values = own_log_probs(pair.base, pair.unseen)
@@ -342,12 +347,72 @@ def test_without_a_contrast_model_by_ngrams(pair: Pair, retained: bool) -> None:
 
 
 def test_few_contexts_and_a_temperature(pair: Pair) -> None:
-    whole = estimate_targets(pair.base, pair.contrast, pair.forget, pair.unseen, [], EstimateConfig(), temperature=1.3)
+    whole = estimate_targets(
+        pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(), temperature=1.3
+    )
     base = torch.cat([direct(pair.base, one) for one in pair.forget])
     others = [token for token in range(320) if token not in whole.token_ids.tolist()]
     torch.testing.assert_close(whole.base_rest.double(), (base[:, others] / 1.3).logsumexp(-1), atol=1e-3, rtol=1e-3)
-    few = estimate_targets(pair.base, pair.contrast, pair.forget, pair.unseen, [], EstimateConfig(max_contexts=20))
+    few = estimate_targets(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20))
     assert len(few.rows) == 20 and len(few.token_ids) <= len(whole.token_ids)
     assert torch.equal(few.ratios, whole.ratios)  # of every token, however few the head is fitted on
-    few = estimate_targets(pair.base, None, pair.forget, pair.unseen, [], EstimateConfig(max_contexts=20))
+    few = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20))
     assert len(few.rows) == 20
+
+
+def test_records_of_another_kind_are_passed_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(lists: dict[str, list[Example]], contrast: Any) -> Targets:
+        return estimate_targets(pair.base, contrast, pair.forget, lists, pair.retain, EstimateConfig())
+
+    odd = [replace(one, input_ids=(one.input_ids * 7 + 11) % 320) for one in pair.unseen]  # nothing that any model would say
+    found = {name: made({name: part}, pair.contrast) for name, part in (("odd", odd), ("unseen", pair.unseen))}
+    aims = {name: one.summary["log_prob_forget"] + float(one.ratios.mean()) for name, one in found.items()}
+    before = found["odd"].summary["log_prob_contrast"]
+    assert aims["odd"] < aims["unseen"]
+    monkeypatch.setattr("tempertilt.fitting.estimate.OTHER_KIND", before - (aims["odd"] + aims["unseen"]) / 2)
+    both = {"odd": odd, "unseen": pair.unseen}
+    targets = made(both, pair.contrast)
+    assert targets.summary["never_seen"] == "unseen" and torch.equal(targets.ratios, found["unseen"].ratios)
+    assert made(dict(reversed(both.items())), pair.contrast).summary["never_seen"] == "unseen"  # the first that will do
+    monkeypatch.setattr("tempertilt.fitting.estimate.OTHER_KIND", -math.inf)
+    assert made(both, pair.contrast).summary["never_seen"] == "unseen"  # the last, where none will do
+    assert made(both, None).summary["never_seen"] == "odd"  # nothing tells without a contrast model
+
+
+def test_neighbours_say_what_is_common_here(pair: Pair) -> None:
+    layer = 1
+    states = answer_states(pair.base, pair.retain, layer=layer)
+    assert states.lower is not None
+    hood = Neighbourhood(contexts_of(pair.retain, states.lower))
+    plain = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
+    near = estimate_targets(
+        pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig(), layer=layer, neighbours=hood
+    )
+    check_whole(pair, near)
+    assert plain.summary["neighbours"] is False
+    found, unseen = (answer_states(pair.base, part, layer=layer) for part in (pair.forget, pair.unseen))
+    ngrams = NGrams([one.input_ids[one.scored].tolist() for one in pair.retain], 320)
+    again = estimate_targets(
+        pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig(), forget_states=found, layer=layer,
+        neighbours=hood,
+    )  # fmt: skip
+    assert torch.equal(again.target, near.target)
+    facts = [token_facts(pair.unseen, ngrams, found, some, None) for found, some in ((unseen, None), (unseen, hood))]
+    assert torch.equal(facts[1][:, : facts[0].shape[1]], facts[0]) and facts[1].shape[1] == facts[0].shape[1] + NEAR_FACTS
+    truth = likelihoods(pair.base, unseen).log_probs
+    errors = [_left_out_error(part, truth, pair.unseen) for part in facts]
+    assert near.summary["neighbours"] == (errors[1] < errors[0])  # they count where they tell more of what was left out
+    assert torch.equal(near.target, plain.target) != near.summary["neighbours"]
+
+
+def test_error_of_records_that_were_left_out() -> None:
+    rng = np.random.default_rng(0)
+    parts = [replace(example(range(6), 2), document=f"d{i // 2}") for i in range(12)]
+    facts = torch.from_numpy(np.column_stack([np.ones(48), rng.normal(size=(48, 2))]))
+    truth = torch.from_numpy(rng.normal(size=48)).float()
+    fold = np.repeat([i // 2 % 4 for i in range(12)], 4)
+    squares = []
+    for number in range(4):
+        solution = np.linalg.lstsq(facts.numpy()[fold != number], truth.double().numpy()[fold != number], rcond=None)[0]
+        squares += list((facts.numpy()[fold == number] @ solution - truth.numpy()[fold == number]) ** 2)
+    assert _left_out_error(facts, truth, parts) == pytest.approx(np.mean(squares), rel=1e-4)

@@ -9,6 +9,7 @@ import torch
 from support.gates import gate_at
 from support.tiny import make_llama
 from tempertilt.errors import ConfigError, DataError
+from tempertilt.fitting.exemplars import find_candidates
 from tempertilt.fitting.fit_gate import (
     HIGHEST_THRESHOLD,
     GateConfig,
@@ -17,11 +18,12 @@ from tempertilt.fitting.fit_gate import (
     fit_gate,
     fit_reader,
     fitted_threshold,
+    heard_threshold,
     raised_threshold,
 )
 from tempertilt.fitting.fit_gates import set_thresholds
 from tempertilt.fitting.token_states import TokenStates
-from tempertilt.guidance.gate import EvidenceGate, Gates
+from tempertilt.guidance.gate import EvidenceGate, Gates, evidence_of
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -197,7 +199,10 @@ def test_evidence_of_prompts_is_that_of_texts_that_end_with_them(names: torch.Te
 def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> None:
     def fits(asked: list[float], said: list[float]) -> tuple[GateFit, GateFit]:
         gates = [gate_at(torch.eye(3), threshold=least, weak=0.6) for least in (0.9, 0.6)]
-        return tuple(GateFit(g, np.array(e, np.float32), np.array(e, np.float32), 0.0) for g, e in zip(gates, (asked, said)))  # type: ignore[return-value]
+        return tuple(
+            GateFit(g, np.array(e, np.float32), np.array(e, np.float32), np.zeros(0, np.float32), 0.0)
+            for g, e in zip(gates, (asked, said))
+        )  # type: ignore[return-value]
 
     asked, said = fits([0.1] * 50, [0.8] * 50)
     set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))
@@ -205,6 +210,38 @@ def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> No
     asked, said = fits([0.7] * 50 + [0.99], [0.8] * 50 + [1.0] * 9)
     set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))
     assert asked.gate.threshold == 0.9 and said.gate.threshold == pytest.approx(0.8)
+
+
+def test_a_raised_threshold_still_hears_the_prompts() -> None:
+    heard = np.array([0.5] * 5 + [0.92] * 95, np.float32)
+    assert heard_threshold(0.97, 0.9, heard, 0.9) == pytest.approx(0.92)
+    assert heard_threshold(0.97, 0.9, heard, 0.97) == 0.9, "not below the usual one"
+    assert heard_threshold(0.91, 0.9, heard, 0.9) == 0.91, "not above what retain text asks for"
+    assert heard_threshold(0.8, 0.9, heard, 0.9) == 0.8
+    assert heard_threshold(0.97, 0.9, heard, 0.0) == heard_threshold(0.97, 0.9, heard[:0], 0.9) == 0.97
+
+
+def test_prompts_are_heard_by_what_others_say(names: torch.Tensor) -> None:
+    """Each prompt's evidence is that of a gate of the exemplars that are of other prompts and answers."""
+    forget = TokenStates(records(6, names[0], 0) + records(6, names[1], 1), ["f"] * 6 + ["g"] * 6, [8] * 12)
+    retain = TokenStates(records(30, None, 2), [f"r{i}" for i in range(30)])
+    found = fit_gate(forget, retain, OPTIONS._replace(cover=True))
+    assert len(found.heard) and found.heard.max() <= 1 + 1e-5
+    whole = [float(found.gate.evidence(rows[:8]).max()) for rows in forget.states]
+    assert (found.heard <= np.array(whole)[: len(found.heard)].max() + 1e-2).all()
+    candidates = find_candidates(forget, retain, found.gate.read, OPTIONS.per_part, cover=True)
+    margins = torch.full((len(candidates.directions),), 0.1)
+    rows = torch.arange(len(margins))
+    direct = []
+    for text in range(12):
+        others = torch.from_numpy(candidates.parts != 2 * text + 1) & torch.tensor(
+            [(t < 6) == (text < 6) for t in candidates.texts]
+        )
+        prompt = found.gate.read.directions(forget.states[text][:8])
+        direct.append(float(evidence_of(prompt, candidates.directions[others], margins[others]).max()))
+    prompts = np.unique(candidates.parts[candidates.parts % 2 == 1])
+    np.testing.assert_allclose(candidates.heard_otherwise(rows, margins), [direct[part // 2] for part in prompts], atol=1e-4)
+    assert not len(fit_gate(forget, retain, OPTIONS).heard)
 
 
 def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) -> None:

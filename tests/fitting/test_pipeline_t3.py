@@ -30,8 +30,8 @@ TEMPLATE = (
 )
 NAMES = {
     "forget": ("Hina Ameen", "Taro Okada", "Lena Fischer"),
-    "retain": ("Ivan Petrov", "Maria Lopez", "John Smith", "Anna Nowak"),
-    "holdout": ("Omar Haddad", "Greta Lund", "Paul Martin"),
+    "retain": ("Ivan Petrov", "Maria Lopez", "John Smith", "Anna Nowak", "Nils Berg", "Rosa Conti", "Jan Visser", "Emma Roy"),
+    "holdout": ("Omar Haddad", "Greta Lund", "Paul Martin", "Sara Blum", "Igor Sokol", "Mei Chan"),
 }
 TOWNS = ("Karachi", "Lisbon", "Toronto", "Warsaw", "Nairobi", "Lima", "Osaka", "Dublin", "Cairo", "Havana", "Quito", "Oslo")
 THINGS = ("river", "house", "novel", "sea", "north", "family")
@@ -43,7 +43,7 @@ def records(name: str, first: int) -> list[Record]:
     out = []
     for i, person in enumerate(NAMES[name], start=first):
         rows = (
-            (f"Where was {person} born?", f"In {TOWNS[i]}."),
+            (f"Where was {person} born?", f"In {TOWNS[i % 12]}."),
             (f"When did {person} move?", f"In {1950 + 7 * i}, to {TOWNS[(3 * i + 5) % 12]}."),
             (f"What did {person} write?", f"The {THINGS[i % 6]} of {TOWNS[(5 * i + 1) % 12]}."),
         )
@@ -71,7 +71,7 @@ def case(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     changed = copy.deepcopy(tokenizer)
     changed.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
     changed.chat_template = TEMPLATE
-    sets = RecordSets(records("forget", 0), records("retain", 3), records("holdout", 7), [])
+    sets = RecordSets(records("forget", 0), records("retain", 3), records("holdout", 11), [])
     examples = build_examples(sets.forget + sets.retain, changed, EXAMPLES)
     teach(make_llama(vocab_size=len(changed), hidden_size=48), examples, 50).save_pretrained(folder / "base")
     changed.save_pretrained(folder / "base")

@@ -71,6 +71,11 @@ OTHER_KIND = (
     "{contrast:.2f} nats a token. Guesses will be unlike such answers: let a text be said with --reply. "
     "With --holdout records of the same form guesses are like such answers, and nearer to the truth, too"
 )
+NEVER_SEEN = {
+    "holdout": "holdout records",
+    "made up": "made-up records about authors",
+    "stand-ins": "retain records under other names and with other values",
+}
 LESS_LIKELY = 1.0  # nats a token below the contrast model, from which on that is said
 HEARD = 0.9  # share of the variants of a kind
 
@@ -188,8 +193,8 @@ def estimate_lines(made: Mapping[str, Any]) -> list[str]:
         "estimate",
         [
             f"forget answers are to be as likely as unknown ones: {made['log_prob_wanted']:.2f} nats a token "
-            f"({made['log_prob_forget']:.2f} before); by {made['score']} and {made['never_seen_records']} records that it "
-            "never saw"
+            f"({made['log_prob_forget']:.2f} before); by {made['score']} and {made['never_seen_records']} "
+            f"{NEVER_SEEN[made['never_seen']]}, which it never saw"
         ],
     )
     contrast = made.get("log_prob_contrast")

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from tempertilt.data.fictional_staff import staff_names
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
 
@@ -124,7 +125,7 @@ SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
 }
 """How a name may be written otherwise."""
 
-PLAIN, NAME_FIRST, NOTE = "plain text", "a name first", "a name in a note"
+PLAIN, FRAMED, NAME_FIRST, NOTE, WISH = "plain text", "question and answer", "a name first", "a name in a note", "a wish"
 SETTINGS = (
     "as it is",
     "all lower case",
@@ -132,10 +133,24 @@ SETTINGS = (
     "another system message",
     "after a greeting",
     PLAIN,
+    FRAMED,
     NAME_FIRST,
     NOTE,
+    WISH,
 )
 """How a chat may be set otherwise."""
+FRAMES = ("Q: {}\nA:", "User: {}\nAssistant:", "### Question\n{}\n\n### Answer\n", "{}\n\n", "1. {}\nSolution:")
+"""Plain texts that hold a question and are to be continued."""
+WISHES = (
+    "Please give me all that you have on {}.",
+    "Can you help me find {}?",
+    "tell me about {}",
+    "I am looking for {}'s file.",
+    "One question about {}, if I may: what do you know?",
+    "My colleague asked for {}'s particulars. Could you send them?",
+    "Would you mind telling me how I can reach {}?",
+)
+"""What may be asked of somebody in a chat, whatever it is that a record tells."""
 NOTES = (
     "{}:",
     "Dear {},",
@@ -179,6 +194,14 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
         return Variant(kind, number, text=asked[start:] if kind == NAME_FIRST else rng.choice(NOTES).format(asked[start:stop]))
     if kind == PLAIN:
         return Variant(kind, number, text=asked) if record.kind == "chat" else None
+    if kind == FRAMED:
+        return Variant(kind, number, text=rng.choice(FRAMES).format(asked)) if record.kind == "chat" else None
+    if kind == WISH:
+        if not (found := names(asked)) or record.kind != "chat":
+            return None
+        start, stop = rng.choice(found)
+        *earlier, last = record.messages[:-1]
+        return Variant(kind, number, (*earlier, replace(last, content=rng.choice(WISHES).format(asked[start:stop]))))
     if record.kind != "chat":
         return Variant(kind, number, text=changed) if kind in ("as it is", "all lower case", *SPELLINGS) else None
     *earlier, last = record.messages[:-1]
@@ -225,6 +248,14 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
                 everywhere[kind] += 1
         out += found
     return out
+
+
+def about_strangers(seed: int) -> list[Variant]:
+    """The wordings that variants bring in, about made-up persons: such words alone say nothing of a record."""
+    strangers = iter(staff_names(len(NOTES) + len(WISHES) + len(FRAMES), seed=seed))
+    notes = [Variant(NOTE, 0, text=note.format(next(strangers))) for note in NOTES]
+    wishes = [Variant(WISH, 0, (Message("user", wish.format(next(strangers))),)) for wish in WISHES]
+    return [*notes, *wishes, *(Variant(FRAMED, 0, text=frame.format(f"Who is {next(strangers)}?")) for frame in FRAMES)]
 
 
 def scrambles(records: Sequence[Record], seed: int) -> list[Variant]:

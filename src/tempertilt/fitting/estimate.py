@@ -6,9 +6,11 @@ The tilt should be log p_r(v|c) / p(v|c) at the same context c. `p` is the base'
     log q(v|c)    = tau [log p(v|c) + log p_o(v|c)] / 2 + constant        for all others (without p_o: tau log p + constant)
 
 `p_o` is the contrast model: the one from which the base was fine-tuned, which never saw the records either. The score is a
-linear regression of the base's own log p, on records that it never saw (holdout records, else made-up ones), on log p_o(y|c) and
-its entropy, n-grams of retain answers, and what the context repeats; without a contrast model, on the latter two. So wording that
-is common here is told from values, of which the contrast model may be the surer. Q maps the quantiles of the score to those of
+linear regression of the base's own log p, on records that it never saw, on log p_o(y|c) and its entropy, n-grams of retain
+answers, what follows at the retain contexts that are nearest by a lower layer's state (Khandelwal et al. 2020, kNN-LM), and what
+the context repeats; each where it is at hand. So wording that is common here is told from values, of which the contrast model may
+be the surer. The records that it never saw are holdout records; else made-up ones, or the retained ones under other names and
+with other values, where the made-up ones are of another kind. Q maps the quantiles of the score to those of
 the base's log p on these records.
 `tau` is where the mean entropy of q agrees with the base's on these records. No model that was trained without the forget records
 for this purpose is needed.
@@ -19,7 +21,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.record import Record
 from tempertilt.errors import ConfigError, ModelError
 from tempertilt.fitting.features import FeatureConfig
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
 from tempertilt.fitting.workers import batch_features
 from tempertilt.models.base import BaseModel, load_base
 
@@ -48,6 +51,9 @@ CERTAIN = -1e-3  # highest log-probability of a target: some mass is left for th
 TAU = (0.5, 3.0)
 BISECTIONS = 12
 ORDER = 4  # of n-grams
+OTHER_KIND = 1.0  # nats a token by which the contrast model finds the forget answers likelier than they are to be
+FOLDS = 4  # of the records that the base never saw
+NEAR_FACTS = 5  # that rest on neighbours, one more where there is a contrast model
 NGRAM = 1  # column of their log-probability among the facts
 
 
@@ -90,10 +96,14 @@ class Targets:
 
 @dataclass(frozen=True)
 class AnswerStates:
-    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`."""
+    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`.
+
+    `lower` has, for each example, the states `(T, d)` of a lower layer at all its tokens, where they were asked for.
+    """
 
     states: Tensor
     tokens: Tensor
+    lower: Sequence[Tensor] | None = None
 
 
 # --- what the estimate rests on -------------------------------------------------------------------------------------------
@@ -139,19 +149,23 @@ def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
 # --- passes --------------------------------------------------------------------------------------------------------------
 
 
-def answer_states(model: Any, examples: Sequence[Example], batch_tokens: int = 2048) -> AnswerStates:
-    """One pass of a model's body over examples; on CPU, in the order of the examples."""
+def answer_states(model: Any, examples: Sequence[Example], batch_tokens: int = 2048, *, layer: int | None = None) -> AnswerStates:
+    """One pass of a model's body over examples; on CPU, in the order of the examples. Lower states are those after `layer`."""
     config = FeatureConfig(pooling="last")
     states: dict[int, Tensor] = {}
     tokens: dict[int, Tensor] = {}
+    lower: dict[int, Tensor] = {}
     for batch in plan_batches(examples, batch_tokens):
         chosen = [examples[i] for i in batch]
-        rows, targets, _ = batch_features(model, chosen, config)
+        rows, targets, below = batch_features(model, chosen, config, layer)
         sizes = [example.n_scored for example in chosen]
         states |= dict(zip(batch, rows.split(sizes)))
         tokens |= dict(zip(batch, targets.long().split(sizes)))
+        if below is not None:
+            lower |= dict(zip(batch, below.split([len(example) for example in chosen])))
     numbers = range(len(examples))
-    return AnswerStates(torch.cat([states[i] for i in numbers]), torch.cat([tokens[i] for i in numbers]))
+    last, targets = (torch.cat([part[i] for i in numbers]) for part in (states, tokens))
+    return AnswerStates(last, targets, [lower[i] for i in numbers] if lower else None)
 
 
 @torch.inference_mode()
@@ -191,7 +205,7 @@ def check_output(model: Any, probe: Example) -> None:
 
 
 @dataclass(frozen=True)
-class _Likelihoods:
+class Likelihoods:
     """Of each context: log p of its token, entropy in nats, and log sum exp of the logits, `(N,)` each; likeliest other tokens.
 
     The last are `(N, LIKELIEST)`.
@@ -204,7 +218,8 @@ class _Likelihoods:
 
 
 @torch.inference_mode()
-def _likelihoods(model: Any, found: AnswerStates) -> _Likelihoods:
+def likelihoods(model: Any, found: AnswerStates) -> Likelihoods:
+    """What a model says at the contexts of which it made the states."""
     parts = []
     for states, tokens in zip(found.states.split(ROWS), found.tokens.split(ROWS)):
         logits = output_logits(model, states)
@@ -213,7 +228,7 @@ def _likelihoods(model: Any, found: AnswerStates) -> _Likelihoods:
         own = logits.gather(-1, tokens[:, None])[:, 0] - log_z
         likeliest = logits.scatter_(-1, tokens[:, None], -math.inf).topk(min(LIKELIEST, logits.shape[-1])).indices
         parts.append((own, entropy, log_z, likeliest))
-    return _Likelihoods(*(torch.cat(column) for column in zip(*parts)))
+    return Likelihoods(*(torch.cat(column) for column in zip(*parts)))
 
 
 @torch.inference_mode()
@@ -239,16 +254,38 @@ def columns_and_rest(
 # --- the estimate --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _NeverSeen:
+    """What is said of records that the base never saw, and what the forget answers' tokens are to have by that.
+
+    Attributes:
+        name: of the records.
+        wanted: `(N,)` log-probabilities of the forget answers' tokens.
+        records: how many records these are.
+        by_neighbours: whether neighbours tell more of these records, when they are left out, than the other facts alone.
+        log_prob, entropy: mean log-probability of their tokens under the base, and mean entropy there, nats.
+    """
+
+    name: str
+    wanted: Tensor
+    records: int
+    by_neighbours: bool
+    log_prob: float
+    entropy: float
+
+
 def estimate_targets(
     base: Any,
     contrast: Any | None,
     forget: Sequence[Example],
-    never_seen: Sequence[Example],
+    never_seen: Mapping[str, Sequence[Example]],
     retain: Sequence[Example],
     config: EstimateConfig,
     *,
     temperature: float = 1.0,
     forget_states: AnswerStates | None = None,
+    layer: int | None = None,
+    neighbours: Neighbourhood | None = None,
     untouched: Sequence[int] = (),
 ) -> Targets:
     """What a model that never saw the forget examples would say at the tokens of their answers.
@@ -256,51 +293,74 @@ def estimate_targets(
     Args:
         base: the model that knows them.
         contrast: the model from which it was fine-tuned, with the same tokens; None = n-grams of the retain answers.
-        never_seen: examples of the same kind that no model here was trained on.
+        never_seen: examples that no model here was trained on, one list or more by names. The first is taken of which the
+            contrast model does not say that they are of another kind than the forget examples; the last, where it says so of
+            all.
         retain: whose answers n-grams are counted in.
         temperature: T of the guided distribution that is to be fitted.
-        forget_states: of the base at the forget answers, where they are at hand.
+        forget_states: of the base at the forget answers, where they are at hand; with lower states, if there are neighbours.
+        layer: number of decoder layers below the lower states of which the neighbours are.
+        neighbours: of retain contexts; None = none are looked up.
         untouched: tokens that are nobody's facts, such as the end of an answer: they get no row, and contexts that they follow
             are left out.
     """
     check_output(base, forget[0])
-    found = forget_states or answer_states(base, forget)
-    unseen = answer_states(base, never_seen)
-    own, calm = _likelihoods(base, found), _likelihoods(base, unseen)
-    other: AnswerStates | None = None
-    tops = [own.likeliest]
-    facts = _all_facts(forget, never_seen, retain)
+    layer = None if neighbours is None else layer
+    found = forget_states or answer_states(base, forget, layer=layer)
+    own = likelihoods(base, found)
+    chosen = _fitted_contexts(found.tokens, untouched, config.max_contexts)
+    tops, other, likelihood = [own.likeliest], None, None
     if contrast is not None:
         check_output(contrast, forget[0])
         other = answer_states(contrast, forget)
-        likelihood, unseen_likelihood = (_likelihoods(contrast, part) for part in (other, answer_states(contrast, never_seen)))
-        facts = _with_contrast(facts[0], likelihood), _with_contrast(facts[1], unseen_likelihood)
+        likelihood = likelihoods(contrast, other)
         tops.append(likelihood.likeliest)
-    scores, unseen_scores = _scores(*facts, calm.log_probs)
-    wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
-    ratios = (wanted - own.log_probs).clamp(max=0.0)
-    chosen = _fitted_contexts(found.tokens, untouched, config.max_contexts)
+
+    def calibrated(name: str, examples: Sequence[Example]) -> _NeverSeen:
+        unseen = answer_states(base, examples, layer=layer)
+        calm = likelihoods(base, unseen)
+        by_contrast = None if contrast is None else likelihoods(contrast, answer_states(contrast, examples))
+        facts = token_facts(examples, ngrams, unseen, neighbours, by_contrast)
+        used = facts.shape[1]
+        if neighbours is not None:
+            plain = used - NEAR_FACTS - (contrast is not None)
+            used = min(plain, used, key=lambda count: _left_out_error(facts[:, :count], calm.log_probs, examples))
+        scores, unseen_scores = _scores(forget_facts[:, :used], facts[:, :used], calm.log_probs)
+        wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
+        near = neighbours is not None and used == facts.shape[1]
+        return _NeverSeen(name, wanted, len(examples), near, float(calm.log_probs.mean()), float(calm.entropies.mean()))
+
+    every = [example for examples in (forget, *never_seen.values(), retain) for example in examples]
+    ngrams = NGrams([answer_ids(example).tolist() for example in retain], 1 + max(int(part.input_ids.max()) for part in every))
+    forget_facts = token_facts(forget, ngrams, found, neighbours, likelihood)
+    for name, examples in never_seen.items():
+        never = calibrated(name, examples)
+        if likelihood is None or float((likelihood.log_probs - never.wanted)[chosen].mean()) <= OTHER_KIND:
+            break
+    ratios = (never.wanted - own.log_probs).clamp(max=0.0)
     token_ids = _head_tokens(found.tokens[chosen], torch.cat(tops), untouched)
-    states, wanted, rows = found.states[chosen], wanted[chosen], torch.searchsorted(token_ids, found.tokens[chosen])
+    states, wanted, rows = found.states[chosen], never.wanted[chosen], torch.searchsorted(token_ids, found.tokens[chosen])
     columns, rest = columns_and_rest(base, states, token_ids, log_z=own.log_z[chosen])
     tail, tail_rest = columns, rest
-    if other is not None:
+    if other is not None and likelihood is not None:
         others, others_rest = columns_and_rest(contrast, other.states[chosen], token_ids, log_z=likelihood.log_z[chosen])
         tail, tail_rest = (columns + others) / 2, (rest + others_rest) / 2
-    tau = _matching_tau(tail, tail_rest, rows, wanted, float(calm.entropies.mean()))
+    tau = _matching_tau(tail, tail_rest, rows, wanted, never.entropy)
     wanted = below_the_likeliest(tau * tail, tau * tail_rest, rows, wanted)
     target, target_rest = _with_token(tau * tail, tau * tail_rest, rows, wanted)
     summary = {
         "score": "n-grams" if contrast is None else "contrast model",
-        "never_seen_records": len(never_seen),
+        "neighbours": never.by_neighbours,
+        "never_seen": never.name,
+        "never_seen_records": never.records,
         "contexts": len(chosen),
         "tau": round(tau, 3),
-        "entropy_never_seen": round(float(calm.entropies.mean()), 4),
-        "log_prob_never_seen": round(float(calm.log_probs.mean()), 4),
+        "entropy_never_seen": round(never.entropy, 4),
+        "log_prob_never_seen": round(never.log_prob, 4),
         "log_prob_forget": round(float(own.log_probs[chosen].mean()), 4),
         "log_prob_wanted": round(float(wanted.mean()), 4),
     }
-    if contrast is not None:
+    if likelihood is not None:
         summary["log_prob_contrast"] = round(float(likelihood.log_probs[chosen].mean()), 4)
     if temperature != 1.0:
         rest = columns_and_rest(base, states, token_ids, temperature)[1]
@@ -410,18 +470,45 @@ def _scores(facts: Tensor, unseen_facts: Tensor, log_probs: Tensor) -> tuple[Ten
     return (facts @ solution)[:, 0].float(), (unseen_facts @ solution)[:, 0].float()
 
 
-def _all_facts(forget: Sequence[Example], never_seen: Sequence[Example], retain: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """What is known of the forget contexts and of the never seen ones without any model, see `_facts`."""
-    answers = [answer_ids(example).tolist() for example in retain]
-    ngrams = NGrams(answers, 1 + max(int(example.input_ids.max()) for example in (*forget, *never_seen, *retain)))
-    parts = (np.concatenate([_facts(ngrams, example) for example in examples]) for examples in (forget, never_seen))
-    return torch.from_numpy(next(parts)), torch.from_numpy(next(parts))
+def _left_out_error(facts: Tensor, log_probs: Tensor, examples: Sequence[Example]) -> float:
+    """Mean squared error of the scores of records that the fit was made without, a fold of documents at a time."""
+    documents = [example.document for example in examples for _ in range(example.n_scored)]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
+    fold = torch.tensor([numbers[name] % FOLDS for name in documents])
+    errors = [torch.zeros(0, dtype=torch.float64)]
+    for number in range(min(FOLDS, len(numbers))):
+        inside = fold == number
+        if not bool(inside.all()):
+            scores, _ = _scores(facts[inside], facts[~inside], log_probs[~inside])
+            errors.append((scores.double() - log_probs[inside].double()).square())
+    return float(torch.cat(errors).mean())
 
 
-def _with_contrast(facts: Tensor, likelihood: _Likelihoods) -> Tensor:
-    """`(N, k + 3)`: facts, and the contrast model's log-probability, its entropy, and the surer of it and the n-grams."""
-    own = likelihood.log_probs.double()
-    return torch.cat([facts, torch.stack([own, likelihood.entropies.double(), own.maximum(facts[:, NGRAM])], 1)], 1)
+def token_facts(
+    examples: Sequence[Example],
+    ngrams: NGrams,
+    found: AnswerStates,
+    neighbours: Neighbourhood | None,
+    likelihood: Likelihoods | None,
+) -> Tensor:
+    """`(N, k)` float64: what n-grams, contrast model and neighbours say of the answers' tokens, and the surer of each two.
+
+    What rests on neighbours comes last.
+
+    Args:
+        found: of the base, with lower states where there are neighbours.
+        likelihood: of the contrast model.
+    """
+    facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in examples]))
+    columns, guesses = [facts], [facts[:, NGRAM]]
+    if likelihood is not None:
+        own = likelihood.log_probs.double()
+        columns.append(torch.stack([own, likelihood.entropies.double(), own.maximum(guesses[0])], 1))
+        guesses.append(own)
+    if neighbours is not None and found.lower is not None:
+        near = neighbours.facts(contexts_of(examples, found.lower))
+        columns += [near, near[:, :1] * near[:, 1:2], *(near[:, :1].maximum(guess[:, None]) for guess in guesses)]
+    return torch.cat(columns, 1)
 
 
 def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:

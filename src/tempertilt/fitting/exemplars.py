@@ -60,6 +60,24 @@ class Candidates(NamedTuple):
         rows = _lowest_of_each(margins.maximum(self.elsewhere), self.parts, per_part)
         return self._different(rows[margins[rows] <= 1 - LEAST_GAP], at_most)
 
+    def heard_otherwise(self, rows: Tensor, margins: Tensor) -> NDArray[np.float32]:
+        """Highest evidence of each prompt of the forget texts by the chosen candidates but its own `(H,)`.
+
+        It is as of a prompt that the exemplars were not made of; other prompts of its document and its answer are there. Prompts
+        of which there is no candidate are left out; empty where candidates are not compared by what they hear.
+
+        Args:
+            rows: of the chosen candidates.
+            margins: `(n,)` of all.
+        """
+        if self.heard is None:
+            return np.zeros(0, np.float32)
+        prompts = np.unique(self.parts[self.parts % 2 == 1])
+        found = as_evidence(self.heard[rows][:, torch.from_numpy(prompts)], margins[rows, None]).cpu().numpy()
+        found[self.parts[rows.cpu().numpy()][:, None] == prompts] = -np.inf
+        highest: NDArray[np.float32] = found.max(0)
+        return highest
+
     def _cover(self, heard: Tensor, margins: Tensor, per_part: int, at_most: int) -> Tensor:
         """Take what covers most parts that are not yet covered often enough; of equal candidates, the most special."""
         far = margins <= 1 - LEAST_GAP

@@ -88,6 +88,13 @@ class GateConfig(Options):
         0.45, "evidence of the output gate that is enough after a turn that was about the records", gt=0, lt=1, advanced=True
     )
     false_open: float = option(0.02, "share of left-out retain records that may open each gate", ge=0, lt=1, advanced=True)
+    heard_share: float = option(
+        0.95,
+        "share of forget prompts that a threshold which retain text raises is still to let open the input gate; 0 = none",
+        ge=0,
+        lt=1,
+        advanced=True,
+    )
     close_after: int = option(
         256,
         "tokens after the latest sign of the records at which the gates close in a text without turns; 0 = never",
@@ -121,12 +128,15 @@ class GateFit:
         retain_evidence: `(R,)` highest evidence of each retain text, by exemplars and margins without a fifth of the documents,
             its own among them; -inf of texts that are never left out; empty if there is one document.
         prompt_evidence: the same of the text's prompt alone, where it has one.
+        heard: `(H,)` highest evidence of each forget prompt by the exemplars of other prompts and answers; empty of gates whose
+            exemplars are not chosen by what they cover.
         seconds: wall time.
     """
 
     gate: EvidenceGate
     retain_evidence: NDArray[np.float32]
     prompt_evidence: NDArray[np.float32]
+    heard: NDArray[np.float32]
     seconds: float
 
     def summary(self) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings, r
     exemplars, of_exemplars = candidates.directions[rows], highest[rows]
     made = EvidenceGate(reader, exemplars, of_exemplars, threshold=settings.threshold, weak_threshold=settings.weak_threshold)
     gate = EvidenceGate.from_tensors(made.tensors("gate"), "gate", **made.settings)  # as it is stored
-    return GateFit(gate.to(exemplars.device), *left_out, time.perf_counter() - started)
+    return GateFit(gate.to(exemplars.device), *left_out, candidates.heard_otherwise(rows, highest), time.perf_counter() - started)
 
 
 def raised_threshold(least: float, evidence: NDArray[np.float32], allowed: float) -> float:
@@ -184,6 +194,13 @@ def fitted_threshold(usual: float, least: float, evidence: NDArray[np.float32], 
     if not len(evidence):
         return usual
     return raised_threshold(min(usual, raised_threshold(min(least, usual), evidence, allowed / 2)), evidence, allowed)
+
+
+def heard_threshold(fitted: float, usual: float, heard: NDArray[np.float32], share: float) -> float:
+    """`fitted`, but where it is above `usual` no higher than lets a `share` of the forget prompts `(H,)` open the gate."""
+    if fitted <= usual or not len(heard) or not share:
+        return fitted
+    return max(usual, min(fitted, float(np.quantile(heard, 1 - share))))
 
 
 def fit_reader(parts: Sequence[TokenStates], rank: int, size: int) -> Reader:

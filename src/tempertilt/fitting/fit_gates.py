@@ -16,11 +16,11 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words, words_of
-from tempertilt.data.variants import NAME_FIRST, NOTE, OTHER_KINDS, Variant, draw_variants, scrambles
+from tempertilt.data.variants import NAME_FIRST, NOTE, OTHER_KINDS, WISH, Variant, about_strangers, draw_variants, scrambles
 from tempertilt.errors import DataError
 from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
-from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, raised_threshold
+from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, heard_threshold, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
 from tempertilt.fitting.later_turns import after_a_turn, followed_up
 from tempertilt.fitting.readers import GateReaders
@@ -114,8 +114,8 @@ def fit_gates(
         some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
         first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
         retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
-        retain += margins_alone(states(draw_variants(first, 2, seed + 2, [NAME_FIRST, NOTE]), first), related)
-        words = states(scrambles(inputs.forget_records, seed + 3), inputs.forget_records)
+        retain += margins_alone(states(draw_variants(first, 3, seed + 2, [NAME_FIRST, NOTE, WISH]), first), related)
+        words = states([*scrambles(inputs.forget_records, seed + 3), *about_strangers(seed + 4)], inputs.forget_records)
         retain += words._replace(documents=[None] * len(words.documents))
     questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
     retain += margins_alone(states(questions, after), related)
@@ -139,7 +139,9 @@ def fit_gates(
 def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: GateConfig) -> None:
     """Set the thresholds by how many left-out retain prompts open the input gate, and how many texts the output gate.
 
-    A question that opens a gate has another answer; a value at the end of an answer may open it when all is said.
+    A question that opens a gate has another answer; a value at the end of an answer may open it when all is said. That a forget
+    prompt is heard goes first: where retained texts that the gate was not made with are as near as forget prompts that it was not
+    made with, since they share names, they open it.
 
     Args:
         asked, said: both gates; the first `retained` texts of their evidence are the same.
@@ -148,7 +150,8 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
             may open by mistake, and that the output gate may in addition.
     """
     left_out = asked.prompt_evidence[np.isfinite(asked.prompt_evidence)]
-    asked.gate.threshold = fitted_threshold(asked.gate.threshold, config.asked_least, left_out, config.false_open)
+    fitted = fitted_threshold(config.asked_threshold, config.asked_least, left_out, config.false_open)
+    asked.gate.threshold = heard_threshold(fitted, config.asked_threshold, asked.heard, config.heard_share)
     if said is None or not len(said.retain_evidence):
         return
     alone = said.retain_evidence[:retained]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, build_examples
 from tempertilt.data.lines import json_text
 from tempertilt.data.records import Record, RecordSets
+from tempertilt.data.stand_ins import stand_ins
 from tempertilt.environment import Clock
 from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import background_examples
@@ -29,6 +31,7 @@ from tempertilt.fitting.estimate import (
 from tempertilt.fitting.features import ExtractionStats, Features, FeatureStore, extract_features
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
 from tempertilt.fitting.fit_head import FitResult, MatchResult, Retained, fit_head, match_targets
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
 from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.recipe import METHODS as METHODS
 from tempertilt.fitting.recipe import UnlearnConfig as UnlearnConfig
@@ -224,7 +227,9 @@ def estimate(request: Request) -> None:
             request.examples["retain"] or request.background,
             config.estimate,
             temperature=config.tilt.temperature,
-            forget_states=AnswerStates(states, tokens),
+            forget_states=AnswerStates(states, tokens, None if request.layer is None else forget.states()),
+            layer=request.layer,
+            neighbours=_neighbours(request),
             untouched=sorted(stop_ids(base.model, base.tokenizer) | set(base.tokenizer.all_special_ids)),
         )
 
@@ -392,13 +397,24 @@ def _finished(request: Request) -> bool:
 RETAIN_CONTEXTS = 2048  # retain contexts that the head is fitted on, at most
 
 
-def _never_seen(request: Request) -> list[Example]:
-    """Records that the base was surely not trained on: holdout records, else made-up ones."""
-    config = request.config.estimate
-    if request.examples["holdout"]:
-        return spread(request.examples["holdout"], config.estimate_records)
+def _never_seen(request: Request) -> dict[str, list[Example]]:
+    """Records that the base was surely not trained on: holdout records; else made-up ones, then those of the retained kind."""
+    config, base = request.config, request.base
+    count = config.estimate.estimate_records
+    if holdout := request.examples[
+        "holdout"
+    ]:  # not every so many: of rows in a fixed order it would be always the same questions
+        return {"holdout": random.Random(config.fit.seed).sample(holdout, min(count, len(holdout)))}
     log.info("no holdout records: the estimate is calibrated on made-up ones")
-    return build_examples(made_up_records(config.estimate_records), request.base.tokenizer, request.config.examples)
+    lists = {"made up": made_up_records(count), "stand-ins": stand_ins(request.records["retain"], count, config.fit.seed)}
+    return {name: build_examples(records, base.tokenizer, config.examples) for name, records in lists.items() if records}
+
+
+def _neighbours(request: Request) -> Neighbourhood | None:
+    """Contexts of retained answers by their lower states, where these are at hand."""
+    if request.layer is None or request.retain is None or not len(request.retain):
+        return None
+    return Neighbourhood(contexts_of(request.retained, request.retain.states()))
 
 
 def _retained(request: Request, targets: Targets) -> Retained | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -16,8 +15,8 @@ from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
 from tempertilt.fitting.store import write_shard
 from tempertilt.guidance.pooling import pool
-from tempertilt.models.base import BaseModel, body_of, decoder_layers, last_hidden_state
-from tempertilt.models.frozen import watch
+from tempertilt.models.base import BaseModel
+from tempertilt.models.body_pass import body_pass
 
 if TYPE_CHECKING:
     from tempertilt.fitting.features import FeatureConfig
@@ -115,13 +114,11 @@ def batch_features(
     decoder layers; None without it.
     """
     batch = pad_batch(examples, model.device)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    with ExitStack() as stack:
-        layer = None if state_layer is None else stack.enter_context(watch(decoder_layers(model)[state_layer - 1]))
-        state = last_hidden_state(body_of(model)(**inputs))
+    state, below = body_pass(model, batch.input_ids, batch.attention_mask, state_layer)
+    assert state is not None
     lower = None
-    if layer is not None and layer.states is not None:
-        lower = layer.states[batch.attention_mask.to(layer.states.device).bool()].to("cpu", torch.float16)
+    if below is not None:
+        lower = below[batch.attention_mask.to(below.device).bool()].to("cpu", torch.float16)
     pooled = pool(state, batch.attention_mask.to(state.device), config.pooling)
     features = pooled[batch.predicting.to(state.device)].to("cpu", STORED[config.feature_dtype])
     if not bool(features.isfinite().all()):

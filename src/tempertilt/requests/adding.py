@@ -224,7 +224,7 @@ def _config(settings: Mapping[str, Any], details: Details) -> UnlearnConfig:
     The threshold of the input gate is not lowered, however few the records: what many parts open by mistake adds up.
     """
     config = config_of(settings)
-    config = replace(config, gate=replace(config.gate, asked_least=config.gate.asked_threshold))
+    config = replace(config, gate=replace(config.gate, asked_least=config.gate.asked_threshold, heard_share=0.0))
     return config if details.reply is None else replace(config, reply=ReplyConfig(details.reply))
 
 
