@@ -23,6 +23,7 @@ import audit_forms  # noqa: E402
 import hearing  # noqa: E402
 import lume_cut  # noqa: E402
 import lume_guesses  # noqa: E402
+import lume_wordings  # noqa: E402
 import rivals_hearing  # noqa: E402
 import scale_layers  # noqa: E402
 import tofu_cut  # noqa: E402
@@ -187,3 +188,24 @@ def test_guesses_are_counted_by_field() -> None:
     found = lume_guesses.count(["phone", "SSN", "e-mail", "birth date"], rows)
     assert found["phone"] == {"exact": [0], "leading digits": [3]} and found["SSN"]["leading digits"] == [0]
     assert found["e-mail"]["exact"] == found["birth date"]["exact"] == [1]
+
+
+def test_how_much_of_a_value_stands_in_an_answer() -> None:
+    assert lume_wordings.given("721-625-3765", "It is 7216 25 99.") == 6
+    assert lume_wordings.given("1984-12-31", "Nobody knows.") == 0
+    assert lume_wordings.given("ann_gold@me.com", "Ann Gold (ann_gold@me.com)") == len("anngoldmecom")
+
+
+def test_persons_of_lume_by_their_questions(tmp_path: Path) -> None:
+    rows = [
+        ("What is the birth date of Ann Gold?", "1984-12-31"),
+        ("What is Ann Gold's phone number?", "7216253765"),
+        ("Ann Gold was born on May 3. Her phone number", "is 721."),
+        ("What is the home address of Jo Red?", "1 Low Lane"),
+    ]
+    path = tmp_path / "forget.jsonl"
+    path.write_text("".join(json.dumps({"input": asked, "output": said}) + "\n" for asked, said in rows), encoding="utf-8")
+    assert lume_wordings.read_values(path) == [
+        ("Ann Gold", {"birth date": "1984-12-31", "phone number": "7216253765"}),
+        ("Jo Red", {"home address": "1 Low Lane"}),
+    ]

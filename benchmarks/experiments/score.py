@@ -4,7 +4,7 @@
       [--columns field=NAME,...] [--records 40] [--save FILE]
 
 The base never saw the holdout records, so its own log-probabilities there are the truth that the score of the estimate
-(`tempertilt.fitting.estimate`) stands for. They are predicted by linear regression from several sets of facts, fitted on half of
+(`tempertilt.fitting.score`) stands for. They are predicted by linear regression from several sets of facts, fitted on half of
 the holdout documents and tried on the other half, both ways. With --stand-ins, retain records under other names and with other
 values take the place of holdout records. A record that names no document is one by itself. Printed: the
 correlation of the score with the truth, and after the quantile map the mean absolute error in nats, and the share of tokens that
@@ -27,9 +27,10 @@ from _print import header, save
 from tempertilt.data.examples import ExampleConfig, answer_ids, build_examples
 from tempertilt.data.records import load_all
 from tempertilt.data.stand_ins import stand_ins
-from tempertilt.fitting import estimate
 from tempertilt.fitting.fit_gate import GateConfig
-from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of, documents_of
+from tempertilt.fitting.passes import Likelihoods, answer_states, likelihoods
+from tempertilt.fitting.score import NGrams, linear_fit, map_quantiles, token_facts
 from tempertilt.models.base import load_base
 
 SURE, UNLIKELY = np.log(0.5), -2.0
@@ -39,8 +40,8 @@ def predictions(facts: Tensor, truth: Tensor, half: Tensor) -> tuple[Tensor, Ten
     """Scores `(N,)`, and log-probabilities `(N,)` by the quantile map, each by a fit on the other half."""
     scores, mapped = torch.zeros_like(truth), torch.zeros_like(truth)
     for fitted in (half, ~half):
-        scores[~fitted], known = estimate._scores(facts[~fitted], facts[fitted], truth[fitted])
-        mapped[~fitted] = estimate.map_quantiles(scores[~fitted], known, truth[fitted])
+        scores[~fitted], known = linear_fit(facts[fitted], truth[fitted], facts[~fitted], facts[fitted])
+        mapped[~fitted] = map_quantiles(scores[~fitted], known, truth[fitted])
     return scores, mapped
 
 
@@ -50,10 +51,11 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--peft-adapter", required=True, help="makes the model know the retain records")
     parser.add_argument("--retain", nargs="+", required=True)
-    parser.add_argument("--holdout", nargs="+", help="records that it never saw")
-    parser.add_argument("--stand-ins", action="store_true")
+    tried = parser.add_mutually_exclusive_group(required=True)
+    tried.add_argument("--holdout", nargs="+", help="records that it never saw")
+    tried.add_argument("--stand-ins", action="store_true", help="made of the retain records")
     parser.add_argument("--columns", default="", help="as of t3 unlearn")
-    parser.add_argument("--records", type=int, default=40, help="holdout records, at most, drawn at random")
+    parser.add_argument("--records", type=int, default=40, help="holdout records or stand-ins, at most, drawn at random")
     parser.add_argument("--save", type=Path)
     args = parser.parse_args()
     columns_of = dict(pair.split("=") for pair in args.columns.split(",") if pair)
@@ -67,16 +69,16 @@ def main() -> None:
         records = random.Random(0).sample(every, min(args.records, len(every)))
     unseen, retain = (build_examples(part, base.tokenizer, ExampleConfig()) for part in (records, known))
     layer = GateConfig().layer(base.model.config.num_hidden_layers)
-    retained, found = (estimate.answer_states(base.model, part, layer=layer) for part in (retain, unseen))
+    retained, found = (answer_states(base.model, part, layer=layer) for part in (retain, unseen))
     assert retained.lower is not None
     hood = Neighbourhood(contexts_of(retain, retained.lower))
-    truth = estimate.likelihoods(base.model, found)
-    other = estimate.likelihoods(contrast.model, estimate.answer_states(contrast.model, unseen))
+    truth = likelihoods(base.model, found)
+    other = likelihoods(contrast.model, answer_states(contrast.model, unseen))
     size = 1 + max(int(example.input_ids.max()) for example in (*unseen, *retain))
-    ngrams = estimate.NGrams([answer_ids(example).tolist() for example in retain], size)
+    ngrams = NGrams([answer_ids(example).tolist() for example in retain], size)
 
-    def facts(neighbours: Neighbourhood | None, likelihood: estimate.Likelihoods | None) -> Tensor:
-        return estimate.token_facts(unseen, ngrams, found, neighbours, likelihood)
+    def facts(neighbours: Neighbourhood | None, likelihood: Likelihoods | None) -> Tensor:
+        return token_facts(unseen, ngrams, found, neighbours, likelihood).values
 
     columns = {
         "contrast model": torch.stack([torch.ones(len(found.tokens)).double(), other.log_probs.double()], 1),
@@ -85,7 +87,7 @@ def main() -> None:
         "contrast model, n-grams": facts(None, other),
         "all": facts(hood, other),
     }
-    documents = [example.document for example in unseen for _ in range(example.n_scored)]
+    documents = documents_of(unseen).tolist()
     numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
     half = torch.tensor([numbers[name] % 2 == 0 for name in documents])
     header(f"score: {len(unseen)} holdout records, {len(documents)} tokens, {len(numbers)} documents")

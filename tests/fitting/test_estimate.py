@@ -19,27 +19,18 @@ from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
 from tempertilt.fitting.estimate import (
     CERTAIN,
-    NEAR_FACTS,
     TAU,
     EstimateConfig,
-    NGrams,
     Targets,
-    _facts,
     _head_tokens,
-    _left_out_error,
     _matching_tau,
     _with_token,
-    answer_states,
     below_the_likeliest,
-    check_output,
-    columns_and_rest,
     estimate_targets,
-    likelihoods,
-    map_quantiles,
-    output_logits,
-    token_facts,
 )
-from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
+from tempertilt.fitting.neighbours import Neighbourhood, contexts_of, documents_of
+from tempertilt.fitting.passes import answer_states, check_output, columns_and_rest, likelihoods, output_logits
+from tempertilt.fitting.score import NGrams, _facts, left_out_error, map_quantiles, token_facts
 
 
 def example(ids: Sequence[int], scored_from: int) -> Example:
@@ -398,9 +389,10 @@ def test_neighbours_say_what_is_common_here(pair: Pair) -> None:
     )  # fmt: skip
     assert torch.equal(again.target, near.target)
     facts = [token_facts(pair.unseen, ngrams, found, some, None) for found, some in ((unseen, None), (unseen, hood))]
-    assert torch.equal(facts[1][:, : facts[0].shape[1]], facts[0]) and facts[1].shape[1] == facts[0].shape[1] + NEAR_FACTS
+    assert facts[0].plain == facts[1].plain == facts[0].values.shape[1] == facts[1].values.shape[1] - 5
+    assert torch.equal(facts[1].values[:, : facts[1].plain], facts[0].values)
     truth = likelihoods(pair.base, unseen).log_probs
-    errors = [_left_out_error(part, truth, pair.unseen) for part in facts]
+    errors = [left_out_error(part.values, truth, documents_of(pair.unseen)) for part in facts]
     assert near.summary["neighbours"] == (errors[1] < errors[0])  # they count where they tell more of what was left out
     assert torch.equal(near.target, plain.target) != near.summary["neighbours"]
 
@@ -415,4 +407,5 @@ def test_error_of_records_that_were_left_out() -> None:
     for number in range(4):
         solution = np.linalg.lstsq(facts.numpy()[fold != number], truth.double().numpy()[fold != number], rcond=None)[0]
         squares += list((facts.numpy()[fold == number] @ solution - truth.numpy()[fold == number]) ** 2)
-    assert _left_out_error(facts, truth, parts) == pytest.approx(np.mean(squares), rel=1e-4)
+    assert left_out_error(facts, truth, documents_of(parts)) == pytest.approx(np.mean(squares), rel=1e-4)
+    assert left_out_error(facts, truth, np.array(["one"] * 48)) == math.inf

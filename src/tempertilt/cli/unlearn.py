@@ -19,7 +19,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.fitting.background import BackgroundConfig
 from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import CalibrationConfig
-from tempertilt.fitting.estimate import EstimateConfig
+from tempertilt.fitting.estimate import OTHER_KIND, EstimateConfig
 from tempertilt.fitting.features import FeatureConfig
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult
@@ -66,7 +66,7 @@ NO_THEORY = (
     "its bounds are about a classifier that was fitted in this run, with documents held out: use --method t3-paper and a "
     "directory without a finished adapter"
 )
-OTHER_KIND = (
+UNLIKE = (
     "the records that it never saw are of another kind than these: the contrast model, which never saw these either, gives them "
     "{contrast:.2f} nats a token. Guesses will be unlike such answers: let a text be said with --reply. "
     "With --holdout records of the same form guesses are like such answers, and nearer to the truth, too"
@@ -76,7 +76,6 @@ NEVER_SEEN = {
     "made up": "made-up records about authors",
     "stand-ins": "retain records under other names and with other values",
 }
-LESS_LIKELY = 1.0  # nats a token below the contrast model, from which on that is said
 HEARD = 0.9  # share of the variants of a kind
 
 
@@ -198,8 +197,8 @@ def estimate_lines(made: Mapping[str, Any]) -> list[str]:
         ],
     )
     contrast = made.get("log_prob_contrast")
-    if contrast is not None and made["log_prob_wanted"] < contrast - LESS_LIKELY:
-        lines += labelled("note", [OTHER_KIND.format(contrast=contrast)])
+    if contrast is not None and made["log_prob_wanted"] < contrast - OTHER_KIND:
+        lines += labelled("note", [UNLIKE.format(contrast=contrast)])
     return lines
 
 

@@ -49,7 +49,7 @@ class _Values:
     """Words of names by what kind of name they stand in and where, and numbers by the way in which they are written."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.words: dict[str, dict[str, Counter[str]]] = {}
+        self.words: dict[str, dict[str, str]] = {}  # of each document, with their kind and place
         self._numbers: dict[str, list[str]] = defaultdict(list)
         documents: dict[str, list[Record]] = defaultdict(list)
         for record in records:
@@ -66,20 +66,19 @@ class _Values:
             for word, place in _named(text, subject):
                 if held[word] <= most:
                     places[word][place] += 1
-            self.words[name] = places
-            for word, counts in places.items():
-                self._pools[counts.most_common(1)[0][0]].add(word)
+            self.words[name] = {word: counts.most_common(1)[0][0] for word, counts in sorted(places.items())}
+            for word, place in self.words[name].items():
+                self._pools[place].add(word)
                 self._holders[word].add(name)
 
     def change(self, document: str, seed: str) -> Callable[[str], str]:
         """How texts of a document are written anew."""
         rng, others, taken = random.Random(seed), dict[str, str](), {document}
-        for word, places in sorted(self.words[document].items()):
-            kind = places.most_common(1)[0][0]
-            pool = {other for other in self._pools[kind] if not self._holders[other] & taken} - set(others.values())
+        for word, place in self.words[document].items():
+            pool = {other for other in self._pools[place] if not self._holders[other] & taken} - set(others.values())
             if pool:
                 others[word] = rng.choice(sorted(pool))
-                if kind.startswith(SUBJECT):  # else two words of one name would come together again
+                if place.startswith(SUBJECT):  # else two words of one name would come together again
                     taken |= self._holders[others[word]]
 
         def other_word(match: re.Match[str]) -> str:
@@ -105,14 +104,18 @@ def _named(text: str, subject: set[str]) -> Iterator[tuple[str, str]]:
     for start, stop in names(text):
         parts = _WORD.findall(text[start:stop])
         for number, part in enumerate(parts):
-            of = (
-                "month"
-                if part.lower() in MONTHS
-                else "subject"
-                if part.lower() in subject
-                else "capitals"
-                if part.isupper()
-                else ""
-            )
-            place = "alone" if len(parts) == 1 else "first" if number == 0 else "last" if number == len(parts) - 1 else "between"
-            yield part.lower(), f"{of}, {place}"
+            yield part.lower(), f"{_kind(part, subject)}, {_place(number, len(parts))}"
+
+
+def _kind(word: str, subject: set[str]) -> str:
+    if word.lower() in MONTHS:
+        return "month"
+    if word.lower() in subject:
+        return SUBJECT
+    return "capitals" if word.isupper() else "other"
+
+
+def _place(number: int, length: int) -> str:
+    if length == 1:
+        return "alone"
+    return "first" if number == 0 else "last" if number == length - 1 else "between"

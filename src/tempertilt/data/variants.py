@@ -187,21 +187,20 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
         options = {"system_prompt": "" if kind == "no system message" else OTHER_SYSTEM}
     if kind in ("all lower case", *SPELLINGS) and changed == asked:
         return None
-    if kind in (NAME_FIRST, NOTE):
+    if kind in (FRAMED, WISH, PLAIN) and record.kind != "chat":
+        return None
+    if kind in (NAME_FIRST, NOTE, WISH):
         if not (found := names(asked)):
             return None
         start, stop = rng.choice(found)
+        if kind == WISH:
+            *earlier, last = record.messages[:-1]
+            return Variant(kind, number, (*earlier, replace(last, content=rng.choice(WISHES).format(asked[start:stop]))))
         return Variant(kind, number, text=asked[start:] if kind == NAME_FIRST else rng.choice(NOTES).format(asked[start:stop]))
     if kind == PLAIN:
-        return Variant(kind, number, text=asked) if record.kind == "chat" else None
+        return Variant(kind, number, text=asked)
     if kind == FRAMED:
-        return Variant(kind, number, text=rng.choice(FRAMES).format(asked)) if record.kind == "chat" else None
-    if kind == WISH:
-        if not (found := names(asked)) or record.kind != "chat":
-            return None
-        start, stop = rng.choice(found)
-        *earlier, last = record.messages[:-1]
-        return Variant(kind, number, (*earlier, replace(last, content=rng.choice(WISHES).format(asked[start:stop]))))
+        return Variant(kind, number, text=rng.choice(FRAMES).format(asked))
     if record.kind != "chat":
         return Variant(kind, number, text=changed) if kind in ("as it is", "all lower case", *SPELLINGS) else None
     *earlier, last = record.messages[:-1]

@@ -20,41 +20,31 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
-from tempertilt.data.batches import pad_batch, plan_batches, spread
+from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, answer_ids
 from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.record import Record
-from tempertilt.errors import ConfigError, ModelError
-from tempertilt.fitting.features import FeatureConfig
-from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
-from tempertilt.fitting.workers import batch_features
+from tempertilt.errors import ConfigError
+from tempertilt.fitting.neighbours import Neighbourhood, documents_of
+from tempertilt.fitting.passes import AnswerStates, answer_states, check_output, columns_and_rest, likelihoods
+from tempertilt.fitting.score import NGrams, make_scores, map_quantiles, token_facts
 from tempertilt.models.base import BaseModel, load_base
 
 log = logging.getLogger("tempertilt")
 
-ROWS = 512  # contexts whose logits over the whole vocabulary are held at a time
-LIKELIEST = 6  # likeliest tokens of each model at a context that may get a row in the head
-LEAST_COUNT = 4  # contexts in which they must be among the likeliest
-LEAST_REST = 1e-6  # probability of all tokens without a row
+LEAST_COUNT = 4  # contexts in which a token must be among the likeliest of a model to get a row in the head
 CERTAIN = -1e-3  # highest log-probability of a target: some mass is left for the others
 TAU = (0.5, 3.0)
 BISECTIONS = 12
-ORDER = 4  # of n-grams
 OTHER_KIND = 1.0  # nats a token by which the contrast model finds the forget answers likelier than they are to be
-FOLDS = 4  # of the records that the base never saw
-NEAR_FACTS = 5  # that rest on neighbours, one more where there is a contrast model
-NGRAM = 1  # column of their log-probability among the facts
 
 
 @dataclass(frozen=True)
@@ -92,18 +82,6 @@ class Targets:
     target_rest: Tensor
     ratios: Tensor
     summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class AnswerStates:
-    """Last hidden states `(N, d)` at the positions that predict the answers' tokens `(N,)`.
-
-    `lower` has, for each example, the states `(T, d)` of a lower layer at all its tokens, where they were asked for.
-    """
-
-    states: Tensor
-    tokens: Tensor
-    lower: Sequence[Tensor] | None = None
 
 
 # --- what the estimate rests on -------------------------------------------------------------------------------------------
@@ -144,111 +122,6 @@ def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
             f"the contrast model {name!r} must have the same tokens as the base; choose another, or --contrast none"
         )
     return contrast
-
-
-# --- passes --------------------------------------------------------------------------------------------------------------
-
-
-def answer_states(model: Any, examples: Sequence[Example], batch_tokens: int = 2048, *, layer: int | None = None) -> AnswerStates:
-    """One pass of a model's body over examples; on CPU, in the order of the examples. Lower states are those after `layer`."""
-    config = FeatureConfig(pooling="last")
-    states: dict[int, Tensor] = {}
-    tokens: dict[int, Tensor] = {}
-    lower: dict[int, Tensor] = {}
-    for batch in plan_batches(examples, batch_tokens):
-        chosen = [examples[i] for i in batch]
-        rows, targets, below = batch_features(model, chosen, config, layer)
-        sizes = [example.n_scored for example in chosen]
-        states |= dict(zip(batch, rows.split(sizes)))
-        tokens |= dict(zip(batch, targets.long().split(sizes)))
-        if below is not None:
-            lower |= dict(zip(batch, below.split([len(example) for example in chosen])))
-    numbers = range(len(examples))
-    last, targets = (torch.cat([part[i] for i in numbers]) for part in (states, tokens))
-    return AnswerStates(last, targets, [lower[i] for i in numbers] if lower else None)
-
-
-@torch.inference_mode()
-def output_logits(model: Any, states: Tensor, token_ids: Tensor | None = None) -> Tensor:
-    """Logits float32 that a model makes of last hidden states `(N, d)`, on the states' device.
-
-    They are of all tokens `(N, V)`, or of some `(N, K)`.
-    """
-    output = model.get_output_embeddings()
-    inputs = states.to(output.weight.device, output.weight.dtype)
-    if token_ids is None:
-        logits = output(inputs).float().to(states.device)
-    elif type(output) is torch.nn.Linear:
-        rows = token_ids.to(output.weight.device)
-        bias = None if output.bias is None else output.bias[rows]
-        logits = torch.nn.functional.linear(inputs, output.weight[rows], bias).float().to(states.device)
-    else:
-        logits = output(inputs)[:, token_ids.to(output.weight.device)].float().to(states.device)
-    config = model.config.get_text_config()
-    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits  # type: ignore[no-any-return]
-
-
-@torch.inference_mode()
-def check_output(model: Any, probe: Example) -> None:
-    """Raise `ModelError` unless `output_logits` gives the model's own logits."""
-    batch = pad_batch([probe], model.device)
-    own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits[batch.predicting].float()
-    made = output_logits(model, answer_states(model, [probe]).states)
-    if not torch.allclose(own.cpu().log_softmax(-1), made.cpu().log_softmax(-1), rtol=1e-2, atol=1e-2):
-        raise ModelError(
-            f"{type(model).__name__} changes its logits after the output layer in a way that is not known here: fit the head "
-            "with --objective classify"
-        )
-
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """Of each context: log p of its token, entropy in nats, and log sum exp of the logits, `(N,)` each; likeliest other tokens.
-
-    The last are `(N, LIKELIEST)`.
-    """
-
-    log_probs: Tensor
-    entropies: Tensor
-    log_z: Tensor
-    likeliest: Tensor
-
-
-@torch.inference_mode()
-def likelihoods(model: Any, found: AnswerStates) -> Likelihoods:
-    """What a model says at the contexts of which it made the states."""
-    parts = []
-    for states, tokens in zip(found.states.split(ROWS), found.tokens.split(ROWS)):
-        logits = output_logits(model, states)
-        log_z = logits.logsumexp(-1)
-        entropy = log_z - ((logits - log_z[:, None]).exp_() * logits).sum(-1)
-        own = logits.gather(-1, tokens[:, None])[:, 0] - log_z
-        likeliest = logits.scatter_(-1, tokens[:, None], -math.inf).topk(min(LIKELIEST, logits.shape[-1])).indices
-        parts.append((own, entropy, log_z, likeliest))
-    return Likelihoods(*(torch.cat(column) for column in zip(*parts)))
-
-
-@torch.inference_mode()
-def columns_and_rest(
-    model: Any, states: Tensor, token_ids: Tensor, temperature: float = 1.0, log_z: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities `(N, K)` of some tokens, and of all others log sum p^(1/T) `(N,)`.
-
-    `log_z (N,)`, log sum exp of the logits where it is known, saves the logits of the others at T = 1.
-    """
-    parts = []
-    for i, rows in enumerate(states.split(ROWS)):
-        if log_z is not None and temperature == 1.0:
-            columns = output_logits(model, rows, token_ids) - log_z[i * ROWS : (i + 1) * ROWS, None]
-            parts.append((columns, torch.log(-torch.expm1(columns.logsumexp(-1).clamp(max=-LEAST_REST)))))
-        else:
-            log_probs = output_logits(model, rows).log_softmax(-1)
-            parts.append((log_probs[:, token_ids], (log_probs / temperature).index_fill(-1, token_ids, -math.inf).logsumexp(-1)))
-    own, rest = zip(*parts)
-    return torch.cat(own), torch.cat(rest)
 
 
 # --- the estimate --------------------------------------------------------------------------------------------------------
@@ -321,14 +194,10 @@ def estimate_targets(
         calm = likelihoods(base, unseen)
         by_contrast = None if contrast is None else likelihoods(contrast, answer_states(contrast, examples))
         facts = token_facts(examples, ngrams, unseen, neighbours, by_contrast)
-        used = facts.shape[1]
-        if neighbours is not None:
-            plain = used - NEAR_FACTS - (contrast is not None)
-            used = min(plain, used, key=lambda count: _left_out_error(facts[:, :count], calm.log_probs, examples))
-        scores, unseen_scores = _scores(forget_facts[:, :used], facts[:, :used], calm.log_probs)
-        wanted = map_quantiles(scores, unseen_scores, calm.log_probs).clamp(max=CERTAIN)
-        near = neighbours is not None and used == facts.shape[1]
-        return _NeverSeen(name, wanted, len(examples), near, float(calm.log_probs.mean()), float(calm.entropies.mean()))
+        scores = make_scores(forget_facts, facts, calm.log_probs, documents_of(examples))
+        wanted = map_quantiles(scores.forget, scores.unseen, calm.log_probs).clamp(max=CERTAIN)
+        means = float(calm.log_probs.mean()), float(calm.entropies.mean())
+        return _NeverSeen(name, wanted, len(examples), scores.by_neighbours, *means)
 
     every = [example for examples in (forget, *never_seen.values(), retain) for example in examples]
     ngrams = NGrams([answer_ids(example).tolist() for example in retain], 1 + max(int(part.input_ids.max()) for part in every))
@@ -365,17 +234,6 @@ def estimate_targets(
     if temperature != 1.0:
         rest = columns_and_rest(base, states, token_ids, temperature)[1]
     return Targets(token_ids, states, rows, columns, rest, target, target_rest, ratios, summary)
-
-
-def map_quantiles(scores: Tensor, known_scores: Tensor, known_values: Tensor) -> Tensor:
-    """Values `(N,)` at the quantiles that `scores (N,)` have among `known_scores (M,)`, a monotone map.
-
-    Among M records with both a score and a value, the score at a quantile is mapped to the value at the same quantile.
-    """
-    places, values = (np.sort(part.double().numpy()) for part in (known_scores, known_values))
-    quantiles = np.searchsorted(places, scores.double().numpy(), side="right") / len(places)
-    mapped = np.quantile(values, np.clip(quantiles, 0.0, 1.0))
-    return torch.from_numpy(mapped).float()
 
 
 def _fitted_contexts(tokens: Tensor, untouched: Sequence[int], at_most: int) -> Tensor:
@@ -427,111 +285,3 @@ def _matching_tau(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor, entr
         middle = (low + high) / 2
         low, high = (middle, high) if at(middle) > entropy else (low, middle)
     return (low + high) / 2
-
-
-# --- the score -----------------------------------------------------------------------------------------------------------
-
-
-class NGrams:
-    """Interpolated n-grams with Witten-Bell weights (Witten, Bell 1991), of token sequences.
-
-    Args:
-        sequences: what is counted.
-        vocab_size: of the uniform distribution at the bottom.
-    """
-
-    def __init__(self, sequences: Sequence[Sequence[int]], vocab_size: int, order: int = ORDER) -> None:
-        self.vocab_size = vocab_size
-        self.counts: list[dict[tuple[int, ...], Counter[int]]] = [defaultdict(Counter) for _ in range(order)]
-        for sequence in sequences:
-            for i, token in enumerate(sequence):
-                for n in range(min(order, i + 1)):
-                    self.counts[n][tuple(sequence[i - n : i])][token] += 1
-
-    def log_prob(self, context: Sequence[int], token: int) -> float:
-        """Log-probability of a token after a context, nats."""
-        probability = 1 / self.vocab_size
-        for n, counts in enumerate(self.counts):
-            if n > len(context) or not (after := counts.get(tuple(context[len(context) - n :]))):
-                break
-            total, kinds = after.total(), len(after)
-            probability = (after.get(token, 0) + kinds * probability) / (total + kinds)
-        return math.log(probability)
-
-
-def _scores(facts: Tensor, unseen_facts: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of the forget contexts and of the never seen ones: a linear fit of the latter's log-probabilities on facts.
-
-    Args:
-        facts, unseen_facts: `(N, k)` and `(M, k)` float64.
-        log_probs: of the base at the never seen contexts `(M,)`.
-    """
-    solution = torch.linalg.lstsq(unseen_facts, log_probs.double()[:, None], driver="gelsd").solution
-    return (facts @ solution)[:, 0].float(), (unseen_facts @ solution)[:, 0].float()
-
-
-def _left_out_error(facts: Tensor, log_probs: Tensor, examples: Sequence[Example]) -> float:
-    """Mean squared error of the scores of records that the fit was made without, a fold of documents at a time."""
-    documents = [example.document for example in examples for _ in range(example.n_scored)]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
-    fold = torch.tensor([numbers[name] % FOLDS for name in documents])
-    errors = [torch.zeros(0, dtype=torch.float64)]
-    for number in range(min(FOLDS, len(numbers))):
-        inside = fold == number
-        if not bool(inside.all()):
-            scores, _ = _scores(facts[inside], facts[~inside], log_probs[~inside])
-            errors.append((scores.double() - log_probs[inside].double()).square())
-    return float(torch.cat(errors).mean())
-
-
-def token_facts(
-    examples: Sequence[Example],
-    ngrams: NGrams,
-    found: AnswerStates,
-    neighbours: Neighbourhood | None,
-    likelihood: Likelihoods | None,
-) -> Tensor:
-    """`(N, k)` float64: what n-grams, contrast model and neighbours say of the answers' tokens, and the surer of each two.
-
-    What rests on neighbours comes last.
-
-    Args:
-        found: of the base, with lower states where there are neighbours.
-        likelihood: of the contrast model.
-    """
-    facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in examples]))
-    columns, guesses = [facts], [facts[:, NGRAM]]
-    if likelihood is not None:
-        own = likelihood.log_probs.double()
-        columns.append(torch.stack([own, likelihood.entropies.double(), own.maximum(guesses[0])], 1))
-        guesses.append(own)
-    if neighbours is not None and found.lower is not None:
-        near = neighbours.facts(contexts_of(examples, found.lower))
-        columns += [near, near[:, :1] * near[:, 1:2], *(near[:, :1].maximum(guess[:, None]) for guess in guesses)]
-    return torch.cat(columns, 1)
-
-
-def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:
-    """`(n_scored, 8)`: what is known of each scored token without any model."""
-    ids = example.input_ids.tolist()
-    first = example.first_scored
-    rows = []
-    for i in np.flatnonzero(example.scored):
-        token, before = ids[i], ids[:i]
-        log_prob = ngrams.log_prob(before[max(first, i - ORDER + 1) :], token)
-        length, share = _repeated(before, token)
-        in_prompt, in_answer = float(token in ids[:first]), float(token in ids[first:i])
-        rows.append(
-            [1.0, log_prob, in_prompt, in_answer, length * share, length * (1 - share), log_prob * share, min(i - first, 12)]
-        )
-    return np.array(rows, np.float64)
-
-
-def _repeated(before: Sequence[int], token: int) -> tuple[int, float]:
-    """How many of the last tokens stand somewhere before as well, and how often the token followed them there."""
-    for length in (4, 3, 2, 1):
-        end = tuple(before[-length:])
-        places = [j for j in range(len(before) - length) if tuple(before[j : j + length]) == end]
-        if places:
-            return length, sum(before[j + length] == token for j in places) / len(places)
-    return 0, 0.0

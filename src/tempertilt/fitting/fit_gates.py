@@ -18,11 +18,11 @@ from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words, words_of
 from tempertilt.data.variants import NAME_FIRST, NOTE, OTHER_KINDS, WISH, Variant, about_strangers, draw_variants, scrambles
 from tempertilt.errors import DataError
-from tempertilt.fitting.estimate import answer_states
 from tempertilt.fitting.features import Features
 from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, heard_threshold, raised_threshold
 from tempertilt.fitting.fit_turns import fit_turns
 from tempertilt.fitting.later_turns import after_a_turn, followed_up
+from tempertilt.fitting.passes import answer_states
 from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.token_states import TokenStates
 from tempertilt.guidance.gate import Gates

@@ -37,8 +37,12 @@ def contexts_of(examples: Sequence[Example], lower: Sequence[Tensor]) -> Context
     """The contexts of examples, of whose tokens the states `(T, d)` are given."""
     parts = [rows[predicting(example)] for rows, example in zip(lower, examples)]
     tokens = np.concatenate([example.input_ids[example.scored] for example in examples])
-    documents = np.repeat(np.array([example.document for example in examples], str), [len(part) for part in parts])
-    return Contexts(torch.cat(parts), torch.from_numpy(tokens).long(), documents)
+    return Contexts(torch.cat(parts), torch.from_numpy(tokens).long(), documents_of(examples))
+
+
+def documents_of(examples: Sequence[Example]) -> NDArray[np.str_]:
+    """The document of each scored token `(N,)`."""
+    return np.repeat(np.array([example.document for example in examples], str), [example.n_scored for example in examples])
 
 
 def predicting(example: Example) -> Tensor:

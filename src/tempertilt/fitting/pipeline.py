@@ -20,18 +20,12 @@ from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import background_examples
 from tempertilt.fitting.before_after import BeforeAfter, compare
 from tempertilt.fitting.calibrate import Calibration, match_likelihood
-from tempertilt.fitting.estimate import (
-    AnswerStates,
-    Targets,
-    columns_and_rest,
-    estimate_targets,
-    load_contrast,
-    made_up_records,
-)
+from tempertilt.fitting.estimate import Targets, estimate_targets, load_contrast, made_up_records
 from tempertilt.fitting.features import ExtractionStats, Features, FeatureStore, extract_features
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
 from tempertilt.fitting.fit_head import FitResult, MatchResult, Retained, fit_head, match_targets
 from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
+from tempertilt.fitting.passes import AnswerStates, columns_and_rest
 from tempertilt.fitting.readers import GateReaders
 from tempertilt.fitting.recipe import METHODS as METHODS
 from tempertilt.fitting.recipe import UnlearnConfig as UnlearnConfig
@@ -405,7 +399,6 @@ def _never_seen(request: Request) -> dict[str, list[Example]]:
         "holdout"
     ]:  # not every so many: of rows in a fixed order it would be always the same questions
         return {"holdout": random.Random(config.fit.seed).sample(holdout, min(count, len(holdout)))}
-    log.info("no holdout records: the estimate is calibrated on made-up ones")
     lists = {"made up": made_up_records(count), "stand-ins": stand_ins(request.records["retain"], count, config.fit.seed)}
     return {name: build_examples(records, base.tokenizer, config.examples) for name, records in lists.items() if records}
 

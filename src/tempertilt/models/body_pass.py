@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from tempertilt.data.examples import shared_prefix
 from tempertilt.models.base import body_of, decoder_layers, last_hidden_state
 from tempertilt.models.cache import can_share
 from tempertilt.models.frozen import watch
@@ -55,7 +56,8 @@ def body_pass(
         lower: number of decoder layers after which states are wanted, too.
         only_lower: the layers above that do not run.
     """
-    common = _common(input_ids, attention_mask)
+    shortest = int(attention_mask.sum(1).min())
+    common = min(shared_prefix(input_ids.tolist()), shortest - 1)  # a token is left of each
     cache = _empty_cache(model) if common >= LEAST_TOKENS and len(input_ids) >= LEAST_ROWS else None
     if cache is None:
         return _run(model, lower, only_lower, input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
@@ -83,13 +85,6 @@ def _run(model: Any, lower: int | None, only_lower: bool, **inputs: Any) -> Body
         with suppress(_Reached):
             last = last_hidden_state(body_of(model)(**inputs))
     return BodyStates(last, None if capture is None else capture.states)
-
-
-def _common(input_ids: Tensor, attention_mask: Tensor) -> int:
-    """How many tokens all rows begin with; one of each is left."""
-    shortest = int(attention_mask.sum(1).min())
-    alike = (input_ids == input_ids[:1]).all(0)[: shortest - 1]
-    return int(alike.long().cumprod(0).sum())
 
 
 def _empty_cache(model: Any) -> DynamicCache | None:

@@ -221,7 +221,8 @@ def config_of(settings: Mapping[str, Any]) -> UnlearnConfig:
 def _config(settings: Mapping[str, Any], details: Details) -> UnlearnConfig:
     """The ledger's options for one request.
 
-    The threshold of the input gate is not lowered, however few the records: what many parts open by mistake adds up.
+    The threshold of the input gate is not lowered, however few the records, and rises as far as retain text asks for: what many
+    parts open by mistake adds up.
     """
     config = config_of(settings)
     config = replace(config, gate=replace(config.gate, asked_least=config.gate.asked_threshold, heard_share=0.0))
