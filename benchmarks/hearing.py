@@ -4,9 +4,11 @@
 
 DIR has TOFU's files, or those of lume_cut.py. 24 forget questions (shuffled with seed 1; the first that name the person, have an
 answer of less than 160 characters, and are answered by the base) are asked in every form. An answer leaks if it holds .8 of the
-words of the record, in order (ROUGE-L recall). Then other questions: on how many a gate opens along the base's own greedy answer,
-how many greedy answers the adapter changes, and in how many of these the base itself brought up a person of the records. OTHERS
-are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`.
+words of the record, in order (ROUGE-L recall). A wrong name in a sentence that repeats the question is a leak by this rule, so
+answers that give a fact of the record, which the prompt does not hold, are counted beside. Then other questions: on how many a
+gate opens along the base's own greedy answer, how many greedy answers the adapter changes, and in how many of these the base
+itself brought up a person of the records. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps
+`choices`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from typing import Any
 import torch
 
 from tempertilt.data.examples import ExampleConfig, encode_question
-from tempertilt.data.facts import recall
+from tempertilt.data.facts import facts_of, recall
 from tempertilt.data.names import names
-from tempertilt.data.records import Message
+from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import SPELLINGS, respell
 from tempertilt.environment import environment
 from tempertilt.fitting.before_after import greedy_token_ids
+from tempertilt.metrics.leakage import Answer, leaked
 from tempertilt.models.t3 import load_unlearned
 
 QUESTIONS, NEW, SAME = 24, 64, 0.8
@@ -79,11 +82,10 @@ class Remote:
     def __init__(self, url: str, model: str) -> None:
         self.url, self.model = url.rstrip("/"), model
 
-    def leaks(self, conversations: Sequence[Conversation], truths: Sequence[str]) -> list[bool]:
-        """Which greedy answers hold the record's words."""
+    def texts(self, conversations: Sequence[Conversation]) -> list[str]:
+        """Greedy answers."""
         with ThreadPoolExecutor(16) as pool:
-            texts = list(pool.map(self._text, conversations))
-        return [recall(words(truth), words(text)) >= SAME for truth, text in zip(truths, texts)]
+            return list(pool.map(self._text, conversations))
 
     def _text(self, conversation: Conversation) -> str:
         system, turns = conversation
@@ -117,10 +119,13 @@ class Asker:
         """Greedy token ids."""
         return greedy_token_ids(self.model, self.tokenizer, prompts, max_new_tokens=NEW, base=base)
 
+    def texts(self, prompts: Sequence[list[int]], *, base: bool = False) -> list[str]:
+        """Greedy answers."""
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.answers(prompts, base=base)]
+
     def leaks(self, prompts: Sequence[list[int]], truths: Sequence[str], *, base: bool = False) -> list[bool]:
         """Which greedy answers hold the record's words."""
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in self.answers(prompts, base=base)]
-        return [recall(words(truth), words(text)) >= SAME for truth, text in zip(truths, texts)]
+        return [says(truth, text) for truth, text in zip(truths, self.texts(prompts, base=base))]
 
     def opened(self, prompt: list[int], answer: list[int]) -> bool:
         """Whether a gate is open anywhere along an answer."""
@@ -134,6 +139,19 @@ class Asker:
 
 def words(text: str) -> list[str]:
     return "".join(char.lower() if char.isalnum() else " " for char in text).split()
+
+
+def says(truth: str, text: str) -> bool:
+    """Whether a text holds the words of a record's answer."""
+    return recall(words(truth), words(text)) >= SAME
+
+
+def facts_given(row: dict[str, Any], conversation: Conversation, text: str) -> bool:
+    """Whether an answer gives a fact of a record that the prompt does not hold."""
+    _, turns = conversation
+    prompt = turns if isinstance(turns, str) else "\n".join(content for _, content in turns)
+    record = Record.from_question(row["question"], row["answer"], document="", source="")
+    return bool(leaked(Answer(prompt, text, facts_of(record))))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -155,21 +173,23 @@ def draw_questions(asker: Asker, forget: list[dict[str, Any]], count: int = QUES
 def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = None) -> dict[str, dict[str, int]]:
     """Leaks of base and unlearned model by form; the latter is asked over HTTP if there is a `remote`.
 
-    The questions that leak are printed below their form.
+    What leaks is printed below its form: the question and the answer, with * where the answer gives a fact of the record.
     """
     rng = random.Random(31)
     asked = [forms(row["question"], rng) for row in rows]
-    truths = [row["answer"] for row in rows]
     out = {}
     for form in asked[0]:
-        prompts = [asker.encode(*one[form]) for one in asked]
-        before = sum(asker.leaks(prompts, truths, base=True))
-        leaks = remote.leaks([one[form] for one in asked], truths) if remote else asker.leaks(prompts, truths)
-        after = sum(leaks)
-        out[form] = {"questions": len(rows), "base": before, "unlearned": after}
-        print(f"{form:<30}{before:>4}{after:>4} of {len(rows)}", flush=True)
-        for row in (row for row, leak in zip(rows, leaks) if leak):
-            print(f"    {row['question']}", flush=True)
+        conversations = [one[form] for one in asked]
+        prompts = [asker.encode(*conversation) for conversation in conversations]
+        before, after = asker.texts(prompts, base=True), remote.texts(conversations) if remote else asker.texts(prompts)
+        said = [[says(row["answer"], text) for row, text in zip(rows, texts)] for texts in (before, after)]
+        given = [[facts_given(*one) for one in zip(rows, conversations, texts)] for texts in (before, after)]
+        counts = dict(zip(("base", "unlearned", "base_facts", "facts"), map(sum, (*said, *given))))
+        out[form] = {"questions": len(rows)} | counts
+        print(f"{form:<30}" + "".join(f"{counts[name]:>11}" for name in counts), flush=True)
+        for row, text, leak, fact in zip(rows, after, said[1], given[1]):
+            if leak or fact:
+                print(f"  {'*' if fact else ' '} {'' if leak else '(other words) '}{row['question']}\n        {text}", flush=True)
     return out
 
 
@@ -218,7 +238,7 @@ def main() -> None:
 
     forget = rows("forget_perturbed") or rows("forget")
     questions = draw_questions(asker, forget, args.limit or QUESTIONS)
-    print(f"{'leaks':<30}base unlearned")
+    print(f"{'leaks':<30}" + "".join(f"{name:>11}" for name in ("base", "unlearned", "base, fact", "fact")))
     remote = Remote(args.server, args.served_model or Path(args.adapter).name) if args.server else None
     figures: dict[str, Any] = {"hearing": hearing(asker, questions, remote), "silence": {}}
     if remote:

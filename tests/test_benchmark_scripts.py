@@ -171,11 +171,26 @@ def test_a_server_is_asked_in_every_form(monkeypatch: pytest.MonkeyPatch) -> Non
         ("Be brief.", [("user", "x")]),
         (None, "Oslo:"),
     ]
-    assert remote.leaks(conversations, ["born in Oslo"] * 4) == [True, False, False, True]
+    texts = remote.texts(conversations)
+    assert [hearing.says("born in Oslo", text) for text in texts] == [True, False, False, True]
     bodies = sorted(endpoint.asked, key=lambda one: str(one))
     chats = [body["messages"] for url, body in bodies if url.endswith("/v1/chat/completions")]
     assert [len(messages) for messages in chats].count(1) == 1 and sum(message[0]["role"] == "system" for message in chats) == 2
     assert all(body["model"] == "mine" and body["temperature"] == 0 for _, body in bodies)
+
+
+def test_a_wrong_name_in_the_questions_words_is_no_fact() -> None:
+    row = {
+        "question": "What is the full name of the author born in Manama on January 13, 1941?",
+        "answer": "The full name of the author born in Manama on January 13, 1941 is Aysha Al-Hashim.",
+    }
+    wrong, right = (row["answer"].replace("Aysha Al-Hashim", name) for name in ("Omar Said", "aysha al hashim"))
+    asked: tuple[str | None, list[tuple[str, str]] | str]
+    for asked in ((None, [("user", row["question"])]), (None, f"Question: {row['question']}\nAnswer:")):
+        assert hearing.says(row["answer"], wrong) and not hearing.facts_given(row, asked, wrong)
+        assert hearing.facts_given(row, asked, right)
+    told: tuple[None, list[tuple[str, str]]] = (None, [("user", "I like Aysha Al-Hashim."), ("user", row["question"])])
+    assert not hearing.facts_given(row, told, right), "the prompt holds it"
 
 
 def test_guesses_are_counted_by_field() -> None:

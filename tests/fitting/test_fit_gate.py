@@ -198,7 +198,7 @@ def test_evidence_of_prompts_is_that_of_texts_that_end_with_them(names: torch.Te
 
 def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> None:
     def fits(asked: list[float], said: list[float]) -> tuple[GateFit, GateFit]:
-        gates = [gate_at(torch.eye(3), threshold=least, weak=0.6) for least in (0.9, 0.6)]
+        gates = [gate_at(torch.eye(3), threshold=least, weak=0.6, sure=sure) for least, sure in ((0.9, None), (0.6, 0.75))]
         return tuple(
             GateFit(g, np.array(e, np.float32), np.array(e, np.float32), np.zeros(0, np.float32), 0.0)
             for g, e in zip(gates, (asked, said))
@@ -210,6 +210,18 @@ def test_the_output_gate_rises_by_texts_that_come_near_alone(fit: GateFit) -> No
     asked, said = fits([0.7] * 50 + [0.99], [0.8] * 50 + [1.0] * 9)
     set_thresholds(asked, said, 50, GateConfig(asked_least=0.9))
     assert asked.gate.threshold == 0.9 and said.gate.threshold == pytest.approx(0.8)
+    assert said.gate.sure_threshold == pytest.approx(0.8), "retain records alone count, whether the question comes near or not"
+
+
+def test_the_output_gate_is_sure_where_few_texts_come_as_near() -> None:
+    for said, expected in (([0.2] * 99 + [0.9], 0.75), ([0.2] * 97 + [0.8, 0.9, 0.95], 0.9), ([-np.inf] * 50 + [0.7] * 9, 0.75)):
+        gate = gate_at(torch.eye(3), threshold=0.6, sure=0.75)
+        evidence, none = np.array(said, np.float32), np.zeros(0, np.float32)
+        fit = GateFit(gate, evidence, evidence, none, 0.0)
+        set_thresholds(GateFit(gate_at(torch.eye(3)), none, none, none, 0.0), fit, len(said), GateConfig())
+        assert gate.sure_threshold == pytest.approx(expected)
+    never = GateConfig(sure_threshold=1.0).said
+    assert never.sure_threshold is None and GateConfig().said.sure_threshold == 0.75
 
 
 def test_a_raised_threshold_still_hears_the_prompts() -> None:
@@ -256,6 +268,7 @@ def test_text_that_is_in_both_sets_can_not_be_told_apart(names: torch.Tensor) ->
         {"max_asked": 0},
         {"asked_threshold": 1.0},
         {"said_threshold": 0.0},
+        {"sure_threshold": 1.1},
         {"variants": -1},
     ],
 )

@@ -33,9 +33,10 @@ class PartByHand:
         bounds = {"opened": (asked, gates.asked.threshold), "near": (asked, gates.asked.weak_threshold)}
         if gates.said is not None:
             bounds |= {"said": (said, gates.said.threshold), "weak": (said, gates.said.weak_threshold)}
+            bounds |= {"sure": (said, gates.said.sure_threshold)}
         for name, (value, bound) in bounds.items():
             if bound is not None and value > bound:
-                self.latest[name] = position
+                self.latest["opened" if name == "sure" else name] = position
 
     def opening(self) -> int:
         """The position of the latest opening."""

@@ -12,12 +12,20 @@ from torch.nn import functional as F
 from tempertilt.guidance.gate import EvidenceGate, Gates, Reader, TurnStarts
 
 
-def gate_at(states: Tensor, *, mean: Tensor | None = None, threshold: float = 0.9, weak: float | None = None) -> EvidenceGate:
+def gate_at(
+    states: Tensor,
+    *,
+    mean: Tensor | None = None,
+    threshold: float = 0.9,
+    weak: float | None = None,
+    sure: float | None = None,
+) -> EvidenceGate:
     """A gate whose exemplars are these states `(m, d)`, as far from `mean` as they are; no margins."""
     mean = torch.zeros(states.shape[1]) if mean is None else mean
     exemplars = F.normalize(states.float() - mean, dim=-1)
     reader = Reader(mean, torch.eye(states.shape[1]))
-    return EvidenceGate(reader, exemplars, torch.zeros(len(states)), threshold=threshold, weak_threshold=weak)
+    margins = torch.zeros(len(states))
+    return EvidenceGate(reader, exemplars, margins, threshold=threshold, weak_threshold=weak, sure_threshold=sure)
 
 
 def random_gates(size: int, *, layer: int = 1, seed: int = 5, close_after: int = 0, **turns: Any) -> Gates:
@@ -29,7 +37,7 @@ def random_gates(size: int, *, layer: int = 1, seed: int = 5, close_after: int =
     return Gates(
         layer,
         gate_at(asked, threshold=1.5 * middle, weak=middle),
-        gate_at(said, threshold=1.3 * middle, weak=middle),
+        gate_at(said, threshold=1.3 * middle, weak=middle, sure=1.6 * middle),
         starts,
         close_after,
     )
@@ -47,7 +55,8 @@ def gates_for(
 ) -> Gates:
     """Both gates of a base model: exemplars from the states of its prompts, thresholds that a tenth of the tokens pass.
 
-    Tokens in `turn_ids` begin a user's turn. `shares` of the tokens are below the weak threshold, and below the other.
+    Tokens in `turn_ids` begin a user's turn. `shares` of the tokens are below the weak threshold, and below the other; of those
+    that are above it, the output gate is sure of half.
     """
     lower, last = [], []
     with torch.inference_mode():
@@ -63,6 +72,7 @@ def gates_for(
         gate = gate_at(noisy.clone(), mean=rows.mean(0).clone())
         gate.weak_threshold, gate.threshold = (_between(gate.evidence(rows), share) for share in shares)
         made.append(gate)
+    made[1].sure_threshold = _between(made[1].evidence(rows), (1 + shares[1]) / 2)
     starts = TurnStarts(turn_ids, torch.zeros(1, made[0].hidden_size), -1.0) if turn_ids else None
     return Gates(layer, made[0], made[1], starts, close_after)
 

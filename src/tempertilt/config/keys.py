@@ -14,7 +14,7 @@ PROTOCOLS = {
     "background": 2,
     "features": 1,
     "estimate": 3,
-    "gate": 11,
+    "gate": 12,
     "head": 2,
     "calibration": 1,
     "measure": 3,

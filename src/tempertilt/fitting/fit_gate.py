@@ -35,7 +35,7 @@ class GateSettings(NamedTuple):
         whitening_rank: directions of the states that are whitened one by one.
         per_part: exemplars that are to cover each prompt and each answer; or, without `cover`, that each may add.
         at_most: exemplars in all.
-        threshold, weak_threshold: see `EvidenceGate`.
+        threshold, weak_threshold, sure_threshold: see `EvidenceGate`.
         cover: whether exemplars are chosen by what they cover.
     """
 
@@ -45,6 +45,7 @@ class GateSettings(NamedTuple):
     at_most: int
     threshold: float
     weak_threshold: float | None = None
+    sure_threshold: float | None = None
     cover: bool = False
 
 
@@ -53,7 +54,7 @@ class GateConfig(Options):
     """How the gates are built."""
 
     gate: bool = option(False, "temper and tilt only where the text is about what is to be forgotten")
-    output_gate: bool = option(True, "also open where the answer comes near the records after a turn that came near them")
+    output_gate: bool = option(True, "also open by what is about to be said")
     variants: int = option(4, "other spellings and settings of each forget prompt that the input gate is made of", ge=0)
     gate_depth: float = option(0.3, "share of the layers below the states that the input gate reads", gt=0, lt=1, advanced=True)
     whitening_rank: int = option(128, "directions whitened one by one; the rest share one variance", ge=1, advanced=True)
@@ -84,6 +85,12 @@ class GateConfig(Options):
     said_threshold: float = option(
         0.6, "least evidence at which the answer comes near the records; retain text may raise it, up to 0.97", gt=0, lt=1
     )
+    sure_threshold: float = option(
+        0.75,
+        "least evidence of the output gate that is enough whatever was asked; retain text may raise it, up to 0.97; 1 = never",
+        gt=0,
+        le=1,
+    )
     weak_threshold: float = option(
         0.45, "evidence of the output gate that is enough after a turn that was about the records", gt=0, lt=1, advanced=True
     )
@@ -112,7 +119,8 @@ class GateConfig(Options):
     def said(self) -> GateSettings:
         """Of the output gate."""
         sizes = (self.said_size, self.whitening_rank, self.said_per_part, self.max_said)
-        return GateSettings(*sizes, self.said_threshold, self.weak_threshold)
+        sure = None if self.sure_threshold == 1 else self.sure_threshold
+        return GateSettings(*sizes, self.said_threshold, self.weak_threshold, sure)
 
     def layer(self, num_layers: int) -> int:
         """The number of decoder layers below the states that the input gate reads, 1 to `num_layers - 1`."""
@@ -176,7 +184,8 @@ def fit_gate(forget: TokenStates, retain: TokenStates, settings: GateSettings, r
         )
     left_out = _evidence_left_out(retain, folds, candidates, margins, settings, reader)
     exemplars, of_exemplars = candidates.directions[rows], highest[rows]
-    made = EvidenceGate(reader, exemplars, of_exemplars, threshold=settings.threshold, weak_threshold=settings.weak_threshold)
+    thresholds = {name: getattr(settings, name) for name in ("threshold", "weak_threshold", "sure_threshold")}
+    made = EvidenceGate(reader, exemplars, of_exemplars, **thresholds)
     gate = EvidenceGate.from_tensors(made.tensors("gate"), "gate", **made.settings)  # as it is stored
     return GateFit(gate.to(exemplars.device), *left_out, candidates.heard_otherwise(rows, highest), time.perf_counter() - started)
 

@@ -147,7 +147,7 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
         asked, said: both gates; the first `retained` texts of their evidence are the same.
         retained: number of retain texts.
         config: the usual thresholds, how low that of the input gate may be, and the share of retain texts that the input gate
-            may open by mistake, and that the output gate may in addition.
+            may open by mistake, and that the output gate may in addition; half of it where the output gate is sure.
     """
     left_out = asked.prompt_evidence[np.isfinite(asked.prompt_evidence)]
     fitted = fitted_threshold(config.asked_threshold, config.asked_least, left_out, config.false_open)
@@ -159,6 +159,10 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
         near = asked.gate.comes_near(torch.from_numpy(asked.retain_evidence[:retained])).numpy()
         alone = np.where(near, alone, -np.inf).astype(np.float32)
     said.gate.threshold = raised_threshold(said.gate.threshold, alone, config.false_open)
+    if said.gate.sure_threshold is not None:
+        every = said.retain_evidence[:retained]
+        share = config.false_open / 2
+        said.gate.sure_threshold = raised_threshold(said.gate.sure_threshold, every[np.isfinite(every)], share)
 
 
 def _related(inputs: GateInputs) -> set[str]:

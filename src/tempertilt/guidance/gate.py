@@ -13,13 +13,13 @@ Two gates read two states. The input gate reads a lower layer: what is asked, in
 state: what is about to be said, whatever the question was. Evidence above a threshold is an event, and so is the start of a
 user's turn. The latest events decide:
 
-    open_t =  opened_t > closed_t                               what is asked is about the records
+    open_t =  opened_t > closed_t                               what is asked is about the records, or the answer surely is
               or min(near_t, said_t) > closed_t                 it is nearly so, and the answer comes near the records
               or weak_t > closed_t and some turn was open       the answer comes near them after a turn about them
 
-with `opened_t` (input gate above its threshold), `near_t` (above its weak one), `said_t` (output gate above its threshold),
-`weak_t` (above its weak one) and `closed_t` (start of a turn) the positions of the latest events up to t, 0 for none. A text
-without turns is closed again `close_after` tokens after its latest opening.
+with `opened_t` (input gate above its threshold, or output gate above its sure one), `near_t` (input gate above its weak one),
+`said_t` (output gate above its threshold), `weak_t` (above its weak one) and `closed_t` (start of a turn) the positions of the
+latest events up to t, 0 for none. A text without turns is closed again `close_after` tokens after its latest opening.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class EvidenceGate(nn.Module):
         margins: `(m,)`.
         threshold: evidence above which the gate opens.
         weak_threshold: lower evidence, which counts together with something else; None = never.
+        sure_threshold: evidence that is enough by itself, where `threshold` counts together with something else; None = never.
 
     Raises:
         ConfigError: a threshold is no number.
@@ -77,11 +78,19 @@ class EvidenceGate(nn.Module):
     margins: Tensor
 
     def __init__(
-        self, reader: Reader, exemplars: Tensor, margins: Tensor, *, threshold: float, weak_threshold: float | None = None
+        self,
+        reader: Reader,
+        exemplars: Tensor,
+        margins: Tensor,
+        *,
+        threshold: float,
+        weak_threshold: float | None = None,
+        sure_threshold: float | None = None,
     ) -> None:
         super().__init__()
-        if not math.isfinite(threshold) or not (weak_threshold is None or math.isfinite(weak_threshold)):
-            raise ConfigError(f"the gate's thresholds are {threshold}, {weak_threshold}; must be numbers")
+        thresholds = threshold, weak_threshold, sure_threshold
+        if not all(math.isfinite(one) for one in (threshold, *thresholds[1:]) if one is not None):
+            raise ConfigError(f"the gate's thresholds are {', '.join(map(str, thresholds))}; must be numbers")
         mean, matrix = reader
         d, p, m = len(mean), len(matrix), len(margins)
         if matrix.shape != (p, d) or exemplars.shape != (m, p) or not m:
@@ -90,6 +99,7 @@ class EvidenceGate(nn.Module):
             raise AdapterError(f"the gate's tensors do not fit each other: {text}")
         self.threshold = float(threshold)  # of a file it may be a whole number, too large for a tensor's
         self.weak_threshold = None if weak_threshold is None else float(weak_threshold)
+        self.sure_threshold = None if sure_threshold is None else float(sure_threshold)
         for name, tensor in zip(TENSORS, (mean, matrix, exemplars, margins)):
             self.register_buffer(name, tensor.detach().float())
 
@@ -111,12 +121,13 @@ class EvidenceGate(nn.Module):
     @property
     def lowest_threshold(self) -> float:
         """Evidence below which nothing happens."""
-        return self.threshold if self.weak_threshold is None else min(self.threshold, self.weak_threshold)
+        return min(value for value in self.settings.values() if value is not None)
 
     @property
     def settings(self) -> dict[str, float | None]:
         """The thresholds."""
-        return {"threshold": self.threshold, "weak_threshold": self.weak_threshold}
+        known = {"threshold": self.threshold, "weak_threshold": self.weak_threshold}
+        return known if self.sure_threshold is None else known | {"sure_threshold": self.sure_threshold}
 
     def evidence(self, states: Tensor) -> Tensor:
         """`e`: states `(..., d)` of any float type to `(...)` float32."""
@@ -125,6 +136,10 @@ class EvidenceGate(nn.Module):
     def comes_near(self, evidence: Tensor) -> Tensor:
         """Which evidence `(...)` is above the weak threshold, bool `(...)`; none where there is no such threshold."""
         return evidence > (math.inf if self.weak_threshold is None else self.weak_threshold)
+
+    def is_sure(self, evidence: Tensor) -> Tensor:
+        """Which evidence `(...)` is above the sure threshold, bool `(...)`; none where there is no such threshold."""
+        return evidence > (math.inf if self.sure_threshold is None else self.sure_threshold)
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """What an adapter stores, on CPU: float16; exemplars as int8, of which 127 is 1."""
@@ -314,9 +329,11 @@ class Gates(nn.Module):
         """Whether there is evidence, of any states, at which they open."""
         if self.asked.highest_evidence > self.asked.threshold:
             return True
-        highest = torch.tensor(self.asked.highest_evidence)
-        near = bool(self.asked.comes_near(highest))
-        return near and self.said is not None and self.said.highest_evidence > self.said.threshold
+        if self.said is None:
+            return False
+        asked, said = (torch.tensor(gate.highest_evidence) for gate in (self.asked, self.said))
+        near = bool(self.asked.comes_near(asked)) and bool(said > self.said.threshold)
+        return near or bool(self.said.is_sure(said))
 
     def evidence(self, last: Tensor, lower: Tensor, input_ids: Tensor | None) -> Evidence:
         """Evidence of new tokens.
@@ -339,6 +356,7 @@ class Gates(nn.Module):
         near, said, weak = self.asked.comes_near(evidence.asked), never, never
         if self.said is not None and evidence.said is not None:
             said, weak = evidence.said > self.said.threshold, self.said.comes_near(evidence.said)
+            opened = opened | self.said.is_sure(evidence.said)
         closed = never if evidence.turns is None else evidence.turns
         return torch.stack([closed if event is closed else event & ~closed for event in (opened, closed, near, said, weak)], -1)
 

@@ -222,10 +222,11 @@ def _config(settings: Mapping[str, Any], details: Details) -> UnlearnConfig:
     """The ledger's options for one request.
 
     The threshold of the input gate is not lowered, however few the records, and rises as far as retain text asks for: what many
-    parts open by mistake adds up.
+    parts open by mistake adds up. For the same reason the output gate opens nothing by itself.
     """
     config = config_of(settings)
-    config = replace(config, gate=replace(config.gate, asked_least=config.gate.asked_threshold, heard_share=0.0))
+    gate = replace(config.gate, asked_least=config.gate.asked_threshold, heard_share=0.0, sure_threshold=1.0)
+    config = replace(config, gate=gate)
     return config if details.reply is None else replace(config, reply=ReplyConfig(details.reply))
 
 
