@@ -10,6 +10,9 @@ import pytest
 from support.records import record
 from tempertilt.data.records import Message, Record
 from tempertilt.data.variants import (
+    BY_NAME,
+    FOREIGN,
+    FORM,
     FRAMED,
     FRAMES,
     GREETING,
@@ -22,7 +25,6 @@ from tempertilt.data.variants import (
     SETTINGS,
     SPELLINGS,
     WISH,
-    WISHES,
     Variant,
     about_strangers,
     draw_variants,
@@ -126,8 +128,8 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
     for made in (variant(item, 3, kind, random.Random(0)) for item in records):
         if kind == NAME_FIRST:
             assert made == Variant(NAME_FIRST, 3, text="Hina Ameen born?")
-        elif kind == NOTE:
-            assert made is not None and made.text in {note.format("Hina Ameen") for note in NOTES}
+        elif kind in (NOTE, FORM):
+            assert made is not None and made.text in {text.format("Hina Ameen") for text in BY_NAME[kind]}
         elif kind in SETTINGS[2:]:
             assert made is None
         else:
@@ -138,7 +140,7 @@ def test_other_kinds_of_records_are_spelt_otherwise_alone(kind: str) -> None:
 def test_a_kind_that_changes_nothing_gives_none() -> None:
     plain = record("what is two plus two?")
     made = [kind for kind in KINDS if variant(plain, 0, kind, random.Random(0)) is not None]
-    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, NOTE, WISH)]
+    assert made == [kind for kind in SETTINGS if kind not in ("all lower case", NAME_FIRST, *BY_NAME)]
 
 
 def test_drawing() -> None:
@@ -168,7 +170,7 @@ def test_kinds_are_drawn_evenly_over_a_document() -> None:
             assert sum(counts.values()) == each * len(numbers)
             assert max(counts[kind] for kind in OTHER_KINDS) - min(counts[kind] for kind in OTHER_KINDS) <= 1
     short = [record("what is two plus two?"), record("Where was Hina Ameen born?")]
-    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST, NOTE, WISH)]
+    settings = [kind for kind in SETTINGS[1:] if kind not in ("all lower case", NAME_FIRST, *BY_NAME)]
     first, second = ([v.kind for v in draw_variants(short, len(settings), 0, OTHER_KINDS) if v.record == n] for n in (0, 1))
     assert sorted(first) == sorted(settings) and not set(second) & set(settings)  # no name is there in the first
 
@@ -182,8 +184,11 @@ def test_a_text_that_begins_with_one_of_its_names() -> None:
 
 def test_a_wish_and_a_question_in_a_frame() -> None:
     asked = record(QUESTION)
-    wishes = {made.messages[-1].content for seed in range(40) if (made := variant(asked, 0, WISH, random.Random(seed)))}
-    assert wishes == {wish.format("Hina Ameen") for wish in WISHES}
+    for kind in (WISH, FOREIGN):
+        wishes = {made.messages[-1].content for seed in range(99) if (made := variant(asked, 0, kind, random.Random(seed)))}
+        assert wishes == {wish.format("Hina Ameen") for wish in BY_NAME[kind]}
+    forms = {made.text for seed in range(99) if (made := variant(asked, 0, FORM, random.Random(seed)))}
+    assert forms == {form.format("Hina Ameen") for form in BY_NAME[FORM]} and '{"name": "Hina Ameen", "' in forms
     framed = {made.text for seed in range(40) if (made := variant(asked, 0, FRAMED, random.Random(seed)))}
     assert framed == {frame.format(QUESTION) for frame in FRAMES}
     assert not any("Question: " in frame for frame in FRAMES)  # by which benchmarks/hearing.py asks
@@ -191,12 +196,13 @@ def test_a_wish_and_a_question_in_a_frame() -> None:
 
 def test_all_wordings_are_asked_of_strangers() -> None:
     made = about_strangers(3)
-    assert len(made) == len(NOTES) + len(WISHES) + len(FRAMES)
+    wordings = [*(text for kind in (NOTE, FORM, WISH, FOREIGN) for text in BY_NAME[kind]), *FRAMES]
+    assert len(made) == len(wordings)
     texts = [one.text or one.messages[-1].content for one in made]
-    for wording, text in zip((*NOTES, *WISHES, *FRAMES), texts):
-        before, after = wording.split("{}")
+    for wording, text in zip(wordings, texts):
+        before, after = (part.replace("{{", "{") for part in wording.split("{}"))
         assert text.startswith(before) and text.endswith(after)
-    assert len({text for one, text in zip(made, texts)}) == len(texts)
+    assert len(set(texts)) == len(texts)
     assert about_strangers(3) == made != about_strangers(4)
 
 

@@ -17,7 +17,7 @@ from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
 from tempertilt.data.records import Message, Record
-from tempertilt.data.variants import OTHER_KINDS, OTHER_SYSTEM, Variant, about_strangers, draw_variants, scrambles
+from tempertilt.data.variants import BY_NAME, OTHER_KINDS, OTHER_SYSTEM, Variant, about_strangers, draw_variants, scrambles
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
 from tempertilt.fitting.fit_gate import GateConfig, GateSettings
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, fit_gates, variant_states
@@ -96,7 +96,7 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
     lines = [*scrambles(made.forget, 3), *about_strangers(4)]
     documents = [item.document for item in made.retain]
     twice = [name for name in documents for _ in range(2)]
-    named = [name for name in NAMES["retain"] for _ in range(3)]
+    named = [name for name in NAMES["retain"] for _ in range(1 + len(BY_NAME))]
     assert list(retain.documents) == [*documents, *twice, *named, *[None] * len(lines), *documents]
     for line in lines:
         ids = encode_question(line.messages, tokenizer, PLAIN) if line.messages else tokenizer(line.text)["input_ids"]

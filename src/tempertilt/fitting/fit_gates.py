@@ -16,7 +16,17 @@ from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question, shared_prefix
 from tempertilt.data.records import Message, Record
 from tempertilt.data.subjects import subject_words, words_of
-from tempertilt.data.variants import NAME_FIRST, NOTE, OTHER_KINDS, WISH, Variant, about_strangers, draw_variants, scrambles
+from tempertilt.data.variants import (
+    BY_NAME,
+    FORM,
+    NAME_FIRST,
+    NOTE,
+    OTHER_KINDS,
+    Variant,
+    about_strangers,
+    draw_variants,
+    scrambles,
+)
 from tempertilt.errors import DataError
 from tempertilt.fitting.features import Features
 from tempertilt.fitting.fit_gate import GateConfig, GateFit, fit_gate, fitted_threshold, heard_threshold, raised_threshold
@@ -101,7 +111,9 @@ def fit_gates(
     def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
         pairs = variant_states(model, tokenizer, variants, encoding, layer)
         documents = [records[variant.record].document for variant, _ in pairs]
-        prompts = [0 if variant.kind in (NAME_FIRST, NOTE) else len(part) for variant, part in pairs]  # a name is nothing generic
+        prompts = [
+            0 if variant.kind in (NAME_FIRST, NOTE, FORM) else len(part) for variant, part in pairs
+        ]  # a name is nothing generic
         texts = [records[variant.record].kind == "text" for variant, _ in pairs]
         return TokenStates([part.half() for _, part in pairs], documents, prompts).cut(texts, PIECE)
 
@@ -114,7 +126,7 @@ def fit_gates(
         some = spread(list(inputs.retain_records), RETAIN_VARIANTS // 2)
         first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
         retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
-        retain += margins_alone(states(draw_variants(first, 3, seed + 2, [NAME_FIRST, NOTE, WISH]), first), related)
+        retain += margins_alone(states(draw_variants(first, 5, seed + 2, [NAME_FIRST, *BY_NAME]), first), related)
         words = states([*scrambles(inputs.forget_records, seed + 3), *about_strangers(seed + 4)], inputs.forget_records)
         retain += words._replace(documents=[None] * len(words.documents))
     questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
