@@ -189,7 +189,10 @@ def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = No
         print(f"{form:<30}" + "".join(f"{counts[name]:>11}" for name in counts), flush=True)
         for row, text, leak, fact in zip(rows, after, said[1], given[1]):
             if leak or fact:
-                print(f"  {'*' if fact else ' '} {'' if leak else '(other words) '}{row['question']}\n        {text}", flush=True)
+                print(
+                    f"  {'*' if fact else ' '} {'' if leak else '(other words) '}{row['question']}\n        {' '.join(text.split())}",
+                    flush=True,
+                )
     return out
 
 
