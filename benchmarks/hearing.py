@@ -189,10 +189,8 @@ def hearing(asker: Asker, rows: list[dict[str, Any]], remote: Remote | None = No
         print(f"{form:<30}" + "".join(f"{counts[name]:>11}" for name in counts), flush=True)
         for row, text, leak, fact in zip(rows, after, said[1], given[1]):
             if leak or fact:
-                print(
-                    f"  {'*' if fact else ' '} {'' if leak else '(other words) '}{row['question']}\n        {' '.join(text.split())}",
-                    flush=True,
-                )
+                marks = ("*" if fact else " ") + ("" if leak else " (other words)")
+                print(f"  {marks} {row['question']}\n        {' '.join(text.split())}", flush=True)
     return out
 
 
