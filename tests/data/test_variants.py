@@ -194,6 +194,24 @@ def test_a_wish_and_a_question_in_a_frame() -> None:
     assert not any("Question: " in frame for frame in FRAMES)  # by which benchmarks/hearing.py asks
 
 
+@pytest.mark.parametrize("kind", [NAME_FIRST, *BY_NAME])
+def test_what_is_made_of_a_name_is_made_of_whom_the_records_are_about(kind: str) -> None:
+    """A word with a capital that is no part of such a name, as "Canadian", says nothing of anybody."""
+    asked = (
+        "What does the Canadian press say of Lu-An Ben-David?",
+        "Did Lu-An Ben-David win the Canadian prize?",
+        "Is it Canadian?",
+    )
+    records = [record(question, "a", "author") for question in asked]
+    for seed in range(30):
+        texts = [made.text or made.messages[-1].content for made in draw_variants(records, 1, seed, [kind])]
+        assert len(texts) == 2 and all("Lu-An Ben-David" in text for text in texts)
+        if kind != NAME_FIRST:
+            assert not any("Canadian" in text for text in texts)
+    alone = [record("Is it Canadian?", "a", "author")]
+    assert len(draw_variants(alone, 1, 0, [kind])) == 1, "nobody is named: any name is taken"
+
+
 def test_all_wordings_are_asked_of_strangers() -> None:
     made = about_strangers(3)
     wordings = [*(text for kind in (NOTE, FORM, WISH, FOREIGN) for text in BY_NAME[kind]), *FRAMES]

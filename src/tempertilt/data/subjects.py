@@ -19,7 +19,7 @@ def subject_words(records: Iterable[Record]) -> set[str]:
     for record in records:
         text = _asked(record)
         found = [text[start:stop] for start, stop in names(text)]
-        words = {word for name in found if " " in name for word in _WORD.findall(name.lower())}
+        words = {word for name in found if " " in name for word in words_in(name)}
         documents.setdefault(record.document, []).append(words)
     out: set[str] = set()
     for rows in documents.values():
@@ -28,9 +28,14 @@ def subject_words(records: Iterable[Record]) -> set[str]:
     return out
 
 
+def words_in(text: str) -> set[str]:
+    """Words of a text of three letters or more, in lower case."""
+    return set(_WORD.findall(text.lower()))
+
+
 def words_of(record: Record) -> set[str]:
     """All words of a record of three letters or more, in lower case."""
-    return set(_WORD.findall(f"{_asked(record)} {record.answer}".lower()))
+    return words_in(f"{_asked(record)} {record.answer}")
 
 
 def _asked(record: Record) -> str:

@@ -10,11 +10,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from tempertilt.data.fictional_staff import staff_names
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
+from tempertilt.data.subjects import subject_words, words_in
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LETTER_RUN = re.compile(r"[^\W\d_]+")
@@ -205,12 +207,14 @@ OTHER_KINDS = KINDS[1:]
 """All but the prompt as it is."""
 
 
-def variant(record: Record, number: int, kind: str, rng: random.Random) -> Variant | None:
+def variant(record: Record, number: int, kind: str, rng: random.Random, about: AbstractSet[str] = frozenset()) -> Variant | None:
     """One variant of a record's prompt; None where the kind changes nothing, or does not apply.
 
     Args:
         number: of the record, for the variant to remember.
         kind: one of `KINDS`.
+        about: words, in lower case, of the names of whom the records are about; a variant that is made of a name alone is made
+            of one that has such a word ("Canadian" is none). Where there are none, any name is taken.
     """
     asked = record.question if record.kind != "text" else record.answer
     changed, options = asked, {}
@@ -225,7 +229,8 @@ def variant(record: Record, number: int, kind: str, rng: random.Random) -> Varia
     if kind in (FRAMED, WISH, FOREIGN, PLAIN) and record.kind != "chat":
         return None
     if kind in (NAME_FIRST, *BY_NAME):
-        if not (found := names(asked)):
+        found = [(start, stop) for start, stop in names(asked) if not about or about & words_in(asked[start:stop])]
+        if not found:
             return None
         start, stop = rng.choice(found)
         text = asked[start:] if kind == NAME_FIRST else rng.choice(BY_NAME[kind]).format(asked[start:stop])
@@ -265,6 +270,7 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
         kinds: to draw from; "as it is" is always there, if it is among them.
     """
     out: list[Variant] = []
+    about = subject_words(records)
     drawn, everywhere = Counter[tuple[str, str]](), Counter[str]()
     for number, record in enumerate(records):
         rng = random.Random(f"{seed} {number} {record.key}")
@@ -277,7 +283,7 @@ def draw_variants(records: Sequence[Record], each: int, seed: int, kinds: Sequen
         for kind in others:
             if len(found) == each:
                 break
-            if (other := variant(record, number, kind, rng)) is not None:
+            if (other := variant(record, number, kind, rng, about)) is not None:
                 found.append(other)
                 drawn[record.document, kind] += 1
                 everywhere[kind] += 1
