@@ -257,8 +257,9 @@ def test_what_no_adapter_holds(tmp_path: Path, change: Change, message: str) -> 
 
 @pytest.mark.parametrize("part", ["thresholds", "margins", "reader", "exemplars"])
 def test_a_gate_that_can_not_open_is_refused(tmp_path: Path, part: str) -> None:
-    """The input gate alone can't open; the output gate opens only where the input gate comes near."""
+    """The input gate alone can't open; the output gate opens only where the input gate comes near, or where it is sure."""
     config, tensors = deepcopy(make_adapter(True, True))
+    sure = config["gate"]["said"].pop("sure_threshold")
     changes = {
         "margins": fill("gate.asked.margins", 1.0),
         "reader": fill("gate.asked.reader", 0.0),
@@ -271,6 +272,8 @@ def test_a_gate_that_can_not_open_is_refused(tmp_path: Path, part: str) -> None:
         config["gate"]["said"]["threshold"] = 1e30
     with pytest.raises(TemperTiltError, match="gate never opens"):
         load_adapter(write(tmp_path, config, tensors))
+    config["gate"]["said"]["sure_threshold"] = sure
+    load_adapter(write(tmp_path, config, tensors))
 
 
 def test_json_that_is_nested_too_deeply(tmp_path: Path) -> None:
