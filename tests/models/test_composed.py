@@ -175,7 +175,7 @@ def test_without_parts_and_where_all_are_closed_it_is_the_base(base: LlamaForCau
     parts, none = make_parts(base), ComposedLM(base, {})
     model, oracle = ComposedLM(base, parts), ComposedOracle(base, parts)
     counts = []
-    for text in TEXTS:
+    for text in (*TEXTS, prompt(12, 50), prompt(20, 51)):
         expected = logits_of(base, text)
         assert torch.equal(logits_of(none, text), expected)
         oracle.log_probs(text)
