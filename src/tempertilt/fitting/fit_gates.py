@@ -111,9 +111,8 @@ def fit_gates(
     def states(variants: Sequence[Variant], records: Sequence[Record]) -> TokenStates:
         pairs = variant_states(model, tokenizer, variants, encoding, layer)
         documents = [records[variant.record].document for variant, _ in pairs]
-        prompts = [
-            0 if variant.kind in (NAME_FIRST, NOTE, FORM) else len(part) for variant, part in pairs
-        ]  # a name is nothing generic
+        alone = (NAME_FIRST, NOTE, FORM)  # a name is nothing generic
+        prompts = [0 if variant.kind in alone else len(part) for variant, part in pairs]
         texts = [records[variant.record].kind == "text" for variant, _ in pairs]
         return TokenStates([part.half() for _, part in pairs], documents, prompts).cut(texts, PIECE)
 

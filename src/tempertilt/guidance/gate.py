@@ -89,7 +89,7 @@ class EvidenceGate(nn.Module):
     ) -> None:
         super().__init__()
         thresholds = threshold, weak_threshold, sure_threshold
-        if not all(math.isfinite(one) for one in (threshold, *thresholds[1:]) if one is not None):
+        if not all(math.isfinite(one) for one in thresholds if one is not None):
             raise ConfigError(f"the gate's thresholds are {', '.join(map(str, thresholds))}; must be numbers")
         mean, matrix = reader
         d, p, m = len(mean), len(matrix), len(margins)
