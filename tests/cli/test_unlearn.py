@@ -65,12 +65,13 @@ def test_records_of_another_kind_are_told() -> None:
         "score": "contrast model",
         "never_seen": "stand-ins",
         "never_seen_records": 40,
+        "of_another_kind": False,
+        "log_prob_contrast": -3.0,
     }
     assert not any("note" in line for line in estimate_lines(made))
     assert "by contrast model and 40 retain records under other names and with other values, which it never saw" in " ".join(
         " ".join(estimate_lines(made)).split()
     )
-    assert not any("note" in line for line in estimate_lines(made | {"log_prob_contrast": -7.0}))
-    text = " ".join(" ".join(estimate_lines(made | {"log_prob_contrast": -3.0})).split())
+    text = " ".join(" ".join(estimate_lines(made | {"of_another_kind": True})).split())
     assert "-7.60 nats a token (-0.03 before)" in text and "gives them -3.00 nats a token" in text
     assert "let a text be said with --reply" in text and "With --holdout records of the same form" in text

@@ -17,16 +17,14 @@ from support.architectures import ARCHITECTURES, COMMON, VOCAB, build
 from support.tiny import make_examples, make_llama, teach
 from tempertilt.data.examples import Example
 from tempertilt.errors import ModelError
+from tempertilt.fitting.distributions import TAU, below_the_likeliest, matching_tau, with_token
 from tempertilt.fitting.estimate import (
     CERTAIN,
-    TAU,
     EstimateConfig,
+    Estimator,
     Targets,
     _head_tokens,
-    _matching_tau,
-    _with_token,
-    below_the_likeliest,
-    estimate_targets,
+    _own_words,
 )
 from tempertilt.fitting.neighbours import Neighbourhood, contexts_of, documents_of
 from tempertilt.fitting.passes import answer_states, check_output, columns_and_rest, likelihoods, output_logits
@@ -150,7 +148,7 @@ def make_case(n: int = 40, size: int = 30, k: int = 12, spread: float = 2.0) -> 
 @pytest.mark.parametrize("tau", [1.0, 1.7])
 def test_a_distribution_with_its_token(tau: float) -> None:
     case = make_case()
-    columns, rest = _with_token(tau * case.columns, tau * case.rest, case.rows, case.wanted)
+    columns, rest = with_token(tau * case.columns, tau * case.rest, case.rows, case.wanted)
     torch.testing.assert_close(columns.exp().sum(-1) + rest.exp(), torch.ones(40))
     for i, row in enumerate(case.rows.tolist()):
         own = math.exp(float(case.wanted[i]))
@@ -167,7 +165,7 @@ def test_an_unsure_token_is_put_below_the_likeliest() -> None:
     columns = torch.tensor([[0.1] * 10 + [1e-6]] * 3).log()
     rows, rest = torch.tensor([4, 4, 4]), torch.full((3,), 1e-6).log()
     wanted = below_the_likeliest(columns, rest, rows, torch.tensor([0.3, 0.01, 0.6]).log())
-    made, _ = _with_token(columns, rest, rows, wanted)
+    made, _ = with_token(columns, rest, rows, wanted)
     own, others = made[:, 4].exp(), made[:, [0, 1, 2, 3, 5, 6, 7, 8, 9]].exp().amax(1)
     assert float(own[0]) == pytest.approx(float(others[0]) / 2, rel=1e-4)  # lowered
     assert own[1:].tolist() == pytest.approx([0.01, 0.6])  # low enough; sure enough
@@ -190,10 +188,10 @@ def test_tau_is_where_the_mean_entropy_agrees() -> None:
     case = make_case()
     for tau in (0.8, 1.4, 2.5):
         entropy = mean_entropy(case, tau)
-        made = _matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy)
+        made = matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy)
         assert made == pytest.approx(tau, abs=2e-3)
     for entropy, end in ((9.0, TAU[0]), (0.0, TAU[1])):
-        assert _matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy) == pytest.approx(end, abs=1e-3)
+        assert matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy) == pytest.approx(end, abs=1e-3)
 
 
 def test_the_heads_tokens() -> None:
@@ -233,7 +231,7 @@ def test_ngrams_against_witten_bell() -> None:
 
 def test_what_is_known_of_a_token_without_a_model() -> None:
     """A prompt 5 6 7 8 and an answer 5 6 7 9: after 5, and after 5 6, the prompt went on otherwise than after 5 6 7."""
-    rows = _facts(NGrams([[5, 6, 7, 9]], 10), example([5, 6, 7, 8, 5, 6, 7, 9], 4))
+    rows = _facts(NGrams([[5, 6, 7, 9]], 10), example([5, 6, 7, 8, 5, 6, 7, 9], 4), [5, 6, 7, 9])
     assert rows[:, 0].tolist() == [1.0] * 4 and rows[:, 7].tolist() == [0, 1, 2, 3]
     assert rows[:, 2].tolist() == [1, 1, 1, 0] and rows[:, 3].tolist() == [0, 0, 0, 0]  # in the prompt, in the answer
     assert rows[:, 4].tolist() == [0, 1, 2, 0] and rows[:, 5].tolist() == [0, 0, 0, 3]  # length where repeated, where not
@@ -279,7 +277,7 @@ def known_facts(contrast: Any, ngrams: NGrams, examples: list[Example]) -> NDArr
         log_probs = direct(contrast, one)
         own = log_probs.gather(-1, tokens[:, None])[:, 0].numpy()
         entropy = -(log_probs.exp() * log_probs).sum(-1).numpy()
-        facts = _facts(ngrams, one)
+        facts = _facts(ngrams, one, tokens.tolist())
         rows.append(np.column_stack([facts, own, entropy, np.maximum(own, facts[:, 1])]))
     return np.concatenate(rows)
 
@@ -301,7 +299,7 @@ def check_whole(pair: Pair, targets: Targets) -> None:
 
 
 def test_forget_tokens_are_to_be_as_likely_as_unseen_ones(pair: Pair) -> None:
-    targets = estimate_targets(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
+    targets = Estimator(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig()).targets()
     check_whole(pair, targets)
     ngrams = NGrams([one.input_ids[one.scored].tolist() for one in pair.retain], 320)
     rows, unseen_rows = (known_facts(pair.contrast, ngrams, part) for part in (pair.forget, pair.unseen))
@@ -328,7 +326,7 @@ def test_forget_tokens_are_to_be_as_likely_as_unseen_ones(pair: Pair) -> None:
 @pytest.mark.parametrize("retained", [True, False])
 def test_without_a_contrast_model_by_ngrams(pair: Pair, retained: bool) -> None:
     retain = pair.retain if retained else []
-    targets = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, retain, EstimateConfig())
+    targets = Estimator(pair.base, None, pair.forget, {"holdout": pair.unseen}, retain, EstimateConfig()).targets()
     check_whole(pair, targets)
     wanted = targets.target.gather(1, targets.rows[:, None])[:, 0]
     values = own_log_probs(pair.base, pair.unseen)
@@ -338,22 +336,24 @@ def test_without_a_contrast_model_by_ngrams(pair: Pair, retained: bool) -> None:
 
 
 def test_few_contexts_and_a_temperature(pair: Pair) -> None:
-    whole = estimate_targets(
+    whole = Estimator(
         pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(), temperature=1.3
-    )
+    ).targets()
     base = torch.cat([direct(pair.base, one) for one in pair.forget])
     others = [token for token in range(320) if token not in whole.token_ids.tolist()]
     torch.testing.assert_close(whole.base_rest.double(), (base[:, others] / 1.3).logsumexp(-1), atol=1e-3, rtol=1e-3)
-    few = estimate_targets(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20))
+    few = Estimator(
+        pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20)
+    ).targets()
     assert len(few.rows) == 20 and len(few.token_ids) <= len(whole.token_ids)
     assert torch.equal(few.ratios, whole.ratios)  # of every token, however few the head is fitted on
-    few = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20))
+    few = Estimator(pair.base, None, pair.forget, {"holdout": pair.unseen}, [], EstimateConfig(max_contexts=20)).targets()
     assert len(few.rows) == 20
 
 
 def test_records_of_another_kind_are_passed_over(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(lists: dict[str, list[Example]], contrast: Any) -> Targets:
-        return estimate_targets(pair.base, contrast, pair.forget, lists, pair.retain, EstimateConfig())
+        return Estimator(pair.base, contrast, pair.forget, lists, pair.retain, EstimateConfig()).targets()
 
     odd = [replace(one, input_ids=(one.input_ids * 7 + 11) % 320) for one in pair.unseen]  # nothing that any model would say
     found = {name: made({name: part}, pair.contrast) for name, part in (("odd", odd), ("unseen", pair.unseen))}
@@ -364,6 +364,7 @@ def test_records_of_another_kind_are_passed_over(pair: Pair, monkeypatch: pytest
     both = {"odd": odd, "unseen": pair.unseen}
     targets = made(both, pair.contrast)
     assert targets.summary["never_seen"] == "unseen" and torch.equal(targets.ratios, found["unseen"].ratios)
+    assert targets.summary["of_another_kind"] is False and made({"odd": odd}, pair.contrast).summary["of_another_kind"] is True
     assert made(dict(reversed(both.items())), pair.contrast).summary["never_seen"] == "unseen"  # the first that will do
     monkeypatch.setattr("tempertilt.fitting.estimate.OTHER_KIND", -math.inf)
     assert made(both, pair.contrast).summary["never_seen"] == "unseen"  # the last, where none will do
@@ -375,18 +376,18 @@ def test_neighbours_say_what_is_common_here(pair: Pair) -> None:
     states = answer_states(pair.base, pair.retain, layer=layer)
     assert states.lower is not None
     hood = Neighbourhood(contexts_of(pair.retain, states.lower))
-    plain = estimate_targets(pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
-    near = estimate_targets(
+    plain = Estimator(pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig()).targets()
+    near = Estimator(
         pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig(), layer=layer, neighbours=hood
-    )
+    ).targets()
     check_whole(pair, near)
     assert plain.summary["neighbours"] is False
     found, unseen = (answer_states(pair.base, part, layer=layer) for part in (pair.forget, pair.unseen))
     ngrams = NGrams([one.input_ids[one.scored].tolist() for one in pair.retain], 320)
-    again = estimate_targets(
+    again = Estimator(
         pair.base, None, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig(), forget_states=found, layer=layer,
         neighbours=hood,
-    )  # fmt: skip
+    ).targets()  # fmt: skip
     assert torch.equal(again.target, near.target)
     facts = [token_facts(pair.unseen, ngrams, found, some, None) for found, some in ((unseen, None), (unseen, hood))]
     assert facts[0].plain == facts[1].plain == facts[0].values.shape[1] == facts[1].values.shape[1] - 5
@@ -409,3 +410,82 @@ def test_error_of_records_that_were_left_out() -> None:
         squares += list((facts.numpy()[fold == number] @ solution - truth.numpy()[fold == number]) ** 2)
     assert left_out_error(facts, truth, documents_of(parts)) == pytest.approx(np.mean(squares), rel=1e-4)
     assert left_out_error(facts, truth, np.array(["one"] * 48)) == math.inf
+
+
+# --- guesses -------------------------------------------------------------------------------------------------------------
+
+
+def guesses_of(pair: Pair) -> list[Example]:
+    """Answers that say nothing of the records, each about the document of one of them."""
+    rng = np.random.default_rng(5)
+    made = []
+    for one in pair.forget:
+        prompt = one.input_ids[: one.first_scored].tolist()
+        ids = [*prompt, *rng.integers(3, 320, 12).tolist()]
+        made.append(replace(example(ids, len(prompt)), document=one.document))
+    return made
+
+
+@pytest.mark.parametrize("by_contrast", [True, False])
+def test_in_guesses_only_what_the_base_knows_too_well_is_lowered(pair: Pair, by_contrast: bool) -> None:
+    """By a loop over contexts: the base's likeliest token has at most what such tokens have at records it never saw."""
+    contrast, guesses = pair.contrast if by_contrast else None, guesses_of(pair)
+    estimator = Estimator(pair.base, contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
+    alone, both = estimator.targets(), estimator.targets(guesses)
+    n = len(alone.rows)
+    ids, more = alone.token_ids.tolist(), both.token_ids.tolist()
+    shared = [token for token in more if token in ids]
+    for kept in (alone, both):  # the records' own are as they were, whatever stands beside them
+        check_whole(pair, replace_rows(kept, n))
+    assert both.summary["guess_contexts"] == len(both.rows) - n > 0 and both.summary["guesses"] == len(guesses)
+
+    whole = torch.cat([direct(pair.base, one) for one in guesses])
+    likeliest = whole.argmax(-1)
+    used = [i for i, token in enumerate(likeliest.tolist()) if token in more]
+    assert torch.equal(both.token_ids[both.rows[n:]], likeliest[used])
+    torch.testing.assert_close(both.base[n:].double(), whole[used][:, both.token_ids], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both.target.exp().sum(-1) + both.target_rest.exp(), torch.ones(len(both.rows)))
+    own = whole[used].amax(-1)
+    target = both.target[n:].gather(1, both.rows[n:, None])[:, 0].double()
+    as_base = (both.target[n:] - both.base[n:]).abs().amax(1) < 1e-6
+    assert bool((target[~as_base] < own[~as_base] - math.log(2) + 1e-4).all()) and bool(as_base.any()) and bool((~as_base).any())
+    best = both.target[n:].scatter(1, both.rows[n:, None], -math.inf).amax(-1)
+    lowered = ~as_base & (target < math.log(0.5))
+    assert bool((target[lowered] <= best[lowered] - math.log(2) + 1e-4).all())
+    assert len(shared) > 0 and torch.equal(both.ratios, alone.ratios)
+
+
+def replace_rows(targets: Targets, n: int) -> Targets:
+    """The first n contexts alone."""
+    parts = {name: getattr(targets, name)[:n] for name in ("states", "rows", "base", "base_rest", "target", "target_rest")}
+    return replace(targets, **parts)
+
+
+def test_a_documents_own_words_are_no_likelier_in_guesses_about_it() -> None:
+    documents, tokens = np.array(["a", "a", "a", "b", "b"]), torch.tensor([5, 5, 6, 5, 7])
+    own = _own_words(documents, tokens, torch.tensor([-4.0, -3.0, -0.1, -0.2, -9.0]))
+    assert own == {("a", 5): -3.0, ("b", 7): -9.0}  # 6 is ordinary in a, and 5 in b
+
+
+def test_own_words_are_lowered_in_guesses_about_the_same_document(pair: Pair) -> None:
+    """A guess that repeats the record: the base knows what follows, and is to know it no better than in the record."""
+    estimator = Estimator(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
+    repeated = estimator.targets(pair.forget)
+    n = len(estimator.targets().rows)
+    wanted = {}
+    for one, token, value in zip(
+        documents_of(pair.forget).tolist(),
+        repeated.token_ids[repeated.rows[:n]].tolist(),
+        (repeated.ratios + torch.tensor(own_log_probs(pair.base, pair.forget))).tolist(),
+    ):
+        wanted[one, token] = max(value, wanted.get((one, token), -math.inf))
+    target = repeated.target[n:].gather(1, repeated.rows[n:, None])[:, 0].tolist()
+    tokens = repeated.token_ids[repeated.rows[n:]].tolist()
+    places = list(zip(documents_of(pair.forget).tolist(), tokens)) if len(tokens) == n else []
+    assert places, "the base's likeliest tokens are the records' own, and all have rows"
+    checked = 0
+    for place, value in zip(places, target):
+        if wanted.get(place, 0.0) < math.log(0.1) - 1e-3:
+            assert value <= wanted[place] + 1e-3
+            checked += 1
+    assert checked > 20

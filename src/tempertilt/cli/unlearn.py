@@ -19,7 +19,7 @@ from tempertilt.errors import ConfigError
 from tempertilt.fitting.background import BackgroundConfig
 from tempertilt.fitting.before_after import ReportConfig
 from tempertilt.fitting.calibrate import CalibrationConfig
-from tempertilt.fitting.estimate import OTHER_KIND, EstimateConfig
+from tempertilt.fitting.estimate import EstimateConfig
 from tempertilt.fitting.features import FeatureConfig
 from tempertilt.fitting.fit_gate import GateConfig
 from tempertilt.fitting.fit_head import FitConfig, FitResult, MatchResult
@@ -196,9 +196,8 @@ def estimate_lines(made: Mapping[str, Any]) -> list[str]:
             f"{NEVER_SEEN[made['never_seen']]}, which it never saw"
         ],
     )
-    contrast = made.get("log_prob_contrast")
-    if contrast is not None and made["log_prob_wanted"] < contrast - OTHER_KIND:
-        lines += labelled("note", [UNLIKE.format(contrast=contrast)])
+    if made["of_another_kind"]:
+        lines += labelled("note", [UNLIKE.format(contrast=made["log_prob_contrast"])])
     return lines
 
 

@@ -21,10 +21,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
@@ -33,17 +35,25 @@ from tempertilt.data.examples import Example, answer_ids
 from tempertilt.data.fictional import FictionalConfig, fictional_authors
 from tempertilt.data.record import Record
 from tempertilt.errors import ConfigError
+from tempertilt.fitting.distributions import below_the_likeliest, matching_tau, with_token, with_token_lowered
 from tempertilt.fitting.neighbours import Neighbourhood, documents_of
-from tempertilt.fitting.passes import AnswerStates, answer_states, check_output, columns_and_rest, likelihoods
-from tempertilt.fitting.score import NGrams, make_scores, map_quantiles, token_facts
+from tempertilt.fitting.passes import (
+    AnswerStates,
+    Likelihoods,
+    answer_states,
+    check_output,
+    columns_and_rest,
+    likeliest_tokens,
+    likelihoods,
+)
+from tempertilt.fitting.score import NGrams, TokenFacts, make_scores, map_quantiles, token_facts
 from tempertilt.models.base import BaseModel, load_base
 
 log = logging.getLogger("tempertilt")
 
 LEAST_COUNT = 4  # contexts in which a token must be among the likeliest of a model to get a row in the head
 CERTAIN = -1e-3  # highest log-probability of a target: some mass is left for the others
-TAU = (0.5, 3.0)
-BISECTIONS = 12
+OWN_WORD = math.log(0.1)  # highest log-probability that a token is to have in a document's answers to be its own
 OTHER_KIND = 1.0  # nats a token by which the contrast model finds the forget answers likelier than they are to be
 
 
@@ -56,6 +66,9 @@ class EstimateConfig(Options):
         "model from which the base was fine-tuned: a hub id or directory; none; or auto, the base without its PEFT adapter",
     )
     estimate_records: int = option(40, "records that the base never saw on which the estimate is calibrated", ge=4, advanced=True)
+    guesses: int = option(
+        192, "answers of the unlearned model that its head is fitted on once more; 0 = none", ge=0, advanced=True
+    )
     max_contexts: int = option(16384, "forget tokens that the head is fitted on, at most", ge=1, advanced=True)
 
 
@@ -127,41 +140,37 @@ def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
 # --- the estimate --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _NeverSeen:
-    """What is said of records that the base never saw, and what the forget answers' tokens are to have by that.
+class _Contexts(NamedTuple):
+    """N contexts of answers: what both models say there, and what one token of each is to have.
 
     Attributes:
-        name: of the records.
-        wanted: `(N,)` log-probabilities of the forget answers' tokens.
-        records: how many records these are.
-        by_neighbours: whether neighbours tell more of these records, when they are left out, than the other facts alone.
-        log_prob, entropy: mean log-probability of their tokens under the base, and mean entropy there, nats.
+        states, tokens: as of `AnswerStates`.
+        own: of the base.
+        other_states, other: of the contrast model; None = there is none.
+        wanted: `(N,)` log-probabilities that the tokens are to have.
     """
 
-    name: str
+    states: Tensor
+    tokens: Tensor
+    own: Likelihoods
+    other_states: Tensor | None
+    other: Likelihoods | None
     wanted: Tensor
-    records: int
-    by_neighbours: bool
-    log_prob: float
-    entropy: float
+
+    def only(self, rows: Tensor) -> _Contexts:
+        """Some of them."""
+        return _Contexts(
+            self.states[rows],
+            self.tokens[rows],
+            self.own.only(rows),
+            None if self.other_states is None else self.other_states[rows],
+            None if self.other is None else self.other.only(rows),
+            self.wanted[rows],
+        )
 
 
-def estimate_targets(
-    base: Any,
-    contrast: Any | None,
-    forget: Sequence[Example],
-    never_seen: Mapping[str, Sequence[Example]],
-    retain: Sequence[Example],
-    config: EstimateConfig,
-    *,
-    temperature: float = 1.0,
-    forget_states: AnswerStates | None = None,
-    layer: int | None = None,
-    neighbours: Neighbourhood | None = None,
-    untouched: Sequence[int] = (),
-) -> Targets:
-    """What a model that never saw the forget examples would say at the tokens of their answers.
+class Estimator:
+    """What a model that never saw the forget examples would say at the tokens of their answers, and in answers of its own.
 
     Args:
         base: the model that knows them.
@@ -177,63 +186,140 @@ def estimate_targets(
         untouched: tokens that are nobody's facts, such as the end of an answer: they get no row, and contexts that they follow
             are left out.
     """
-    check_output(base, forget[0])
-    layer = None if neighbours is None else layer
-    found = forget_states or answer_states(base, forget, layer=layer)
-    own = likelihoods(base, found)
-    chosen = _fitted_contexts(found.tokens, untouched, config.max_contexts)
-    tops, other, likelihood = [own.likeliest], None, None
-    if contrast is not None:
-        check_output(contrast, forget[0])
-        other = answer_states(contrast, forget)
-        likelihood = likelihoods(contrast, other)
-        tops.append(likelihood.likeliest)
 
-    def calibrated(name: str, examples: Sequence[Example]) -> _NeverSeen:
-        unseen = answer_states(base, examples, layer=layer)
-        calm = likelihoods(base, unseen)
-        by_contrast = None if contrast is None else likelihoods(contrast, answer_states(contrast, examples))
-        facts = token_facts(examples, ngrams, unseen, neighbours, by_contrast)
-        scores = make_scores(forget_facts, facts, calm.log_probs, documents_of(examples))
-        wanted = map_quantiles(scores.forget, scores.unseen, calm.log_probs).clamp(max=CERTAIN)
-        means = float(calm.log_probs.mean()), float(calm.entropies.mean())
-        return _NeverSeen(name, wanted, len(examples), scores.by_neighbours, *means)
+    def __init__(
+        self,
+        base: Any,
+        contrast: Any | None,
+        forget: Sequence[Example],
+        never_seen: Mapping[str, Sequence[Example]],
+        retain: Sequence[Example],
+        config: EstimateConfig,
+        *,
+        temperature: float = 1.0,
+        forget_states: AnswerStates | None = None,
+        layer: int | None = None,
+        neighbours: Neighbourhood | None = None,
+        untouched: Sequence[int] = (),
+    ) -> None:
+        check_output(base, forget[0])
+        if contrast is not None:
+            check_output(contrast, forget[0])
+        self.base, self.contrast, self.temperature, self.untouched = base, contrast, temperature, list(untouched)
+        self._neighbours, self._layer = neighbours, None if neighbours is None else layer
+        every = [example for examples in (forget, *never_seen.values(), retain) for example in examples]
+        vocab_size = 1 + max(int(part.input_ids.max()) for part in every)
+        self._ngrams = NGrams([answer_ids(example).tolist() for example in retain], vocab_size)
+        found = forget_states or answer_states(base, forget, layer=self._layer)
+        contexts, facts = self._look(forget, found)
+        chosen = _fitted_contexts(found.tokens, self.untouched, config.max_contexts)
+        for name, self._unseen in never_seen.items():  # noqa: B007
+            unseen, unseen_facts = self._look(self._unseen, answer_states(base, self._unseen, layer=self._layer))
+            calm, other = unseen.own, contexts.other
+            wanted, by_neighbours = _expected(facts, unseen_facts, calm.log_probs, self._unseen)
+            of_another_kind = other is not None and float((other.log_probs - wanted)[chosen].mean()) > OTHER_KIND
+            if not of_another_kind:
+                break
+        self.ratios = (wanted - contexts.own.log_probs).clamp(max=0.0)
+        self._own_words = _own_words(documents_of(forget), contexts.tokens, wanted)
+        self._records = contexts._replace(wanted=wanted).only(chosen)
+        self._entropy = float(calm.entropies.mean())
+        self._summary = {
+            "score": "n-grams" if contrast is None else "contrast model",
+            "neighbours": by_neighbours,
+            "never_seen": name,
+            "never_seen_records": len(self._unseen),
+            "of_another_kind": of_another_kind,
+            "contexts": len(chosen),
+            "entropy_never_seen": round(self._entropy, 4),
+            "log_prob_never_seen": round(float(calm.log_probs.mean()), 4),
+            "log_prob_forget": round(float(self._records.own.log_probs.mean()), 4),
+        }
+        if self._records.other is not None:
+            self._summary["log_prob_contrast"] = round(float(self._records.other.log_probs.mean()), 4)
 
-    every = [example for examples in (forget, *never_seen.values(), retain) for example in examples]
-    ngrams = NGrams([answer_ids(example).tolist() for example in retain], 1 + max(int(part.input_ids.max()) for part in every))
-    forget_facts = token_facts(forget, ngrams, found, neighbours, likelihood)
-    for name, examples in never_seen.items():
-        never = calibrated(name, examples)
-        if likelihood is None or float((likelihood.log_probs - never.wanted)[chosen].mean()) <= OTHER_KIND:
-            break
-    ratios = (never.wanted - own.log_probs).clamp(max=0.0)
-    token_ids = _head_tokens(found.tokens[chosen], torch.cat(tops), untouched)
-    states, wanted, rows = found.states[chosen], never.wanted[chosen], torch.searchsorted(token_ids, found.tokens[chosen])
-    columns, rest = columns_and_rest(base, states, token_ids, log_z=own.log_z[chosen])
-    tail, tail_rest = columns, rest
-    if other is not None and likelihood is not None:
-        others, others_rest = columns_and_rest(contrast, other.states[chosen], token_ids, log_z=likelihood.log_z[chosen])
-        tail, tail_rest = (columns + others) / 2, (rest + others_rest) / 2
-    tau = _matching_tau(tail, tail_rest, rows, wanted, never.entropy)
-    wanted = below_the_likeliest(tau * tail, tau * tail_rest, rows, wanted)
-    target, target_rest = _with_token(tau * tail, tau * tail_rest, rows, wanted)
-    summary = {
-        "score": "n-grams" if contrast is None else "contrast model",
-        "neighbours": never.by_neighbours,
-        "never_seen": never.name,
-        "never_seen_records": never.records,
-        "contexts": len(chosen),
-        "tau": round(tau, 3),
-        "entropy_never_seen": round(never.entropy, 4),
-        "log_prob_never_seen": round(never.log_prob, 4),
-        "log_prob_forget": round(float(own.log_probs[chosen].mean()), 4),
-        "log_prob_wanted": round(float(wanted.mean()), 4),
-    }
-    if likelihood is not None:
-        summary["log_prob_contrast"] = round(float(likelihood.log_probs[chosen].mean()), 4)
-    if temperature != 1.0:
-        rest = columns_and_rest(base, states, token_ids, temperature)[1]
-    return Targets(token_ids, states, rows, columns, rest, target, target_rest, ratios, summary)
+    def targets(self, guesses: Sequence[Example] = ()) -> Targets:
+        """What is wanted at the forget answers, and behind them at guesses: answers that an unlearned model gave instead."""
+        parts = [self._records, *([self._guessed(guesses)] if guesses else [])]
+        least = LEAST_COUNT * sum(len(part.tokens) for part in parts) / max(1, len(parts[0].tokens))  # about as many rows
+        tops = [model.likeliest for part in parts for model in (part.own, part.other) if model is not None]
+        tops += [part.tokens[:, None] for part in parts[1:]]
+        token_ids = _head_tokens(parts[0].tokens, torch.cat([top.reshape(-1) for top in tops]), self.untouched, least)
+        parts[1:] = [part.only(torch.isin(part.tokens, token_ids)) for part in parts[1:]]
+        rows = [torch.searchsorted(token_ids, part.tokens) for part in parts]
+        columns = [columns_and_rest(self.base, part.states, token_ids, log_z=part.own.log_z) for part in parts]
+        tails = [self._tail(part, token_ids, *own) for part, own in zip(parts, columns)]
+        tau = matching_tau(*tails[0], rows[0], self._records.wanted, self._entropy)
+        tails = [(tau * tail, tau * rest) for tail, rest in tails]
+        wanted = below_the_likeliest(*tails[0], rows[0], self._records.wanted)
+        made = [with_token(*tails[0], rows[0], wanted)]
+        made += [
+            with_token_lowered(*own, *tail, place, part.wanted) for part, own, tail, place in zip(parts, columns, tails, rows)
+        ][1:]
+        if self.temperature != 1.0:
+            columns = [
+                (own, columns_and_rest(self.base, part.states, token_ids, self.temperature)[1])
+                for part, (own, _) in zip(parts, columns)
+            ]
+        base, base_rest, target, target_rest = (torch.cat(column) for column in (*zip(*columns), *zip(*made)))
+        summary = self._summary | {
+            "tau": round(tau, 3),
+            "log_prob_wanted": round(float(wanted.mean()), 4),
+            **({"guesses": len(guesses), "guess_contexts": len(parts[1].tokens)} if guesses else {}),
+        }
+        states = torch.cat([part.states for part in parts])
+        return Targets(token_ids, states, torch.cat(rows), base, base_rest, target, target_rest, self.ratios, summary)
+
+    def _look(self, examples: Sequence[Example], found: AnswerStates) -> tuple[_Contexts, TokenFacts]:
+        """What both models say at the contexts of answers, and what is known of their tokens; what is wanted is not known yet."""
+        own, other, likelihood = likelihoods(self.base, found), None, None
+        if self.contrast is not None:
+            other = replace(answer_states(self.contrast, examples), tokens=found.tokens)
+            likelihood = likelihoods(self.contrast, other)
+        facts = token_facts(examples, self._ngrams, found, self._neighbours, likelihood)
+        states = None if other is None else other.states
+        return _Contexts(found.states, found.tokens, own, states, likelihood, own.log_probs), facts
+
+    def _guessed(self, guesses: Sequence[Example]) -> _Contexts:
+        """Contexts of guesses, with the base's likeliest token at each, and what it would have if the base were not to know.
+
+        At records that the base never saw its likeliest tokens have both: what is known of them, and their probability. A word
+        that is a document's own is to have no more in a guess about the document than in its answers.
+        """
+        (known, known_facts), (contexts, facts) = (self._likeliest(part) for part in (self._unseen, guesses))
+        wanted, _ = _expected(facts, known_facts, known.own.log_probs, self._unseen)
+        places = zip(documents_of(guesses).tolist(), contexts.tokens.tolist())
+        wanted = wanted.minimum(torch.tensor([self._own_words.get(place, 0.0) for place in places]))
+        rows = _fitted_contexts(contexts.tokens, self.untouched, len(wanted))
+        return contexts._replace(wanted=wanted.minimum(contexts.own.log_probs)).only(rows)
+
+    def _likeliest(self, examples: Sequence[Example]) -> tuple[_Contexts, TokenFacts]:
+        found = answer_states(self.base, examples, layer=self._layer)
+        return self._look(examples, replace(found, tokens=likeliest_tokens(self.base, found.states)))
+
+    def _tail(self, part: _Contexts, token_ids: Tensor, columns: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """What the other tokens follow: the base, or the mean of its logarithms and those of the contrast model."""
+        if part.other_states is None or part.other is None:
+            return columns, rest
+        others, others_rest = columns_and_rest(self.contrast, part.other_states, token_ids, log_z=part.other.log_z)
+        return (columns + others) / 2, (rest + others_rest) / 2
+
+
+def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples: Sequence[Example]) -> tuple[Tensor, bool]:
+    """Log-probabilities `(N,)` of tokens to a model that does not know them, by those of never seen ones `(M,)`.
+
+    And whether neighbours count.
+    """
+    scores = make_scores(facts, unseen, log_probs, documents_of(examples))
+    return map_quantiles(scores.forget, scores.unseen, log_probs).clamp(max=CERTAIN), scores.by_neighbours
+
+
+def _own_words(documents: NDArray[np.str_], tokens: Tensor, wanted: Tensor) -> dict[tuple[str, int], float]:
+    """Documents and tokens of which no answer of the document is to have much, with the most that one is to have."""
+    most: dict[tuple[str, int], float] = {}
+    for place, value in zip(zip(documents.tolist(), tokens.tolist()), wanted.tolist()):
+        most[place] = max(value, most.get(place, -math.inf))
+    return {place: value for place, value in most.items() if value < OWN_WORD}
 
 
 def _fitted_contexts(tokens: Tensor, untouched: Sequence[int], at_most: int) -> Tensor:
@@ -242,46 +328,9 @@ def _fitted_contexts(tokens: Tensor, untouched: Sequence[int], at_most: int) -> 
     return torch.tensor(spread(places.tolist() or range(len(tokens)), at_most))
 
 
-def _head_tokens(tokens: Tensor, likeliest: Tensor, untouched: Sequence[int]) -> Tensor:
-    """Tokens of the answers, and those that are among the likeliest in several contexts; ascending."""
+def _head_tokens(tokens: Tensor, likeliest: Tensor, untouched: Sequence[int], least: float = LEAST_COUNT) -> Tensor:
+    """Tokens of the answers, and those that are among the likeliest in at least so many contexts; ascending."""
     ids, counts = likeliest.reshape(-1).unique(return_counts=True)
-    distinct: Tensor = torch.cat([tokens, ids[counts >= LEAST_COUNT]]).unique(sorted=True)
+    distinct: Tensor = torch.cat([tokens, ids[counts >= least]]).unique(sorted=True)
     without = distinct[~torch.isin(distinct, torch.tensor(list(untouched), dtype=torch.long))]
     return without if len(without) else distinct
-
-
-def _with_token(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The distribution that gives the token of each row `wanted (N,)`, and the others what is left, as the tail has it."""
-    place = rows[:, None]
-    tail = tail.scatter(1, place, -math.inf)
-    normaliser = torch.logaddexp(tail.logsumexp(-1), rest)
-    left = torch.log1p(-wanted.exp()) - normaliser
-    return (tail + left[:, None]).scatter(1, place, wanted[:, None]), rest + left
-
-
-def below_the_likeliest(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
-    """`wanted (N,)`, lowered where it is less than a half: to half of what the likeliest other token has then, at most.
-
-    Else a number would come out digit by digit: each true digit with little probability, and yet the likeliest. Other arguments
-    as of `_with_token`.
-    """
-    tail = tail.scatter(1, rows[:, None], -math.inf)
-    best = tail.amax(-1) - torch.logaddexp(tail.logsumexp(-1), rest)
-    half = best - math.log(2) - torch.log1p(best.exp() / 2)  # w = (1 - w) exp(best) / 2
-    return torch.where(wanted < math.log(0.5), wanted.minimum(half), wanted)
-
-
-def _matching_tau(tail: Tensor, rest: Tensor, rows: Tensor, wanted: Tensor, entropy: float) -> float:
-    """The tau at which the mean entropy of the targets is `entropy`; the nearest end of `TAU` where none is."""
-    step = max(1, len(rows) // 1000)
-    tail, rest, rows, wanted = tail[::step], rest[::step], rows[::step], wanted[::step]
-
-    def at(tau: float) -> float:
-        columns, others = _with_token(tau * tail, tau * rest, rows, wanted)
-        return float(-(columns.exp() * columns.clamp(min=-50)).sum(-1).mean() - (others.exp() * others.clamp(min=-50)).mean())
-
-    low, high = TAU
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if at(middle) > entropy else (low, middle)
-    return (low + high) / 2

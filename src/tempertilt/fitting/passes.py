@@ -100,6 +100,10 @@ class Likelihoods:
     log_z: Tensor
     likeliest: Tensor
 
+    def only(self, rows: Tensor) -> Likelihoods:
+        """Those of some contexts."""
+        return Likelihoods(self.log_probs[rows], self.entropies[rows], self.log_z[rows], self.likeliest[rows])
+
 
 @torch.inference_mode()
 def likelihoods(model: Any, found: AnswerStates) -> Likelihoods:
@@ -113,6 +117,12 @@ def likelihoods(model: Any, found: AnswerStates) -> Likelihoods:
         likeliest = logits.scatter_(-1, tokens[:, None], -math.inf).topk(min(LIKELIEST, logits.shape[-1])).indices
         parts.append((own, entropy, log_z, likeliest))
     return Likelihoods(*(torch.cat(column) for column in zip(*parts)))
+
+
+@torch.inference_mode()
+def likeliest_tokens(model: Any, states: Tensor) -> Tensor:
+    """The most likely token at each context `(N,)`, of last hidden states `(N, d)`."""
+    return torch.cat([output_logits(model, rows).argmax(-1) for rows in states.split(ROWS)])
 
 
 @torch.inference_mode()

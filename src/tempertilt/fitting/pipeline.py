@@ -20,10 +20,11 @@ from tempertilt.errors import AdapterError, ConfigError
 from tempertilt.fitting.background import background_examples
 from tempertilt.fitting.before_after import BeforeAfter, compare
 from tempertilt.fitting.calibrate import Calibration, match_likelihood
-from tempertilt.fitting.estimate import Targets, estimate_targets, load_contrast, made_up_records
+from tempertilt.fitting.estimate import Estimator, Targets, load_contrast, made_up_records
 from tempertilt.fitting.features import ExtractionStats, Features, FeatureStore, extract_features
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, fit_gates
 from tempertilt.fitting.fit_head import FitResult, MatchResult, Retained, fit_head, match_targets
+from tempertilt.fitting.guesses import guess_examples
 from tempertilt.fitting.neighbours import Neighbourhood, contexts_of
 from tempertilt.fitting.passes import AnswerStates, columns_and_rest
 from tempertilt.fitting.readers import GateReaders
@@ -70,6 +71,7 @@ class Request:
     forget: Features | None = None
     retain: Features | None = None
     extraction: ExtractionStats | None = None
+    estimator: Estimator | None = None
     targets: Targets | None = None
     gate: GatesFit | None = None
     fit: FitResult | MatchResult | None = None
@@ -213,7 +215,7 @@ def estimate(request: Request) -> None:
 
     def make() -> Targets:
         contrast = load_contrast(base, config.estimate.contrast)
-        return estimate_targets(
+        request.estimator = Estimator(
             base.model,
             None if contrast is None else contrast.model,
             request.examples["forget"],
@@ -226,6 +228,7 @@ def estimate(request: Request) -> None:
             neighbours=_neighbours(request),
             untouched=sorted(stop_ids(base.model, base.tokenizer) | set(base.tokenizer.all_special_ids)),
         )
+        return request.estimator.targets()
 
     with request.clock("estimate"):
         request.targets = request.workers.together(make)
@@ -278,8 +281,30 @@ def fit(request: Request) -> None:
         request.fit = request.workers.share(match if targets is not None else classify)
 
 
+def fit_guesses(request: Request) -> None:
+    """The head once more, fitted where its own guesses lead, too."""
+    count = request.config.estimate.guesses
+    if request.targets is None or not count:
+        return
+    base, records = request.base, request.records["forget"]
+
+    def make() -> Targets:
+        assert request.estimator is not None
+        unlearned = _model_of(request, reply=None)
+        return request.estimator.targets(guess_examples(unlearned, base.tokenizer, records, request.config.examples, count))
+
+    with request.clock("guesses"):
+        request.targets = request.workers.together(make)
+    request.estimator = None
+    fit(request)
+
+
 def put_together(request: Request) -> None:
     """Base, head and gate as one model."""
+    request.model = _model_of(request, reply=request.reply)
+
+
+def _model_of(request: Request, *, reply: Reply | None) -> T3ForCausalLM:
     assert request.fit is not None
     base, config, gate = request.base, request.config, request.gate
     training: dict[str, Any] = {
@@ -294,11 +319,11 @@ def put_together(request: Request) -> None:
         training["gate"] = {name: value for name, value in gate.summary().items() if name != "seconds"}
     if request.targets is not None:
         training["estimate"] = request.targets.summary
-    request.model = T3ForCausalLM.from_base(
+    return T3ForCausalLM.from_base(
         base.model,
         request.fit.head,
         gates=gate.gates if gate else None,
-        reply=request.reply,
+        reply=reply,
         **asdict(config.tilt),
         pooling=config.features.pooling,
         name=base.name,
@@ -334,6 +359,7 @@ STEPS: tuple[Callable[[Request], None], ...] = (
     estimate,
     find_exemplars,
     fit,
+    fit_guesses,
     put_together,
     calibrate,
     save,

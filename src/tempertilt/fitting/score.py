@@ -77,16 +77,17 @@ def token_facts(
     neighbours: Neighbourhood | None,
     likelihood: Likelihoods | None,
 ) -> TokenFacts:
-    """What n-grams, contrast model and neighbours say of the answers' tokens, and the surer of each two.
+    """What n-grams, contrast model and neighbours say of one token at each context of answers, and the surer of each two.
 
     Args:
         examples: whose answers these are, N tokens in all.
         ngrams: of retain answers.
-        found: of the base, with lower states where there are neighbours.
+        found: of the base, with lower states where there are neighbours. Its tokens are asked about: the answers' own, or others.
         neighbours: of retain contexts; None = there are none.
         likelihood: of the contrast model, `(N,)` each; None = there is none.
     """
-    facts = torch.from_numpy(np.concatenate([_facts(ngrams, example) for example in examples]))
+    tokens = found.tokens.split([example.n_scored for example in examples])
+    facts = torch.from_numpy(np.concatenate([_facts(ngrams, one, some.tolist()) for one, some in zip(examples, tokens)]))
     columns, guesses = [facts], [facts[:, NGRAM]]
     if likelihood is not None:
         own = likelihood.log_probs.double()
@@ -94,7 +95,7 @@ def token_facts(
         guesses.append(own)
     plain = sum(column.shape[1] for column in columns)
     if neighbours is not None and found.lower is not None:
-        near = neighbours.facts(contexts_of(examples, found.lower))
+        near = neighbours.facts(contexts_of(examples, found.lower)._replace(tokens=found.tokens))
         columns += [near, near[:, :1] * near[:, 1:2], *(near[:, :1].maximum(guess[:, None]) for guess in guesses)]
     return TokenFacts(torch.cat(columns, 1), plain)
 
@@ -144,13 +145,13 @@ def left_out_error(facts: Tensor, log_probs: Tensor, documents: NDArray[np.str_]
     return float(torch.cat(errors).mean())
 
 
-def _facts(ngrams: NGrams, example: Example) -> NDArray[np.float64]:
-    """`(n_scored, 8)`: what is known of each scored token without any model."""
+def _facts(ngrams: NGrams, example: Example, tokens: Sequence[int]) -> NDArray[np.float64]:
+    """`(n_scored, 8)`: what is known without any model of the tokens, one in place of each scored one."""
     ids = example.input_ids.tolist()
     first = example.first_scored
     rows = []
-    for i in np.flatnonzero(example.scored):
-        token, before = ids[i], ids[:i]
+    for i, token in zip(np.flatnonzero(example.scored), tokens):
+        before = ids[:i]
         log_prob = ngrams.log_prob(before[max(first, i - ORDER + 1) :], token)
         length, share = _repeated(before, token)
         in_prompt, in_answer = float(token in ids[:first]), float(token in ids[first:i])
