@@ -159,6 +159,7 @@ def test_the_report(case: Case) -> None:
     assert set(report["facts"]) == {"records", "facts", "before", "after", "gone", "leaks"}
     assert set(report["heard"][0]) == {"kind", "n", "opened", "near"}
     assert report["estimate"]["score"] == "n-grams" and report["gate"]["turns_told"] is True
+    assert report["estimate"]["guesses"] == 9 and report["estimate"]["guess_contexts"] > 9
     assert report["likelihood"]["forget"]["unlearned_recalled"] == 0
 
 
@@ -174,8 +175,10 @@ def test_without_retain_records_ngrams_are_counted_in_background_text(
 
     monkeypatch.setattr(pipeline, "Estimator", estimator)
     report = NO_REPORT
-    fit = replace(METHODS["t3"].fit, match_steps=2)
-    config = replace(METHODS["t3"], examples=EXAMPLES, fit=fit, background=BackgroundConfig(background=6), report=report)
+    method = METHODS["t3"]
+    fit, alone = replace(method.fit, match_steps=2), replace(method.estimate, guesses=0)
+    config = replace(method, examples=EXAMPLES, fit=fit, estimate=alone, background=BackgroundConfig(background=6), report=report)
     result = unlearn(case.base, case.sets._replace(retain=[]), tmp_path / "out", config, progress=False)
     assert given and {one.source for one in given[0]} == {"background"}
+    assert result.estimate is not None and "guesses" not in result.estimate
     assert result.changes.facts is None and result.changes.likelihoods == {} and result.changes.heard == ()
