@@ -196,7 +196,7 @@ def estimate_lines(made: Mapping[str, Any]) -> list[str]:
             f"{NEVER_SEEN[made['never_seen']]}, which it never saw"
         ],
     )
-    if made["of_another_kind"]:
+    if made["of_another_kind"] and made["never_seen"] != "holdout":  # these are whatever the user says
         lines += labelled("note", [UNLIKE.format(contrast=made["log_prob_contrast"])])
     return lines
 

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
@@ -221,7 +220,7 @@ class Estimator:
             if not of_another_kind:
                 break
         self.ratios = (wanted - contexts.own.log_probs).clamp(max=0.0)
-        self._own_words = _own_words(documents_of(forget), contexts.tokens, wanted)
+        self._own_words = _own_words(forget, contexts.tokens, wanted)
         self._records = contexts._replace(wanted=wanted).only(chosen)
         self._entropy = float(calm.entropies.mean())
         self._summary = {
@@ -284,12 +283,13 @@ class Estimator:
         """Contexts of guesses, with the base's likeliest token at each, and what it would have if the base were not to know.
 
         At records that the base never saw its likeliest tokens have both: what is known of them, and their probability. A word
-        that is a document's own is to have no more in a guess about the document than in its answers.
+        that is a document's own is to have no more where a guess about the document says it first than where its answers do.
         """
         (known, known_facts), (contexts, facts) = (self._likeliest(part) for part in (self._unseen, guesses))
         wanted, _ = _expected(facts, known_facts, known.own.log_probs, self._unseen)
-        places = zip(documents_of(guesses).tolist(), contexts.tokens.tolist())
-        wanted = wanted.minimum(torch.tensor([self._own_words.get(place, 0.0) for place in places]))
+        said = zip(_new_words(guesses, contexts.tokens), documents_of(guesses).tolist(), contexts.tokens.tolist())
+        most = [self._own_words.get((document, token), 0.0) if new else 0.0 for new, document, token in said]
+        wanted = wanted.minimum(torch.tensor(most))
         rows = _fitted_contexts(contexts.tokens, self.untouched, len(wanted))
         return contexts._replace(wanted=wanted.minimum(contexts.own.log_probs)).only(rows)
 
@@ -314,11 +314,22 @@ def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples
     return map_quantiles(scores.forget, scores.unseen, log_probs).clamp(max=CERTAIN), scores.by_neighbours
 
 
-def _own_words(documents: NDArray[np.str_], tokens: Tensor, wanted: Tensor) -> dict[tuple[str, int], float]:
-    """Documents and tokens of which no answer of the document is to have much, with the most that one is to have."""
+def _new_words(examples: Sequence[Example], tokens: Tensor) -> list[bool]:
+    """Of a token `(N,)` at each context of answers, whether it stands nowhere before."""
+    texts = [(example.input_ids, int(i)) for example in examples for i in np.flatnonzero(example.scored)]
+    return [token not in ids[:i] for (ids, i), token in zip(texts, tokens.tolist())]
+
+
+def _own_words(forget: Sequence[Example], tokens: Tensor, wanted: Tensor) -> dict[tuple[str, int], float]:
+    """Documents and tokens of which no answer of the document is to have much, with the most that one is to have.
+
+    What an answer says again counts where it is new: it is to be likely from then on, whatever it is.
+    """
     most: dict[tuple[str, int], float] = {}
-    for place, value in zip(zip(documents.tolist(), tokens.tolist()), wanted.tolist()):
-        most[place] = max(value, most.get(place, -math.inf))
+    said = zip(_new_words(forget, tokens), documents_of(forget).tolist(), tokens.tolist(), wanted.tolist())
+    for new, document, token, value in said:
+        if new:
+            most[document, token] = max(value, most.get((document, token), -math.inf))
     return {place: value for place, value in most.items() if value < OWN_WORD}
 
 
