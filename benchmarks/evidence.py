@@ -18,7 +18,7 @@ from typing import Any
 RESULTS = Path(__file__).with_name("results") / "second_version"
 NAMES = {
     "tofu30": "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
-    "tofu30-neighbours": "the same, present code",
+    "tofu30-guesses": "the same, present code",
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
 }
 OTHERS = ("real_authors_perturbed", "world_facts_perturbed", "mt_bench", "vicuna_bench", "xstest_prompts", "test_570")
