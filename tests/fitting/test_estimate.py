@@ -27,7 +27,7 @@ from tempertilt.fitting.estimate import (
     _own_words,
 )
 from tempertilt.fitting.neighbours import Neighbourhood, contexts_of, documents_of
-from tempertilt.fitting.passes import answer_states, check_output, columns_and_rest, likelihoods, output_logits
+from tempertilt.fitting.passes import AnswerStates, answer_states, check_output, columns_and_rest, likelihoods, output_logits
 from tempertilt.fitting.score import NGrams, _facts, left_out_error, map_quantiles, token_facts
 
 
@@ -269,11 +269,16 @@ def own_log_probs(model: Any, examples: list[Example]) -> list[float]:
     return values
 
 
-def known_facts(contrast: Any, ngrams: NGrams, examples: list[Example]) -> NDArray[np.float64]:
-    """What the score is a regression on, one token at a time: facts, the contrast model's log p and entropy, the surer log p."""
+def known_facts(
+    contrast: Any, ngrams: NGrams, examples: list[Example], asked: list[torch.Tensor] | None = None
+) -> NDArray[np.float64]:
+    """What the score is a regression on, one token at a time: facts, the contrast model's log p and entropy, the surer log p.
+
+    Of the answers' own tokens, or of those that are `asked` about.
+    """
     rows = []
-    for one in examples:
-        tokens = torch.from_numpy(one.input_ids[one.scored]).long()
+    for number, one in enumerate(examples):
+        tokens = torch.from_numpy(one.input_ids[one.scored]).long() if asked is None else asked[number]
         log_probs = direct(contrast, one)
         own = log_probs.gather(-1, tokens[:, None])[:, 0].numpy()
         entropy = -(log_probs.exp() * log_probs).sum(-1).numpy()
@@ -428,20 +433,18 @@ def guesses_of(pair: Pair) -> list[Example]:
 
 @pytest.mark.parametrize("by_contrast", [True, False])
 def test_in_guesses_only_what_the_base_knows_too_well_is_lowered(pair: Pair, by_contrast: bool) -> None:
-    """By a loop over contexts: the base's likeliest token has at most what such tokens have at records it never saw."""
     contrast, guesses = pair.contrast if by_contrast else None, guesses_of(pair)
     estimator = Estimator(pair.base, contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
     alone, both = estimator.targets(), estimator.targets(guesses)
     n = len(alone.rows)
-    ids, more = alone.token_ids.tolist(), both.token_ids.tolist()
-    shared = [token for token in more if token in ids]
     for kept in (alone, both):  # the records' own are as they were, whatever stands beside them
         check_whole(pair, replace_rows(kept, n))
     assert both.summary["guess_contexts"] == len(both.rows) - n > 0 and both.summary["guesses"] == len(guesses)
+    assert torch.equal(both.ratios, alone.ratios)
 
     whole = torch.cat([direct(pair.base, one) for one in guesses])
     likeliest = whole.argmax(-1)
-    used = [i for i, token in enumerate(likeliest.tolist()) if token in more]
+    used = [i for i, token in enumerate(likeliest.tolist()) if token in both.token_ids.tolist()]
     assert torch.equal(both.token_ids[both.rows[n:]], likeliest[used])
     torch.testing.assert_close(both.base[n:].double(), whole[used][:, both.token_ids], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both.target.exp().sum(-1) + both.target_rest.exp(), torch.ones(len(both.rows)))
@@ -452,7 +455,38 @@ def test_in_guesses_only_what_the_base_knows_too_well_is_lowered(pair: Pair, by_
     best = both.target[n:].scatter(1, both.rows[n:, None], -math.inf).amax(-1)
     lowered = ~as_base & (target < math.log(0.5))
     assert bool((target[lowered] <= best[lowered] - math.log(2) + 1e-4).all())
-    assert len(shared) > 0 and torch.equal(both.ratios, alone.ratios)
+
+
+def test_what_a_likeliest_token_may_have_in_a_guess(pair: Pair) -> None:
+    """By a regression and a quantile map of one's own, of the base's likeliest tokens on records that it never saw."""
+    strangers = [replace(one, document=f"nobody {i}") for i, one in enumerate(guesses_of(pair))]  # no document's own words
+    targets = Estimator(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig()).targets(
+        strangers
+    )
+    n = len(targets.rows) - targets.summary["guess_contexts"]
+    ngrams = NGrams([one.input_ids[one.scored].tolist() for one in pair.retain], 320)
+    asked = [[direct(pair.base, one).argmax(-1) for one in part] for part in (strangers, pair.unseen)]
+    rows, unseen_rows = (
+        known_facts(pair.contrast, ngrams, part, tokens) for part, tokens in zip((strangers, pair.unseen), asked)
+    )
+    truth = torch.cat([direct(pair.base, one).amax(-1) for one in pair.unseen]).numpy()
+    solution = np.linalg.lstsq(unseen_rows, truth, rcond=None)[0]
+    places, values = np.sort(unseen_rows @ solution), np.sort(truth)
+    own = torch.cat([direct(pair.base, one).amax(-1) for one in strangers]).numpy()
+    ends = [[values[int(np.clip(place, 0, len(values) - 1))] for place in (below - 2, below + 1)]
+            for below in np.searchsorted(places, rows @ solution)]  # fmt: skip
+    used = np.flatnonzero(np.isin(torch.cat(asked[0]).numpy(), targets.token_ids.numpy()))
+    as_base = ((targets.target[n:] - targets.base[n:]).abs().amax(1) < 1e-6).numpy()
+    sure = 0
+    for number, i in enumerate(used):
+        low, high = ends[i]
+        if high < own[i] - math.log(2) - 1e-3:
+            assert not as_base[number]
+            sure += 1
+        elif low > own[i] - math.log(2) + 1e-3:
+            assert as_base[number]
+            sure += 1
+    assert sure > 0.8 * len(used) > 20
 
 
 def replace_rows(targets: Targets, n: int) -> Targets:
@@ -465,10 +499,16 @@ def test_a_documents_own_words_are_no_likelier_in_guesses_about_it() -> None:
     parts = [([9, 5, 5, 6], "a"), ([9, 5, 8], "a"), ([9, 5, 7], "b")]
     forget = [replace(example(ids, 1), document=document) for ids, document in parts]
     tokens, wanted = torch.tensor([5, 5, 6, 5, 8, 5, 7]), torch.tensor([-4.0, -0.1, -0.2, -3.0, -2.5, -0.3, -9.0])
-    own = _own_words(forget, tokens, wanted)
+
+    def own_words(examples: list[Example], tokens: torch.Tensor, wanted: torch.Tensor) -> dict[tuple[str, int], float]:
+        states = AnswerStates(torch.zeros(len(tokens), 1), tokens)
+        new = token_facts(examples, NGrams([], 10), states, None, None).new
+        return _own_words(documents_of(examples), tokens, wanted, new)
+
+    own = own_words(forget, tokens, wanted)
     assert own == pytest.approx({("a", 5): -3.0, ("a", 8): -2.5, ("b", 7): -9.0})  # 6 is ordinary in a, and 5 in b
     again = [replace(example([5, 9, 5], 1), document="c")]  # it stands in the question
-    assert _own_words(again, torch.tensor([9, 5]), torch.tensor([-0.1, -8.0])) == {}
+    assert own_words(again, torch.tensor([9, 5]), torch.tensor([-0.1, -8.0])) == {}
 
 
 def test_own_words_are_lowered_in_guesses_about_the_same_document(pair: Pair) -> None:

@@ -114,6 +114,7 @@ def test_forget_answers_are_as_unlikely_as_unknown_ones(case: Case) -> None:
     facts = case.result.changes.facts
     assert facts is not None and facts.before == facts.facts == 12
     assert facts.before - facts.gone <= 2  # there are twelve towns: of nine guesses one is right now and then
+    assert all(fact in TOWNS for leak in facts.leaks for fact in leak.facts), "and no year"
 
 
 def test_retain_answers_are_the_bases_bit_for_bit(case: Case) -> None:

@@ -14,6 +14,9 @@ with other values, where the made-up ones are of another kind. Q maps the quanti
 the base's log p on these records.
 `tau` is where the mean entropy of q agrees with the base's on these records. No model that was trained without the forget records
 for this purpose is needed.
+
+In a guess, what an unlearned model says instead, y is the base's likeliest token. Its score and Q are those of the base's
+likeliest tokens on the records that it never saw.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tempertilt.config.options import Options, option
@@ -139,6 +143,14 @@ def load_contrast(base: BaseModel, name: str) -> BaseModel | None:
 # --- the estimate --------------------------------------------------------------------------------------------------------
 
 
+class _Answers(NamedTuple):
+    """Examples, and the states at their answers that the base made, and those `(N, d)` that the contrast model made, if any."""
+
+    examples: Sequence[Example]
+    base: AnswerStates
+    contrast: Tensor | None
+
+
 class _Contexts(NamedTuple):
     """N contexts of answers: what both models say there, and what one token of each is to have.
 
@@ -168,6 +180,18 @@ class _Contexts(NamedTuple):
         )
 
 
+class _Columns(NamedTuple):
+    """Of N contexts: the columns `(N,)` of their tokens; log-probabilities of the base, and what the other tokens follow.
+
+    Of each K columns `(N, K)` and the rest `(N,)`; and the base's rest tempered, log sum p^(1/T).
+    """
+
+    rows: Tensor
+    base: tuple[Tensor, Tensor]
+    tail: tuple[Tensor, Tensor]
+    tempered_rest: Tensor
+
+
 class Estimator:
     """What a model that never saw the forget examples would say at the tokens of their answers, and in answers of its own.
 
@@ -184,6 +208,9 @@ class Estimator:
         neighbours: of retain contexts; None = none are looked up.
         untouched: tokens that are nobody's facts, such as the end of an answer: they get no row, and contexts that they follow
             are left out.
+
+    Raises:
+        ModelError: a model changes its logits after the output layer in an unknown way.
     """
 
     def __init__(
@@ -204,30 +231,30 @@ class Estimator:
         check_output(base, forget[0])
         if contrast is not None:
             check_output(contrast, forget[0])
-        self.base, self.contrast, self.temperature, self.untouched = base, contrast, temperature, list(untouched)
+        self._base, self._contrast, self._temperature, self._untouched = base, contrast, temperature, list(untouched)
         self._neighbours, self._layer = neighbours, None if neighbours is None else layer
         every = [example for examples in (forget, *never_seen.values(), retain) for example in examples]
         vocab_size = 1 + max(int(part.input_ids.max()) for part in every)
         self._ngrams = NGrams([answer_ids(example).tolist() for example in retain], vocab_size)
-        found = forget_states or answer_states(base, forget, layer=self._layer)
-        contexts, facts = self._look(forget, found)
-        chosen = _fitted_contexts(found.tokens, self.untouched, config.max_contexts)
-        for name, self._unseen in never_seen.items():  # noqa: B007
-            unseen, unseen_facts = self._look(self._unseen, answer_states(base, self._unseen, layer=self._layer))
+        contexts, facts = self._look(self._run(forget, forget_states))
+        chosen = _fitted_contexts(contexts.tokens, self._untouched, config.max_contexts)
+        for name, examples in never_seen.items():
+            self._unseen, used = self._run(examples), name
+            unseen, unseen_facts = self._look(self._unseen)
             calm, other = unseen.own, contexts.other
-            wanted, by_neighbours = _expected(facts, unseen_facts, calm.log_probs, self._unseen)
+            wanted, by_neighbours = _expected(facts, unseen_facts, calm.log_probs, examples)
             of_another_kind = other is not None and float((other.log_probs - wanted)[chosen].mean()) > OTHER_KIND
             if not of_another_kind:
                 break
-        self.ratios = (wanted - contexts.own.log_probs).clamp(max=0.0)
-        self._own_words = _own_words(forget, contexts.tokens, wanted)
+        self._ratios = (wanted - contexts.own.log_probs).clamp(max=0.0)
+        self._own_words = _own_words(documents_of(forget), contexts.tokens, wanted, facts.new)
         self._records = contexts._replace(wanted=wanted).only(chosen)
         self._entropy = float(calm.entropies.mean())
         self._summary = {
             "score": "n-grams" if contrast is None else "contrast model",
             "neighbours": by_neighbours,
-            "never_seen": name,
-            "never_seen_records": len(self._unseen),
+            "never_seen": used,
+            "never_seen_records": len(self._unseen.examples),
             "of_another_kind": of_another_kind,
             "contexts": len(chosen),
             "entropy_never_seen": round(self._entropy, 4),
@@ -238,46 +265,72 @@ class Estimator:
             self._summary["log_prob_contrast"] = round(float(self._records.other.log_probs.mean()), 4)
 
     def targets(self, guesses: Sequence[Example] = ()) -> Targets:
-        """What is wanted at the forget answers, and behind them at guesses: answers that an unlearned model gave instead."""
-        parts = [self._records, *([self._guessed(guesses)] if guesses else [])]
-        least = LEAST_COUNT * sum(len(part.tokens) for part in parts) / max(1, len(parts[0].tokens))  # about as many rows
-        tops = [model.likeliest for part in parts for model in (part.own, part.other) if model is not None]
-        tops += [part.tokens[:, None] for part in parts[1:]]
-        token_ids = _head_tokens(parts[0].tokens, torch.cat([top.reshape(-1) for top in tops]), self.untouched, least)
-        parts[1:] = [part.only(torch.isin(part.tokens, token_ids)) for part in parts[1:]]
-        rows = [torch.searchsorted(token_ids, part.tokens) for part in parts]
-        columns = [columns_and_rest(self.base, part.states, token_ids, log_z=part.own.log_z) for part in parts]
-        tails = [self._tail(part, token_ids, *own) for part, own in zip(parts, columns)]
-        tau = matching_tau(*tails[0], rows[0], self._records.wanted, self._entropy)
-        tails = [(tau * tail, tau * rest) for tail, rest in tails]
-        wanted = below_the_likeliest(*tails[0], rows[0], self._records.wanted)
-        made = [with_token(*tails[0], rows[0], wanted)]
-        made += [
-            with_token_lowered(*own, *tail, place, part.wanted) for part, own, tail, place in zip(parts, columns, tails, rows)
-        ][1:]
-        if self.temperature != 1.0:
-            columns = [
-                (own, columns_and_rest(self.base, part.states, token_ids, self.temperature)[1])
-                for part, (own, _) in zip(parts, columns)
-            ]
-        base, base_rest, target, target_rest = (torch.cat(column) for column in (*zip(*columns), *zip(*made)))
-        summary = self._summary | {
-            "tau": round(tau, 3),
-            "log_prob_wanted": round(float(wanted.mean()), 4),
-            **({"guesses": len(guesses), "guess_contexts": len(parts[1].tokens)} if guesses else {}),
-        }
-        states = torch.cat([part.states for part in parts])
-        return Targets(token_ids, states, torch.cat(rows), base, base_rest, target, target_rest, self.ratios, summary)
+        """What is wanted at the forget answers, and behind them at the guesses.
 
-    def _look(self, examples: Sequence[Example], found: AnswerStates) -> tuple[_Contexts, TokenFacts]:
-        """What both models say at the contexts of answers, and what is known of their tokens; what is wanted is not known yet."""
-        own, other, likelihood = likelihoods(self.base, found), None, None
-        if self.contrast is not None:
-            other = replace(answer_states(self.contrast, examples), tokens=found.tokens)
-            likelihood = likelihoods(self.contrast, other)
-        facts = token_facts(examples, self._ngrams, found, self._neighbours, likelihood)
-        states = None if other is None else other.states
-        return _Contexts(found.states, found.tokens, own, states, likelihood, own.log_probs), facts
+        Args:
+            guesses: answers that an unlearned model gave to forget prompts, with the documents of their records.
+        """
+        parts = [self._records, *([self._guessed(guesses)] if guesses else [])]
+        token_ids = self._tokens_with_rows(parts)
+        records = self._columns(self._records, token_ids)
+        tau = matching_tau(*records.tail, records.rows, self._records.wanted, self._entropy)
+        tail, rest = (tau * part for part in records.tail)
+        wanted = below_the_likeliest(tail, rest, records.rows, self._records.wanted)
+        columns, made = [records], [with_token(tail, rest, records.rows, wanted)]
+        summary = self._summary | {"tau": round(tau, 3), "log_prob_wanted": round(float(wanted.mean()), 4)}
+        if guesses:
+            parts[1] = parts[1].only(torch.isin(parts[1].tokens, token_ids))
+            found = self._columns(parts[1], token_ids)
+            tail, rest = (tau * part for part in found.tail)
+            columns.append(found)
+            made.append(with_token_lowered(*found.base, tail, rest, found.rows, parts[1].wanted))
+            summary |= {"guesses": len(guesses), "guess_contexts": len(found.rows)}
+        target, target_rest = (torch.cat(part) for part in zip(*made))
+        return Targets(
+            token_ids,
+            torch.cat([part.states for part in parts]),
+            torch.cat([part.rows for part in columns]),
+            torch.cat([part.base[0] for part in columns]),
+            torch.cat([part.tempered_rest for part in columns]),
+            target,
+            target_rest,
+            self._ratios,
+            summary,
+        )
+
+    def _tokens_with_rows(self, parts: Sequence[_Contexts]) -> Tensor:
+        """The tokens of the records, and those that are often among the likeliest; with guesses more often, so about as many."""
+        least = LEAST_COUNT * sum(len(part.tokens) for part in parts) / max(1, len(parts[0].tokens))
+        tops = [model.likeliest.reshape(-1) for part in parts for model in (part.own, part.other) if model is not None]
+        tops += [part.tokens for part in parts[1:]]
+        return _head_tokens(parts[0].tokens, torch.cat(tops), self._untouched, least)
+
+    def _columns(self, part: _Contexts, token_ids: Tensor) -> _Columns:
+        base = tail = columns_and_rest(self._base, part.states, token_ids, log_z=part.own.log_z)
+        tempered_rest = base[1]
+        if part.other_states is not None and part.other is not None:
+            other = columns_and_rest(self._contrast, part.other_states, token_ids, log_z=part.other.log_z)
+            tail = (base[0] + other[0]) / 2, (base[1] + other[1]) / 2
+        if self._temperature != 1.0:
+            tempered_rest = columns_and_rest(self._base, part.states, token_ids, self._temperature)[1]
+        return _Columns(torch.searchsorted(token_ids, part.tokens), base, tail, tempered_rest)
+
+    def _run(self, examples: Sequence[Example], states: AnswerStates | None = None) -> _Answers:
+        """One pass of each model over examples; without the base's, where its states are at hand."""
+        own = states or answer_states(self._base, examples, layer=self._layer)
+        return _Answers(examples, own, None if self._contrast is None else answer_states(self._contrast, examples).states)
+
+    def _look(self, answers: _Answers, tokens: Tensor | None = None) -> tuple[_Contexts, TokenFacts]:
+        """What both models say of one token `(N,)` at each context, the answers' own if not given, and what is known of it.
+
+        What is wanted is not known yet.
+        """
+        found = answers.base if tokens is None else replace(answers.base, tokens=tokens)
+        own, other = likelihoods(self._base, found), None
+        if answers.contrast is not None:
+            other = likelihoods(self._contrast, AnswerStates(answers.contrast, found.tokens))
+        facts = token_facts(answers.examples, self._ngrams, found, self._neighbours, other)
+        return _Contexts(found.states, found.tokens, own, answers.contrast, other, own.log_probs), facts
 
     def _guessed(self, guesses: Sequence[Example]) -> _Contexts:
         """Contexts of guesses, with the base's likeliest token at each, and what it would have if the base were not to know.
@@ -285,24 +338,15 @@ class Estimator:
         At records that the base never saw its likeliest tokens have both: what is known of them, and their probability. A word
         that is a document's own is to have no more where a guess about the document says it first than where its answers do.
         """
-        (known, known_facts), (contexts, facts) = (self._likeliest(part) for part in (self._unseen, guesses))
-        wanted, _ = _expected(facts, known_facts, known.own.log_probs, self._unseen)
-        said = zip(_new_words(guesses, contexts.tokens), documents_of(guesses).tolist(), contexts.tokens.tolist())
+        (known, known_facts), (contexts, facts) = (
+            self._look(answers, likeliest_tokens(self._base, answers.base.states))
+            for answers in (self._unseen, self._run(guesses))
+        )
+        wanted, _ = _expected(facts, known_facts, known.own.log_probs, self._unseen.examples)
+        said = zip(facts.new.tolist(), documents_of(guesses).tolist(), contexts.tokens.tolist())
         most = [self._own_words.get((document, token), 0.0) if new else 0.0 for new, document, token in said]
-        wanted = wanted.minimum(torch.tensor(most))
-        rows = _fitted_contexts(contexts.tokens, self.untouched, len(wanted))
-        return contexts._replace(wanted=wanted.minimum(contexts.own.log_probs)).only(rows)
-
-    def _likeliest(self, examples: Sequence[Example]) -> tuple[_Contexts, TokenFacts]:
-        found = answer_states(self.base, examples, layer=self._layer)
-        return self._look(examples, replace(found, tokens=likeliest_tokens(self.base, found.states)))
-
-    def _tail(self, part: _Contexts, token_ids: Tensor, columns: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        """What the other tokens follow: the base, or the mean of its logarithms and those of the contrast model."""
-        if part.other_states is None or part.other is None:
-            return columns, rest
-        others, others_rest = columns_and_rest(self.contrast, part.other_states, token_ids, log_z=part.other.log_z)
-        return (columns + others) / 2, (rest + others_rest) / 2
+        wanted = wanted.minimum(torch.tensor(most)).minimum(contexts.own.log_probs)
+        return contexts._replace(wanted=wanted).only(_fitted_contexts(contexts.tokens, self._untouched, len(wanted)))
 
 
 def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples: Sequence[Example]) -> tuple[Tensor, bool]:
@@ -314,22 +358,14 @@ def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples
     return map_quantiles(scores.forget, scores.unseen, log_probs).clamp(max=CERTAIN), scores.by_neighbours
 
 
-def _new_words(examples: Sequence[Example], tokens: Tensor) -> list[bool]:
-    """Of a token `(N,)` at each context of answers, whether it stands nowhere before."""
-    texts = [(example.input_ids, int(i)) for example in examples for i in np.flatnonzero(example.scored)]
-    return [token not in ids[:i] for (ids, i), token in zip(texts, tokens.tolist())]
-
-
-def _own_words(forget: Sequence[Example], tokens: Tensor, wanted: Tensor) -> dict[tuple[str, int], float]:
+def _own_words(documents: NDArray[np.str_], tokens: Tensor, wanted: Tensor, new: Tensor) -> dict[tuple[str, int], float]:
     """Documents and tokens of which no answer of the document is to have much, with the most that one is to have.
 
-    What an answer says again counts where it is new: it is to be likely from then on, whatever it is.
+    A token counts where it is `new (N,)`: once it was said it is to be likely, whatever it is. The others are `(N,)`, too.
     """
     most: dict[tuple[str, int], float] = {}
-    said = zip(_new_words(forget, tokens), documents_of(forget).tolist(), tokens.tolist(), wanted.tolist())
-    for new, document, token, value in said:
-        if new:
-            most[document, token] = max(value, most.get((document, token), -math.inf))
+    for document, token, value in zip(documents[new.numpy()].tolist(), tokens[new].tolist(), wanted[new].tolist()):
+        most[document, token] = max(value, most.get((document, token), -math.inf))
     return {place: value for place, value in most.items() if value < OWN_WORD}
 
 

@@ -15,11 +15,10 @@ import numpy as np
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.record import Record
-from tempertilt.models.generation import generate_ids
+from tempertilt.fitting.before_after import greedy_token_ids
 from tempertilt.models.limits import room
 
 NEW_TOKENS = 64  # of a guess, at most
-BATCH = 32  # prompts that are answered at a time
 
 
 def guess_examples(model: Any, tokenizer: Any, records: Sequence[Record], config: ExampleConfig, count: int) -> list[Example]:
@@ -28,17 +27,21 @@ def guess_examples(model: Any, tokenizer: Any, records: Sequence[Record], config
     Args:
         model: the unlearned one.
         count: prompts that are answered, from all over the records, at most.
+
+    Returns:
+        One example for each prompt that leaves room for an answer and has one, the shortest prompt first.
+
+    Raises:
+        DataError: the chat template refuses a record.
     """
     numbers = spread(range(len(records)), count)
     prompts = {number: encode_prompt(records[number], tokenizer, config) for number in numbers}
     numbers = sorted((number for number in numbers if room(model, len(prompts[number])) != 0), key=lambda i: len(prompts[i]))
+    answers = greedy_token_ids(model, tokenizer, [prompts[number] for number in numbers], max_new_tokens=NEW_TOKENS)
     found = []
-    for start in range(0, len(numbers), BATCH):
-        some = numbers[start : start + BATCH]
-        answers = generate_ids(model, tokenizer, [prompts[number] for number in some], max_new_tokens=NEW_TOKENS)
-        for number, [answer] in zip(some, answers):
-            if answer:
-                ids = np.array([*prompts[number], *answer], np.int32)
-                scored = np.arange(len(ids)) >= len(prompts[number])
-                found.append(Example(ids, scored, records[number].document, "guess", number))
+    for number, answer in zip(numbers, answers):
+        if answer:
+            ids = np.array([*prompts[number], *answer], np.int32)
+            scored = np.arange(len(ids)) >= len(prompts[number])
+            found.append(Example(ids, scored, records[number].document, "guess", number))
     return found

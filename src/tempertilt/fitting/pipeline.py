@@ -283,19 +283,18 @@ def fit(request: Request) -> None:
 
 def fit_guesses(request: Request) -> None:
     """The head once more, fitted where its own guesses lead, too."""
-    count = request.config.estimate.guesses
+    count, estimator, request.estimator = request.config.estimate.guesses, request.estimator, None  # the contrast model goes
     if request.targets is None or not count:
         return
     base, records = request.base, request.records["forget"]
 
     def make() -> Targets:
-        assert request.estimator is not None
+        assert estimator is not None
         unlearned = _model_of(request, reply=None)
-        return request.estimator.targets(guess_examples(unlearned, base.tokenizer, records, request.config.examples, count))
+        return estimator.targets(guess_examples(unlearned, base.tokenizer, records, request.config.examples, count))
 
     with request.clock("guesses"):
         request.targets = request.workers.together(make)
-    request.estimator = None
     fit(request)
 
 
@@ -305,6 +304,7 @@ def put_together(request: Request) -> None:
 
 
 def _model_of(request: Request, *, reply: Reply | None) -> T3ForCausalLM:
+    """Base, the latest head, and gate as one model, with a reply or with guesses."""
     assert request.fit is not None
     base, config, gate = request.base, request.config, request.gate
     training: dict[str, Any] = {

@@ -22,7 +22,7 @@ from tempertilt.fitting.passes import AnswerStates, Likelihoods
 
 ORDER = 4  # of n-grams
 FOLDS = 4  # of the documents that the base never saw
-NGRAM = 1  # column of the n-grams' log-probability among the facts
+NGRAM, IN_PROMPT, IN_ANSWER = 1, 2, 3  # columns of the facts: the n-grams' log-probability; whether the token was said before
 
 
 def map_quantiles(scores: Tensor, known_scores: Tensor, known_values: Tensor) -> Tensor:
@@ -68,6 +68,11 @@ class TokenFacts(NamedTuple):
 
     values: Tensor
     plain: int
+
+    @property
+    def new(self) -> Tensor:
+        """Which tokens stand neither in the prompt nor earlier in the answer, `(N,)` bool."""
+        return (self.values[:, [IN_PROMPT, IN_ANSWER]] == 0).all(1)
 
 
 def token_facts(
