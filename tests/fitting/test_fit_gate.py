@@ -224,24 +224,6 @@ def test_the_output_gate_is_sure_where_few_texts_come_as_near() -> None:
     assert never.sure_threshold is None and GateConfig().said.sure_threshold == 0.75
 
 
-@pytest.mark.parametrize(
-    ("later", "expected"),
-    [
-        ([0.2] * 49 + [0.9], 0.45),  # one of fifty may
-        ([0.2] * 48 + [0.5, 0.9], 0.5),
-        ([0.2] * 40 + [0.9] * 10, 0.6),  # no higher than the other threshold
-        ([-np.inf] * 50, 0.45),
-        ([], 0.45),
-    ],
-)
-def test_after_a_turn_about_the_records_few_other_answers_open(later: list[float], expected: float) -> None:
-    gate = gate_at(torch.eye(3), threshold=0.6, weak=0.45)
-    evidence, none = np.array([0.5] * 20 + later, np.float32), np.zeros(0, np.float32)
-    fit = GateFit(gate, evidence, evidence, none, 0.0)
-    set_thresholds(GateFit(gate_at(torch.eye(3)), none, none, none, 0.0), fit, 20, GateConfig())
-    assert (gate.threshold, gate.weak_threshold) == (0.6, pytest.approx(expected))
-
-
 def test_a_raised_threshold_still_hears_the_prompts() -> None:
     heard = np.array([0.5] * 5 + [0.92] * 95, np.float32)
     assert heard_threshold(0.97, 0.9, heard, 0.9) == pytest.approx(0.92)

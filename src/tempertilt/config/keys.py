@@ -14,7 +14,7 @@ PROTOCOLS = {
     "background": 2,
     "features": 1,
     "estimate": 4,
-    "gate": 13,
+    "gate": 14,
     "head": 2,
     "calibration": 1,
     "measure": 3,

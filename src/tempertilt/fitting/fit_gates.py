@@ -155,8 +155,7 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
     made with, since they share names, they open it.
 
     Args:
-        asked, said: both gates; the first `retained` texts of their evidence are the same. All further ones of the output gate's
-            are answers in a later turn, and raise its weak threshold, at most to the other one.
+        asked, said: both gates; the first `retained` texts of their evidence are the same.
         retained: number of retain texts.
         config: the usual thresholds, how low that of the input gate may be, and the share of retain texts that the input gate
             may open by mistake, and that the output gate may in addition; half of it where the output gate is sure.
@@ -175,10 +174,6 @@ def set_thresholds(asked: GateFit, said: GateFit | None, retained: int, config: 
         every = said.retain_evidence[:retained]
         share = config.false_open / 2
         said.gate.sure_threshold = raised_threshold(said.gate.sure_threshold, every[np.isfinite(every)], share)
-    later, weak = said.retain_evidence[retained:], said.gate.weak_threshold
-    if weak is not None:
-        raised = raised_threshold(weak, later[np.isfinite(later)], config.false_open)
-        said.gate.weak_threshold = max(weak, min(raised, said.gate.threshold))
 
 
 def _related(inputs: GateInputs) -> set[str]:
