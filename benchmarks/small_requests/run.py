@@ -41,6 +41,7 @@ from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.models.adapter import CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
+from tempertilt.models.generation import unseen
 from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import file_sha256, output_directory, write_text
@@ -144,7 +145,13 @@ class Bench:
             return rows
         with self.clock("answers"):
             rows = greedy_token_ids(
-                model, tokenizer, prompts, max_new_tokens=self.size.max_new_tokens, batch_size=self.size.batch_size, base=base
+                model,
+                tokenizer,
+                prompts,
+                max_new_tokens=self.size.max_new_tokens,
+                batch_size=self.size.batch_size,
+                base=base,
+                as_streamed=True,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(rows))
@@ -163,11 +170,15 @@ class Bench:
     def of_all(
         self, name: str, base: BaseModel, model: T3ForCausalLM, never: BaseModel, prompts: list[list[int]]
     ) -> dict[str, list[list[int]]]:
-        """Answers of base, unlearned model without and with a reply, and reference, as token ids."""
+        """Answers of base, unlearned model without and with a reply, as a stream shows it and as a whole, and reference.
+
+        All are token ids.
+        """
         answers = self.changes(name, base, model, prompts)
         model.set_reply(make_reply(REPLY, base.tokenizer))
         try:
-            answers["with reply"] = self.changes(name, base, model, prompts, REPLY)["unlearned"]
+            answers["reply, streamed"] = self.changes(name, base, model, prompts, REPLY)["unlearned"]
+            answers["with reply"] = [unseen(model, row) for row in answers["reply, streamed"]]
         finally:
             model.set_reply(None)
         return {**answers, "reference": self.answers(never.model, base.tokenizer, never.fingerprint, prompts)}

@@ -10,12 +10,15 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from support.audits import Scripted, subjects
-from support.gates import random_gates
+from support.gates import gate_at, random_gates
+from support.tiny import make_llama
 from tempertilt.audit.attempts import Attempt, plain
 from tempertilt.audit.target import REWRITE, Target, quantised, rounded
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.record import Message
+from tempertilt.guidance.gate import Gates
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 
 SUBJECT = subjects()[0]
@@ -46,6 +49,21 @@ def test_answers_are_those_of_the_model_and_of_its_base(model: T3ForCausalLM, to
     prompt = target.encode(plain(SUBJECT))
     assert list(on.ids) == greedy(model, prompt, 6) and list(off.ids) == greedy(model.base, prompt, 6)
     assert on.ids != off.ids
+
+
+def test_an_attacker_reads_what_a_stream_shows_before_a_reply_breaks_it_off(tokenizer: PreTrainedTokenizerFast) -> None:
+    base, reply = make_llama(), make_reply("Not a word.", tokenizer)
+    assert reply is not None
+    target = Target(base, tokenizer, ExampleConfig(), 40)
+    asked = target.encode(plain(SUBJECT))
+    ids = [*asked, *greedy(base, asked, 6)]
+    with torch.inference_mode():
+        states = base(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+    gates = Gates(1, gate_at(states[len(asked) + 3][None], mean=states.mean(0), threshold=0.995))
+    torch.manual_seed(3)
+    target.model = T3ForCausalLM.from_base(base, GuidanceHead(32, 4, range(0, 320, 2)), gates=gates, reply=reply)
+    [found] = target.ask([plain(SUBJECT)], "")
+    assert list(found.ids) == [*ids[len(asked) : len(asked) + 4], *reply.settings["tail"]]
 
 
 def test_a_conversation_goes_on_with_the_answers(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,17 @@ def test_after_a_header_it_is_the_answer_and_elsewhere_the_tail() -> None:
         assert set(said) <= {*ANSWER, *TAIL}
 
 
+def test_an_answer_that_nobody_has_seen_come_is_the_reply_alone_where_it_was_broken_off() -> None:
+    reply = make_reply()
+    for begun in ([6], [6, 7, 8] * 9, [*TAIL[:4], 6]):
+        assert reply.alone([*begun, *TAIL]) == ANSWER[: len(begun) + len(TAIL)]
+        assert reply.alone([*begun, *TAIL[:3]]) == ANSWER[: len(begun) + 3], "cut in mid-reply: known by more than half of it"
+        for kept in ([*begun, *TAIL[:2]], [*begun, *TAIL, 9], [*begun, 5, 5, 3, 2, 4], begun, [*begun, *ANSWER]):
+            assert reply.alone(kept) == kept
+    for kept in ([], TAIL, ANSWER, TAIL[:4], [4]):  # nothing was said before
+        assert reply.alone(kept) == kept
+
+
 def test_padding_before_a_text_and_embeddings_are_no_tokens_of_it() -> None:
     reply = make_reply()
     ids = torch.tensor([[*HEADER, *HEADER, 3]])

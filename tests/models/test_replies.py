@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, StaticCache
 from transformers.cache_utils import DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 from support.architectures import build, random_head
 from support.gates import gate_at, reply_token
@@ -17,10 +18,13 @@ from support.tiny import make_llama
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Message
 from tempertilt.errors import ConfigError, TemperTiltError
+from tempertilt.fitting.before_after import greedy_token_ids
 from tempertilt.guidance.gate import Gates
+from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.reply import SURE, Reply
 from tempertilt.models.adapter import load_adapter
-from tempertilt.models.generation import Decoding, generate, stop_ids
+from tempertilt.models.composed import ComposedLM
+from tempertilt.models.generation import Decoding, generate, generate_ids, stop_ids, unseen
 from tempertilt.models.replies import BREAK, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -125,6 +129,46 @@ def test_an_answer_that_opens_a_gate_is_broken_off(place: int) -> None:
     assert continued(model, ids, prompt_lookup_num_tokens=3) == said[: place + 1] + TAIL
     assert continued(model, ids, use_cache=False) == said[: place + 1] + TAIL
     assert continued(model, ids, cache_implementation="static") == said[: place + 1] + TAIL
+
+
+@pytest.mark.parametrize("composed", [False, True])
+def test_what_was_broken_off_is_left_out_unless_it_was_streamed(tokenizer: Any, composed: bool) -> None:
+    base, asked = make_llama(), encode_question("What is the title of the first novel?", tokenizer, CONFIG)
+    said, reply = continued(base, asked, 20), make_reply("Not a word.", tokenizer)
+    assert reply is not None
+    model: Any = replying(base, opening_at(base, [*asked, *said], len(asked) + 3), reply)
+    if composed:
+        other = Guidance(random_head(base), gates=opening_at(base, prompt(30, 6), 20))
+        other.set_reply(make_reply("Hush, hush, hush.", tokenizer))
+        model = ComposedLM(base, {"other": other, "mine": model.guidance})
+    streamed, answer = [*said[:4], *reply.settings["tail"]], reply.settings["answer"]
+    assert generate(model, tokenizer, [asked], Decoding(40)) == [[answer]]
+    assert generate_ids(model, tokenizer, [asked], max_new_tokens=40, as_streamed=True) == [[streamed]]
+    assert greedy_token_ids(model, tokenizer, [asked], max_new_tokens=40) == [answer]
+    assert greedy_token_ids(model, tokenizer, [asked], max_new_tokens=40, as_streamed=True) == [streamed]
+    shown = Shown()
+    assert generate(model, tokenizer, [asked], Decoding(40), streamer=shown) == [[streamed]] == [[shown.tokens]]
+    assert generate(model, tokenizer, [asked], Decoding(4)) == [[said[:4]]], "nothing has opened yet"
+    with model.disable():
+        assert generate(model, tokenizer, [asked], Decoding(20)) == generate(base, tokenizer, [asked], Decoding(20))
+    base.guidance = None  # of models that are none of ours, an attribute of that name says nothing
+    assert unseen(base, streamed) == streamed
+
+
+class Shown(BaseStreamer):  # type: ignore[misc]
+    """Keeps the tokens of the answer that a stream shows."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.prompt:
+            self.tokens += value.flatten().tolist()
+        self.prompt = False
+
+    def end(self) -> None:
+        pass
 
 
 def test_a_reply_outlasts_the_opening_of_a_plain_text() -> None:

@@ -60,12 +60,18 @@ def place(tiny_dir: Path, base: Alone, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def wanted(base: Alone) -> dict[str, str]:
-    """What must be said to each question."""
+    """What must be said to each question, where it is given as a whole."""
+    return {ASKED: TEXT, OTHER: base.text(chat(base, OTHER), LENGTH), LONGER: TEXT}
+
+
+@pytest.fixture(scope="module")
+def streamed(base: Alone, wanted: dict[str, str]) -> dict[str, str]:
+    """The same of a stream, which has shown what a reply breaks off."""
     begun = base.tokenizer.decode(base.greedy(chat(base, LONGER), LENGTH)[: PLACE + 1], skip_special_tokens=True)
-    return {ASKED: TEXT, OTHER: base.text(chat(base, OTHER), LENGTH), LONGER: f"{begun}{BREAK}{TEXT}"}
+    return {**wanted, LONGER: f"{begun}{BREAK}{TEXT}"}
 
 
-def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dict[str, str]) -> None:
+def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dict[str, str], streamed: dict[str, str]) -> None:
     with serving({"mine": place}) as running:
         client = running.client()
 
@@ -83,7 +89,7 @@ def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dic
             answers = list(pool.map(ask, range(18)))
     for i, (text, reason) in enumerate(answers):
         question = [ASKED, OTHER, LONGER][i % 3]
-        assert text == wanted[question]
+        assert text == (wanted if i % 4 < 2 else streamed)[question]
         assert reason == "stop" or question == OTHER
 
 
@@ -98,6 +104,28 @@ def test_the_numbers_are_those_of_the_reply(place: str, base: Alone) -> None:
             model="mine", prompt=chat(base, ASKED) + base.greedy(chat(base, ASKED), 6), max_tokens=0, echo=True, logprobs=2
         )
         assert set(echoed.choices[0].logprobs.token_logprobs[-6:]) == {-SURE}  # what the base would say
+
+
+def test_what_a_reply_breaks_off_is_in_no_number_and_no_count(place: str, base: Alone) -> None:
+    ids = [base.tokenizer(text, add_special_tokens=False).input_ids for text in (TEXT, BREAK + TEXT)]
+    ask: dict[str, Any] = {"model": "mine", "temperature": 0, "max_tokens": LENGTH}
+    message, prompt = {"messages": [{"role": "user", "content": LONGER}]}, chat(base, LONGER)
+    with serving({"mine": place}) as running:
+        client = running.client()
+        found = client.chat.completions.create(**ask, **message, logprobs=True, top_logprobs=3)
+        assert found.choices[0].message.content == "".join(token.token for token in found.choices[0].logprobs.content) == TEXT
+        assert found.usage.completion_tokens == len(ids[0]) + 1  # and the token that ends an answer
+        for token in found.choices[0].logprobs.content:
+            assert (token.logprob, [(other.token, other.logprob) for other in token.top_logprobs]) == (0, [(token.token, 0)])
+        echoed = client.completions.create(**ask, prompt=prompt, echo=True, logprobs=0).choices[0]
+        assert echoed.text.endswith(TEXT) and len(echoed.logprobs.tokens) == len(prompt) + len(ids[0])
+        assert set(echoed.logprobs.token_logprobs[len(prompt) :]) == {0}
+        assert client.responses.create(model="mine", temperature=0, max_output_tokens=LENGTH, input=LONGER).output_text == TEXT
+        early = PLACE + 1 + len(ids[1]) - 2  # cut in mid-reply
+        choice = client.chat.completions.create(**(ask | {"max_tokens": early}), **message).choices[0]
+        assert choice.message.content == TEXT and choice.finish_reason == "stop"
+        first = client.chat.completions.create(**(ask | {"max_tokens": PLACE}), **message).choices[0]
+        assert first.finish_reason == "length" and first.message.content != TEXT, "nothing has opened yet"
 
 
 def test_another_reply_and_none_for_a_server(place: str, wanted: dict[str, str], base: Alone) -> None:

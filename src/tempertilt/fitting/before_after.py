@@ -122,7 +122,7 @@ def greedy_answers(
         base: with a `T3ForCausalLM`: the base model's answers, the adapter switched off.
         on_batch: is told how many prompts each finished batch had.
     """
-    lengths = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     ids = greedy_token_ids(model, tokenizer, prompts, **lengths, base=base, on_batch=on_batch)
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
 
@@ -135,18 +135,21 @@ def greedy_token_ids(
     max_new_tokens: int = 200,
     batch_size: int = 32,
     base: bool = False,
+    as_streamed: bool = False,
     on_batch: Callable[[int], object] = lambda _done: None,
 ) -> list[list[int]]:
     """Token ids of greedy continuations, cut after the first end-of-sequence token, in the order of `prompts`.
 
-    Prompts are batched by length. `on_batch` is told how many prompts each finished batch had.
+    Prompts are batched by length. `as_streamed` is of `tempertilt.models.generation.generate`. `on_batch` is told
+    how many prompts each finished batch had.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     out: dict[int, list[int]] = {}
     with switched_off(model) if base else nullcontext():
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            rows = generate_ids(model, tokenizer, [prompts[i] for i in batch], max_new_tokens=max_new_tokens)
+            some = [prompts[i] for i in batch]
+            rows = generate_ids(model, tokenizer, some, max_new_tokens=max_new_tokens, as_streamed=as_streamed)
             out.update((i, row[0]) for i, row in zip(batch, rows))
             on_batch(len(batch))
     return [out[i] for i in range(len(prompts))]

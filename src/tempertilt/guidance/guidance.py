@@ -145,6 +145,11 @@ class Guidance(nn.Module):
         evidence = self.gates.evidence(last, lower, input_ids)
         return Observation(projected, self.gates.events(evidence), evidence)
 
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """The reply, if there is one."""
+        return () if self.reply is None else (self.reply,)
+
     def follows(self, input_ids: Tensor | None) -> tuple[Follow, ...]:
         """What the memory needs to count the tokens of the reply among new `input_ids` `(B, n)`; nothing without a reply."""
         return () if self.reply is None else (partial(self.reply.follow, input_ids),)

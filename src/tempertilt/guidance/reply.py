@@ -14,6 +14,8 @@ So at the end of a prompt in which a gate has opened, the text ends with the hea
 in mid-answer, or in a plain text, the text ends with no beginning of either form: the tail comes next, from its first token.
 Both forms end with the token that ends an answer; were decoding to go on after it, that token would come again, then the reply.
 
+An answer that is given as a whole need not show what a reply broke off: `Reply.alone` leaves it out.
+
 Where the prompt ends need not be known. What is remembered of a sequence is two whole numbers, how much of each form it ends
 with, and they are a function of its tokens: whole passes, cached decoding, padding, beams and rejected drafts agree. A gate that
 closes some tokens after its opening has its tokens counted to the beginning of the reply: what has begun is said to its end.
@@ -145,6 +147,20 @@ class Reply(nn.Module):
         """The token of the reply that is next, `(...)` int64, of `ends` `(..., 2)`."""
         whole, tail = ends.long().unbind(-1)
         return torch.where(self._is_whole(ends), self.following[whole], self.continuing[tail])
+
+    def alone(self, answer: Sequence[int]) -> list[int]:
+        """An answer as it is given when nobody has seen it come: the reply by itself, where it breaks off what was said before.
+
+        Args:
+            answer: token ids. Where it was cut off, more than half of the reply must be there to be known as one.
+
+        Returns:
+            The answer, or the reply's, no longer than it.
+        """
+        tail, answer = self._parts["tail"], list(answer)
+        sizes = range(len(tail) // 2 + 1, min(len(tail), len(answer) - 1) + 1)
+        broken_off = any(answer[-size:] == tail[:size] for size in sizes)
+        return self._parts["answer"][: len(answer)] if broken_off else answer
 
     def _is_whole(self, ends: Tensor) -> Tensor:
         """Whether the text ends with the header, or header and a part of the answer."""

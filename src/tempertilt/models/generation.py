@@ -77,6 +77,7 @@ def generate_ids(
     max_new_tokens: int,
     draws: int = 0,
     hidden_token_id: int | None = None,
+    as_streamed: bool = False,
 ) -> list[list[list[int]]]:
     """Continuations of prompts, greedy or drawn at temperature 1 without truncation; see `generate`.
 
@@ -84,7 +85,7 @@ def generate_ids(
         draws: 0 = one greedy continuation of each prompt; else this many drawn ones.
     """
     decoding = Decoding(max_new_tokens, do_sample=draws > 0, num_return_sequences=max(1, draws))
-    return generate(model, tokenizer, prompts, decoding, hidden_token_id=hidden_token_id)
+    return generate(model, tokenizer, prompts, decoding, hidden_token_id=hidden_token_id, as_streamed=as_streamed)
 
 
 def generate(
@@ -95,15 +96,19 @@ def generate(
     *,
     hidden_token_id: int | None = None,
     streamer: Any = None,
+    as_streamed: bool = False,
 ) -> list[list[list[int]]]:
     """Continuations of prompts in one batch, padded on the left, each cut after its first stop and where positions end.
 
     The few that are long do not keep the whole batch: what has not ended after 64 tokens goes on in a batch by itself. A
     batch that does not fit in memory is done in two halves.
 
+    Where an unlearned model's reply breaks an answer off, the reply is the whole of it, unless somebody has seen it come.
+
     Args:
         hidden_token_id: a token inside the prompts that attention shall not see; None as it should be.
         streamer: of transformers, for one prompt and one continuation.
+        as_streamed: give answers as a stream shows them, with what was said before a reply broke it off; so with a streamer.
 
     Returns:
         For each prompt its continuations as token ids.
@@ -116,12 +121,23 @@ def generate(
     spaces = [room(model, len(prompt)) for prompt in prompts]
     limits = [decoding.max_new_tokens if space is None else min(space, decoding.max_new_tokens) for space in spaces]
     if decoding.num_beams == 1:
-        return batch.in_rounds(prompts, limits)
-    rows: dict[int, list[list[int]]] = {}
-    for limit in sorted(set(limits)):
-        chosen = [i for i, own in enumerate(limits) if own == limit]
-        rows.update(zip(chosen, batch.run([prompts[i] for i in chosen], limit, decoding.num_return_sequences)))
-    return [rows[i] for i in range(len(prompts))]
+        answers = batch.in_rounds(prompts, limits)
+    else:
+        rows: dict[int, list[list[int]]] = {}
+        for limit in sorted(set(limits)):
+            chosen = [i for i, own in enumerate(limits) if own == limit]
+            rows.update(zip(chosen, batch.run([prompts[i] for i in chosen], limit, decoding.num_return_sequences)))
+        answers = [rows[i] for i in range(len(prompts))]
+    if as_streamed or streamer is not None:
+        return answers
+    return [[unseen(model, row) for row in of] for of in answers]
+
+
+def unseen(model: Any, answer: list[int]) -> list[int]:
+    """An answer that nobody has seen come: where a reply of the model breaks it off, the reply alone."""
+    for reply in getattr(getattr(model, "guidance", None), "replies", ()):
+        answer = reply.alone(answer)
+    return answer
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from tempertilt.errors import TemperTiltError
 from tempertilt.guidance.guidance import Context, Observation
 from tempertilt.guidance.pooling import Follow, Memory, scan
+from tempertilt.guidance.reply import Reply
 from tempertilt.models.base import body_of, decoder_layers
 from tempertilt.models.cache import check_continues, memory_layer
 from tempertilt.models.frozen import BasePass, FrozenLM
@@ -22,6 +23,10 @@ class Guide(Protocol):
     @property
     def layer(self) -> int | None:
         """Number of decoder layers below the states that gates read; None without gates."""
+
+    @property
+    def replies(self) -> tuple[Reply, ...]:
+        """What is said instead of an answer; none where it is guessed."""
 
     @property
     def needs_memory(self) -> bool:

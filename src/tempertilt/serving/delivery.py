@@ -13,6 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from tempertilt.models.generation import unseen
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.engine import Engine
 from tempertilt.serving.errors import error_body
@@ -102,7 +103,22 @@ class Delivery:
             texts[number].append(piece.text)
             tokens[number].extend(piece.tokens)
             last[number] = piece
-        return [end._replace(text="".join(text), tokens=tuple(part)) for end, text, part in zip(last, texts, tokens)]
+        return [
+            self._whole(answer, end._replace(text="".join(text), tokens=tuple(part)))
+            for answer, end, text, part in zip(self._answers, last, texts, tokens)
+        ]
+
+    def _whole(self, answer: Answer, written: Piece) -> Piece:
+        """An answer that nobody has seen come: where a reply broke it off, the reply alone."""
+        ids = unseen(answer.decoder.model, answer.tokens)
+        if ids == answer.tokens:
+            return written
+        ended = ids[-1] in answer.decoder.stops
+        said, of_prompt = ids[:-1] if ended else ids, len(answer.prompt) if self._job.score_prompts else 0
+        alternatives = answer.sampling.logprobs  # one is sure
+        tokens = [Token(token, 0.0, ((token, 0.0),) if alternatives else ()) for token in said if alternatives is not None]
+        reason = "stop" if ended else written.finish_reason
+        return Piece(self._job.model.decode(said), (*written.tokens[:of_prompt], *tokens), reason, len(ids))
 
     async def events(self, writer: Writer) -> AsyncIterator[str]:
         """Server-sent events."""

@@ -181,7 +181,7 @@ class _Work:
 
     def _greedy(self, split: str, batch: list[int]) -> Rows:
         prompts = [self.questions[split][i].prompt for i in batch]
-        options = {"max_new_tokens": self.plan.length(split, self.config)}
+        options: dict[str, Any] = {"max_new_tokens": self.plan.length(split, self.config)}
         ids = [of[0] for of in generate_ids(self.model, self.tokenizer, prompts, **options)]
         perplexities = self._perplexities(split, prompts, [[row] for row in ids])
         rows: Rows = []
@@ -206,7 +206,7 @@ class _Work:
     def _draw(self, split: str, batch: list[int], unit: int) -> Rows:
         prompts = [self.questions[split][i].prompt for i in batch]
         torch.manual_seed(int.from_bytes(hashlib.sha256(f"{self.config.seed} {split} {unit}".encode()).digest()[:8], "big") >> 1)
-        options = {"max_new_tokens": self.plan.length(split, self.config), "draws": self.config.draws}
+        options: dict[str, Any] = {"max_new_tokens": self.plan.length(split, self.config), "draws": self.config.draws}
         ids = generate_ids(self.model, self.tokenizer, prompts, **options)
         rows: Rows = []
         for i, of, perplexity in zip(batch, ids, self._perplexities(split, prompts, ids)):
