@@ -41,7 +41,7 @@ from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.models.adapter import CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.models.generation import unseen
+from tempertilt.models.generation import given_whole
 from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import file_sha256, output_directory, write_text
@@ -178,7 +178,7 @@ class Bench:
         model.set_reply(make_reply(REPLY, base.tokenizer))
         try:
             answers["reply, streamed"] = self.changes(name, base, model, prompts, REPLY)["unlearned"]
-            answers["with reply"] = [unseen(model, row) for row in answers["reply, streamed"]]
+            answers["with reply"] = [given_whole(model, row) for row in answers["reply, streamed"]]
         finally:
             model.set_reply(None)
         return {**answers, "reference": self.answers(never.model, base.tokenizer, never.fingerprint, prompts)}

@@ -24,7 +24,7 @@ from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.reply import SURE, Reply
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.composed import ComposedLM
-from tempertilt.models.generation import Decoding, generate, generate_ids, stop_ids, unseen
+from tempertilt.models.generation import Decoding, generate, generate_ids, given_whole, stop_ids
 from tempertilt.models.replies import BREAK, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -152,7 +152,7 @@ def test_what_was_broken_off_is_left_out_unless_it_was_streamed(tokenizer: Any, 
     with model.disable():
         assert generate(model, tokenizer, [asked], Decoding(20)) == generate(base, tokenizer, [asked], Decoding(20))
     base.guidance = None  # of models that are none of ours, an attribute of that name says nothing
-    assert unseen(base, streamed) == streamed
+    assert given_whole(base, streamed) == streamed
 
 
 class Shown(BaseStreamer):  # type: ignore[misc]

@@ -130,10 +130,10 @@ def generate(
         answers = [rows[i] for i in range(len(prompts))]
     if as_streamed or streamer is not None:
         return answers
-    return [[unseen(model, row) for row in of] for of in answers]
+    return [[given_whole(model, row) for row in of] for of in answers]
 
 
-def unseen(model: Any, answer: list[int]) -> list[int]:
+def given_whole(model: Any, answer: list[int]) -> list[int]:
     """An answer that nobody has seen come: where a reply of the model breaks it off, the reply alone."""
     for reply in getattr(getattr(model, "guidance", None), "replies", ()):
         answer = reply.alone(answer)

@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tempertilt.models.generation import unseen
+from tempertilt.models.generation import given_whole
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.engine import Engine
 from tempertilt.serving.errors import error_body
@@ -110,7 +110,7 @@ class Delivery:
 
     def _whole(self, answer: Answer, written: Piece) -> Piece:
         """An answer that nobody has seen come: where a reply broke it off, the reply alone."""
-        ids = unseen(answer.decoder.model, answer.tokens)
+        ids = given_whole(answer.decoder.model, answer.tokens)
         if ids == answer.tokens:
             return written
         ended = ids[-1] in answer.decoder.stops
