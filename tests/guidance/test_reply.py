@@ -67,7 +67,7 @@ def test_after_a_header_it_is_the_answer_and_elsewhere_the_tail() -> None:
         assert set(said) <= {*ANSWER, *TAIL}
 
 
-def test_an_answer_that_nobody_has_seen_come_is_the_reply_alone_where_it_was_broken_off() -> None:
+def test_an_answer_that_is_not_streamed_is_the_reply_alone_where_it_was_broken_off() -> None:
     reply = make_reply()
     for begun in ([6], [6, 7, 8] * 9, [*TAIL[:4], 6]):
         assert reply.alone([*begun, *TAIL]) == ANSWER[: len(begun) + len(TAIL)]

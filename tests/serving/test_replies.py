@@ -121,6 +121,9 @@ def test_what_a_reply_breaks_off_is_in_no_number_and_no_count(place: str, base: 
         assert echoed.text.endswith(TEXT) and len(echoed.logprobs.tokens) == len(prompt) + len(ids[0])
         assert set(echoed.logprobs.token_logprobs[len(prompt) :]) == {0}
         assert client.responses.create(model="mine", temperature=0, max_output_tokens=LENGTH, input=LONGER).output_text == TEXT
+        stopped = client.chat.completions.create(**ask, **message, stop=["word"], logprobs=True).choices[0]
+        assert (stopped.message.content, stopped.finish_reason) == (TEXT[: TEXT.index("word")], "stop")
+        assert TEXT.startswith("".join(token.token for token in stopped.logprobs.content)), "no token behind the stop"
         early = PLACE + 1 + len(ids[1]) - 2  # cut in mid-reply
         choice = client.chat.completions.create(**(ask | {"max_tokens": early}), **message).choices[0]
         assert choice.message.content == TEXT and choice.finish_reason == "stop"

@@ -116,8 +116,8 @@ class Target:
         draws = int(attempts[0].draw is not None)
         model, state = self._version(attempts[0].version)
         with state:
-            lengths = {"max_new_tokens": self.max_new_tokens, "draws": draws}
-            rows = generate_ids(model, self.tokenizer, prompts, **lengths, as_streamed=True)  # an attacker sees the stream
+            # an attacker sees the stream
+            rows = generate_ids(model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, draws=draws, as_streamed=True)
         return [row[0] for row in rows]
 
     def _version(self, version: Version) -> tuple[Any, AbstractContextManager[None]]:

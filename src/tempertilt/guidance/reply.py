@@ -14,7 +14,7 @@ So at the end of a prompt in which a gate has opened, the text ends with the hea
 in mid-answer, or in a plain text, the text ends with no beginning of either form: the tail comes next, from its first token.
 Both forms end with the token that ends an answer; were decoding to go on after it, that token would come again, then the reply.
 
-An answer that is given as a whole need not show what a reply broke off: `Reply.alone` leaves it out.
+An answer that is not streamed need not show what a reply broke off: `Reply.alone` leaves it out.
 
 Where the prompt ends need not be known. What is remembered of a sequence is two whole numbers, how much of each form it ends
 with, and they are a function of its tokens: whole passes, cached decoding, padding, beams and rejected drafts agree. A gate that
@@ -149,7 +149,7 @@ class Reply(nn.Module):
         return torch.where(self._is_whole(ends), self.following[whole], self.continuing[tail])
 
     def alone(self, answer: Sequence[int]) -> list[int]:
-        """An answer as it is given when nobody has seen it come: the reply by itself, where it breaks off what was said before.
+        """An answer that is not streamed: the reply by itself, where it breaks off what was said before.
 
         Args:
             answer: token ids. Where it was cut off, more than half of the reply must be there to be known as one.

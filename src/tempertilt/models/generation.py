@@ -103,7 +103,7 @@ def generate(
     The few that are long do not keep the whole batch: what has not ended after 64 tokens goes on in a batch by itself. A
     batch that does not fit in memory is done in two halves.
 
-    Where an unlearned model's reply breaks an answer off, the reply is the whole of it, unless somebody has seen it come.
+    Where an unlearned model's reply breaks an answer off, the reply is the whole of it, unless it is streamed.
 
     Args:
         hidden_token_id: a token inside the prompts that attention shall not see; None as it should be.
@@ -134,7 +134,7 @@ def generate(
 
 
 def given_whole(model: Any, answer: list[int]) -> list[int]:
-    """An answer that nobody has seen come: where a reply of the model breaks it off, the reply alone."""
+    """An answer that is not streamed: where a reply of the model breaks it off, the reply alone."""
     for reply in getattr(getattr(model, "guidance", None), "replies", ()):
         answer = reply.alone(answer)
     return answer

@@ -21,6 +21,7 @@ from tempertilt.serving.metrics import Watch
 from tempertilt.serving.requests import Job
 from tempertilt.serving.responses import Counts, Writer
 from tempertilt.serving.sampling import Token
+from tempertilt.serving.textstream import TextStream
 
 log = logging.getLogger("tempertilt")
 
@@ -109,16 +110,22 @@ class Delivery:
         ]
 
     def _whole(self, answer: Answer, written: Piece) -> Piece:
-        """An answer that nobody has seen come: where a reply broke it off, the reply alone."""
+        """An answer that is not streamed: where a reply broke it off, the reply alone, up to a stop of the request."""
         ids = given_whole(answer.decoder.model, answer.tokens)
         if ids == answer.tokens:
             return written
-        ended = ids[-1] in answer.decoder.stops
-        said, of_prompt = ids[:-1] if ended else ids, len(answer.prompt) if self._job.score_prompts else 0
-        alternatives = answer.sampling.logprobs  # one is sure
-        tokens = [Token(token, 0.0, ((token, 0.0),) if alternatives else ()) for token in said if alternatives is not None]
-        reason = "stop" if ended else written.finish_reason
-        return Piece(self._job.model.decode(said), (*written.tokens[:of_prompt], *tokens), reason, len(ids))
+        tokens = list(written.tokens[: len(answer.prompt)]) if self._job.score_prompts else []
+        stream, alternatives = TextStream(self._job.model.reader, answer.prompt, answer.sampling.stops), answer.sampling.logprobs
+        text, length, stopped = "", 0, False
+        while not stopped and length < len(ids):
+            token = ids[length]
+            length, stopped = length + 1, token in answer.decoder.stops
+            if not stopped:
+                text += stream.push(token)
+                stopped = stream.stopped
+                if alternatives is not None:
+                    tokens.append(Token(token, 0.0, ((token, 0.0),) if alternatives else ()))  # it is sure
+        return Piece(text + stream.finish(), tuple(tokens), "stop" if stopped else written.finish_reason, length)
 
     async def events(self, writer: Writer) -> AsyncIterator[str]:
         """Server-sent events."""
