@@ -15,12 +15,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from support.architectures import random_head
+from support.gates import random_gates
 from support.suites import kill_in_unit
 from support.tiny import make_llama, write_tofu
 from support.warm import run_warm
+from tempertilt.config.keys import PROTOCOLS
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.errors import ConfigError, DataError, TemperTiltError
 from tempertilt.guidance.head import GuidanceHead
+from tempertilt.guidance.reply import Reply
 from tempertilt.metrics import MetricResult, rouge_scores
 from tempertilt.models.base import BaseModel
 from tempertilt.models.t3 import T3ForCausalLM
@@ -213,6 +217,18 @@ def test_the_digest_knows_the_tilt() -> None:
     assert model_digest(model) != before
     with pytest.raises(ConfigError, match="no state_dict"):
         model_digest(object())
+
+
+def test_the_digest_knows_how_a_reply_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = make_llama()
+    model = T3ForCausalLM.from_base(base, random_head(base), gates=random_gates(32))
+    guesses = model_digest(model)
+    model.set_reply(Reply("so", [1, 2], [3, 2], [4, 3, 2]))
+    replies = model_digest(model)
+    monkeypatch.setitem(PROTOCOLS, "reply", PROTOCOLS["reply"] + 1)
+    assert guesses != replies != model_digest(model)
+    model.set_reply(None)
+    assert model_digest(model) == guesses
 
 
 def measure_until(model_dir: str, data_dir: str, out: str, units: int) -> None:

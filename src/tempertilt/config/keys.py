@@ -18,6 +18,7 @@ PROTOCOLS = {
     "head": 2,
     "calibration": 1,
     "measure": 3,
+    "reply": 1,
     "finetune": 1,
     "rehearsal": 2,
     "audit": 4,

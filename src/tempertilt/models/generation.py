@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from tempertilt.data.examples import turn_end_id
+from tempertilt.guidance.reply import Reply
 from tempertilt.models.base import is_out_of_memory
 from tempertilt.models.limits import check_prompts, embedding_rows, room
 
@@ -135,9 +136,14 @@ def generate(
 
 def given_whole(model: Any, answer: list[int]) -> list[int]:
     """An answer that is not streamed: where a reply of the model breaks it off, the reply alone."""
-    for reply in getattr(getattr(model, "guidance", None), "replies", ()):
+    for reply in replies_of(model):
         answer = reply.alone(answer)
     return answer
+
+
+def replies_of(model: Any) -> tuple[Reply, ...]:
+    """What a model says instead of answers; none of one that guesses, and of a plain causal LM."""
+    return getattr(getattr(model, "guidance", None), "replies", ())
 
 
 @dataclass(frozen=True)

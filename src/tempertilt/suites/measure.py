@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from tempertilt.config.keys import key_of
+from tempertilt.config.keys import PROTOCOLS, key_of
 from tempertilt.environment import Clock
 from tempertilt.errors import ConfigError
 from tempertilt.metrics.rouge import rouge_scores
 from tempertilt.metrics.samples import Draw, Sample
 from tempertilt.models.divergence import divergences
 from tempertilt.models.frozen import FrozenLM, switched_off
-from tempertilt.models.generation import generate_ids, stop_ids
+from tempertilt.models.generation import generate_ids, replies_of, stop_ids
 from tempertilt.models.scoring import AnswerScore, Question, Scorer, common_prefix
 from tempertilt.suites.items import Item, MeasureConfig, Plan, end_ids
 from tempertilt.suites.journal import Journal
@@ -49,6 +49,8 @@ def model_digest(model: Any) -> str:
     settings = {"config": config.to_diff_dict() if hasattr(config, "to_diff_dict") else str(config)}
     if isinstance(model, FrozenLM):
         settings["method"] = model.settings
+        if replies_of(model):
+            settings["reply"] = PROTOCOLS["reply"]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
