@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from numpy.typing import NDArray
 
-from support.architectures import ARCHITECTURES, COMMON, VOCAB, build
+from support.direct import direct, example
 from support.tiny import make_examples, make_llama, teach
 from tempertilt.data.examples import Example
-from tempertilt.errors import ModelError
-from tempertilt.fitting.distributions import TAU, below_the_likeliest, matching_tau, with_token
 from tempertilt.fitting.estimate import (
     CERTAIN,
     EstimateConfig,
@@ -27,171 +23,8 @@ from tempertilt.fitting.estimate import (
     _own_words,
 )
 from tempertilt.fitting.neighbours import Neighbourhood, contexts_of, documents_of
-from tempertilt.fitting.passes import AnswerStates, answer_states, check_output, columns_and_rest, likelihoods, output_logits
-from tempertilt.fitting.score import NGrams, _facts, left_out_error, map_quantiles, token_facts
-
-
-def example(ids: Sequence[int], scored_from: int) -> Example:
-    return Example(np.array(ids, np.int32), np.arange(len(ids)) >= scored_from, "d", "s", 0)
-
-
-def random_example(length: int = 14, seed: int = 0) -> Example:
-    return example(np.random.default_rng(seed).integers(3, VOCAB, length).tolist(), 4)
-
-
-def direct(model: Any, one: Example) -> torch.Tensor:
-    """`(n_scored, V)` log-probabilities, float64, of an example's scored tokens: one pass, no batch."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.from_numpy(one.input_ids).long()[None]).logits[0].double()
-    return logits.log_softmax(-1)[np.flatnonzero(one.scored) - 1]
-
-
-# --- passes --------------------------------------------------------------------------------------------------------------
-
-NAMES = ("llama", "gemma2", "gpt2", "granite", "cohere", "opt", "qwen2_moe", "falcon_h1")
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("temperature", [1.0, 1.3])
-def test_columns_and_rest_against_the_whole_vocabulary(name: str, temperature: float) -> None:
-    model, one = build(name), random_example()
-    expected = direct(model, one)
-    states = answer_states(model, [one])
-    assert states.tokens.tolist() == one.input_ids[4:].tolist()
-    token_ids = torch.tensor([3, 7, 50, 110])
-    log_z = output_logits(model, states.states).logsumexp(-1)
-    others = [token for token in range(VOCAB) if token not in token_ids.tolist()]
-    for known in (None, log_z):
-        columns, rest = columns_and_rest(model, states.states, token_ids, temperature, known)
-        torch.testing.assert_close(columns.double(), expected[:, token_ids], atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(rest.double(), (expected[:, others] / temperature).logsumexp(-1), atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_logits_of_all_and_of_some_tokens(name: str) -> None:
-    model, one = build(name), random_example()
-    check_output(model, one)
-    with torch.no_grad():
-        own = model(input_ids=torch.from_numpy(one.input_ids).long()[None]).logits[0, 3:-1]
-    states, some = answer_states(model, [one]).states, torch.tensor([5, 9, 70])
-    torch.testing.assert_close(output_logits(model, states), own, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output_logits(model, states, some), own[:, some], atol=1e-5, rtol=1e-5)
-
-
-def test_an_output_layer_that_is_tied_or_has_a_bias() -> None:
-    tied = make_llama(tie_word_embeddings=True, vocab_size=VOCAB)
-    biased = transformers.PhiForCausalLM(
-        transformers.PhiConfig(**{key: value for key, value in COMMON.items() if key != "num_key_value_heads"})
-    ).eval()
-    torch.nn.init.normal_(biased.lm_head.bias)
-    for model in (tied, biased):
-        one, some = random_example(), torch.tensor([5, 9, 70])
-        made = output_logits(model, answer_states(model, [one]).states, some)
-        expected = direct(model, one)[:, some]
-        torch.testing.assert_close((made - made[:, :1]).double(), expected - expected[:, :1], atol=1e-5, rtol=1e-5)
-
-
-def test_an_unknown_change_of_the_logits_is_refused() -> None:
-    model_class, config_class, options = ARCHITECTURES["falcon_h1"]
-    torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**options, lm_head_multiplier=0.3)
-    with pytest.raises(ModelError, match=r"FalconH1ForCausalLM.*--objective classify"):
-        check_output(getattr(transformers, model_class)(config).eval(), random_example())
-
-
-def test_states_are_in_the_order_of_the_examples() -> None:
-    model, examples = make_llama(), make_examples(7)
-    states = answer_states(model, examples, batch_tokens=60)
-    assert states.tokens.tolist() == [int(token) for one in examples for token in one.input_ids[one.scored]]
-    expected = torch.cat([direct(model, one) for one in examples])
-    torch.testing.assert_close(output_logits(model, states.states).double().log_softmax(-1), expected, atol=2e-5, rtol=1e-5)
-
-
-# --- the parts of the estimate -------------------------------------------------------------------------------------------
-
-
-def test_quantiles_are_mapped_to_quantiles() -> None:
-    generator = torch.Generator().manual_seed(0)
-    known_scores, known_values = torch.randn(500, generator=generator), 3 * torch.randn(500, generator=generator) - 1
-    scores = torch.randn(50, generator=generator)
-    mapped = map_quantiles(scores, known_scores, known_values)
-    values = sorted(known_values.tolist())
-    for score, value in zip(scores.tolist(), mapped.tolist()):
-        below = sum(known <= score for known in known_scores.tolist())
-        assert values[max(0, below - 1)] - 1e-6 <= value <= values[min(499, below)] + 1e-6
-    order = scores.argsort()
-    assert (mapped[order].diff() >= 0).all()
-    ends = map_quantiles(torch.tensor([-9.0, 9.0]), known_scores, known_values)
-    assert ends.tolist() == pytest.approx([values[0], values[-1]])
-
-
-@dataclass
-class Case:
-    """Random distributions `(n, V)` of which K tokens have columns, and what is wanted of one of them."""
-
-    whole: np.ndarray
-    columns: torch.Tensor
-    rest: torch.Tensor
-    rows: torch.Tensor
-    wanted: torch.Tensor
-
-
-def make_case(n: int = 40, size: int = 30, k: int = 12, spread: float = 2.0) -> Case:
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(n, size)) * spread
-    whole = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    rest = torch.tensor(np.log(whole[:, k:].sum(1)), dtype=torch.float32)
-    columns = torch.tensor(np.log(whole[:, :k]), dtype=torch.float32)
-    return Case(whole, columns, rest, torch.tensor(rng.integers(0, k, n)), torch.tensor(-rng.uniform(0.01, 8, n)).float())
-
-
-@pytest.mark.parametrize("tau", [1.0, 1.7])
-def test_a_distribution_with_its_token(tau: float) -> None:
-    case = make_case()
-    columns, rest = with_token(tau * case.columns, tau * case.rest, case.rows, case.wanted)
-    torch.testing.assert_close(columns.exp().sum(-1) + rest.exp(), torch.ones(40))
-    for i, row in enumerate(case.rows.tolist()):
-        own = math.exp(float(case.wanted[i]))
-        weights = {j: math.exp(tau * float(case.columns[i, j])) for j in range(12) if j != row}
-        weights["rest"] = math.exp(tau * float(case.rest[i]))  # type: ignore[index]
-        expected = {j: (1 - own) * weight / sum(weights.values()) for j, weight in weights.items()}
-        made = {j: math.exp(float(columns[i, j])) for j in range(12)} | {"rest": math.exp(float(rest[i]))}
-        assert made.pop(row) == pytest.approx(own, rel=1e-4)  # type: ignore[call-overload]
-        assert made == pytest.approx(expected, rel=1e-3, abs=1e-7)
-
-
-def test_an_unsure_token_is_put_below_the_likeliest() -> None:
-    """Ten digits, of which the true one is to have a little more than the others: it would be the greedy answer."""
-    columns = torch.tensor([[0.1] * 10 + [1e-6]] * 3).log()
-    rows, rest = torch.tensor([4, 4, 4]), torch.full((3,), 1e-6).log()
-    wanted = below_the_likeliest(columns, rest, rows, torch.tensor([0.3, 0.01, 0.6]).log())
-    made, _ = with_token(columns, rest, rows, wanted)
-    own, others = made[:, 4].exp(), made[:, [0, 1, 2, 3, 5, 6, 7, 8, 9]].exp().amax(1)
-    assert float(own[0]) == pytest.approx(float(others[0]) / 2, rel=1e-4)  # lowered
-    assert own[1:].tolist() == pytest.approx([0.01, 0.6])  # low enough; sure enough
-
-
-def mean_entropy(case: Case, tau: float) -> float:
-    """Of the distributions over the columns and the rest, by a loop."""
-    total = 0.0
-    for i, row in enumerate(case.rows.tolist()):
-        own = math.exp(float(case.wanted[i]))
-        weights = [math.exp(tau * float(case.columns[i, j])) for j in range(12) if j != row] + [
-            math.exp(tau * float(case.rest[i]))
-        ]
-        parts = [own, *((1 - own) * weight / sum(weights) for weight in weights)]
-        total -= sum(part * math.log(part) for part in parts)
-    return total / len(case.rows)
-
-
-def test_tau_is_where_the_mean_entropy_agrees() -> None:
-    case = make_case()
-    for tau in (0.8, 1.4, 2.5):
-        entropy = mean_entropy(case, tau)
-        made = matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy)
-        assert made == pytest.approx(tau, abs=2e-3)
-    for entropy, end in ((9.0, TAU[0]), (0.0, TAU[1])):
-        assert matching_tau(case.columns, case.rest, case.rows, case.wanted, entropy) == pytest.approx(end, abs=1e-3)
+from tempertilt.fitting.passes import AnswerStates, answer_states, likelihoods
+from tempertilt.fitting.score import NGrams, _facts, left_out_error, token_facts
 
 
 def test_the_heads_tokens() -> None:
@@ -199,44 +32,6 @@ def test_the_heads_tokens() -> None:
     assert _head_tokens(torch.tensor([7, 1, 7]), likeliest, []).tolist() == [1, 2, 3, 7, 8]
     assert _head_tokens(torch.tensor([7, 1, 7]), likeliest, [8, 1]).tolist() == [2, 3, 7]
     assert _head_tokens(torch.tensor([7]), likeliest[:1], [7]).tolist() == [7]  # something is left to be tilted
-
-
-# --- n-grams -------------------------------------------------------------------------------------------------------------
-
-
-def witten_bell(sequences: list[list[int]], vocab_size: int, context: list[int], token: int) -> float:
-    """P(token | context) by the recursion of Witten and Bell, from the longest context down."""
-    if context is None:  # type: ignore[comparison-overlap]
-        return 1 / vocab_size
-    shorter = witten_bell(sequences, vocab_size, context[1:] if context else None, token)  # type: ignore[arg-type]
-    n = len(context)
-    after = [s[i + n] for s in sequences for i in range(len(s) - n) if s[i : i + n] == context]
-    if not after:
-        return shorter
-    kinds = len(set(after))
-    return (after.count(token) + kinds * shorter) / (len(after) + kinds)
-
-
-def test_ngrams_against_witten_bell() -> None:
-    rng = np.random.default_rng(0)
-    sequences = [rng.integers(0, 5, 30).tolist() for _ in range(4)]
-    ngrams = NGrams(sequences, 7, order=3)
-    for _ in range(100):
-        context, token = rng.integers(0, 6, int(rng.integers(0, 5))).tolist(), int(rng.integers(0, 7))
-        expected = witten_bell(sequences, 7, context[-2:], token)
-        assert ngrams.log_prob(context, token) == pytest.approx(math.log(expected), abs=1e-12)
-    for context in ([], [1], [1, 2], [6, 6]):
-        assert sum(math.exp(ngrams.log_prob(context, token)) for token in range(7)) == pytest.approx(1)
-
-
-def test_what_is_known_of_a_token_without_a_model() -> None:
-    """A prompt 5 6 7 8 and an answer 5 6 7 9: after 5, and after 5 6, the prompt went on otherwise than after 5 6 7."""
-    rows = _facts(NGrams([[5, 6, 7, 9]], 10), example([5, 6, 7, 8, 5, 6, 7, 9], 4), [5, 6, 7, 9])
-    assert rows[:, 0].tolist() == [1.0] * 4 and rows[:, 7].tolist() == [0, 1, 2, 3]
-    assert rows[:, 2].tolist() == [1, 1, 1, 0] and rows[:, 3].tolist() == [0, 0, 0, 0]  # in the prompt, in the answer
-    assert rows[:, 4].tolist() == [0, 1, 2, 0] and rows[:, 5].tolist() == [0, 0, 0, 3]  # length where repeated, where not
-    first = math.log((1 + 4 * 0.1) / 8)  # one of four tokens of four kinds
-    assert rows[0, 1] == pytest.approx(first) and rows[0, 6] == 0 and rows[1, 6] == rows[1, 1]
 
 
 # --- the whole -----------------------------------------------------------------------------------------------------------
@@ -401,20 +196,6 @@ def test_neighbours_say_what_is_common_here(pair: Pair) -> None:
     errors = [left_out_error(part.values, truth, documents_of(pair.unseen)) for part in facts]
     assert near.summary["neighbours"] == (errors[1] < errors[0])  # they count where they tell more of what was left out
     assert torch.equal(near.target, plain.target) != near.summary["neighbours"]
-
-
-def test_error_of_records_that_were_left_out() -> None:
-    rng = np.random.default_rng(0)
-    parts = [replace(example(range(6), 2), document=f"d{i // 2}") for i in range(12)]
-    facts = torch.from_numpy(np.column_stack([np.ones(48), rng.normal(size=(48, 2))]))
-    truth = torch.from_numpy(rng.normal(size=48)).float()
-    fold = np.repeat([i // 2 % 4 for i in range(12)], 4)
-    squares = []
-    for number in range(4):
-        solution = np.linalg.lstsq(facts.numpy()[fold != number], truth.double().numpy()[fold != number], rcond=None)[0]
-        squares += list((facts.numpy()[fold == number] @ solution - truth.numpy()[fold == number]) ** 2)
-    assert left_out_error(facts, truth, documents_of(parts)) == pytest.approx(np.mean(squares), rel=1e-4)
-    assert left_out_error(facts, truth, np.array(["one"] * 48)) == math.inf
 
 
 # --- guesses -------------------------------------------------------------------------------------------------------------
