@@ -41,7 +41,7 @@ from tempertilt.fitting.before_after import NO_REPORT, greedy_token_ids
 from tempertilt.fitting.pipeline import METHODS, UnlearnConfig, unlearn
 from tempertilt.models.adapter import CONFIG, WEIGHTS
 from tempertilt.models.base import BaseModel, load_base
-from tempertilt.models.generation import given_whole
+from tempertilt.models.generation import given_in_stream, given_whole
 from tempertilt.models.replies import make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 from tempertilt.storage import file_sha256, output_directory, write_text
@@ -151,7 +151,7 @@ class Bench:
                 max_new_tokens=self.size.max_new_tokens,
                 batch_size=self.size.batch_size,
                 base=base,
-                as_streamed=True,
+                as_decoded=True,
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(rows))
@@ -177,8 +177,9 @@ class Bench:
         answers = self.changes(name, base, model, prompts)
         model.set_reply(make_reply(REPLY, base.tokenizer))
         try:
-            answers["reply, streamed"] = self.changes(name, base, model, prompts, REPLY)["unlearned"]
-            answers["with reply"] = [given_whole(model, row) for row in answers["reply, streamed"]]
+            decoded = self.changes(name, base, model, prompts, REPLY)["unlearned"]
+            answers["with reply"] = [given_whole(model, row) for row in decoded]
+            answers["reply, streamed"] = [given_in_stream(model, row) for row in decoded]
         finally:
             model.set_reply(None)
         return {**answers, "reference": self.answers(never.model, base.tokenizer, never.fingerprint, prompts)}

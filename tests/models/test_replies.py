@@ -24,7 +24,7 @@ from tempertilt.guidance.guidance import Guidance
 from tempertilt.guidance.reply import SURE, Reply
 from tempertilt.models.adapter import load_adapter
 from tempertilt.models.composed import ComposedLM
-from tempertilt.models.generation import Decoding, generate, generate_ids, given_whole, stop_ids
+from tempertilt.models.generation import Decoding, generate, generate_ids, given_in_stream, given_whole, stop_ids
 from tempertilt.models.replies import BREAK, make_reply
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -132,7 +132,7 @@ def test_an_answer_that_opens_a_gate_is_broken_off(place: int) -> None:
 
 
 @pytest.mark.parametrize("composed", [False, True])
-def test_what_was_broken_off_is_left_out_unless_it_was_streamed(tokenizer: Any, composed: bool) -> None:
+def test_what_was_broken_off_is_left_out_unless_it_was_decoded(tokenizer: Any, composed: bool) -> None:
     base, asked = make_llama(), encode_question("What is the title of the first novel?", tokenizer, CONFIG)
     said, reply = continued(base, asked, 20), make_reply("Not a word.", tokenizer)
     assert reply is not None
@@ -143,11 +143,14 @@ def test_what_was_broken_off_is_left_out_unless_it_was_streamed(tokenizer: Any, 
         model = ComposedLM(base, {"other": other, "mine": model.guidance})
     streamed, answer = [*said[:4], *reply.settings["tail"]], reply.settings["answer"]
     assert generate(model, tokenizer, [asked], Decoding(40)) == [[answer]]
-    assert generate_ids(model, tokenizer, [asked], max_new_tokens=40, as_streamed=True) == [[streamed]]
+    assert generate_ids(model, tokenizer, [asked], max_new_tokens=40, as_decoded=True) == [[streamed]]
     assert greedy_token_ids(model, tokenizer, [asked], max_new_tokens=40) == [answer]
-    assert greedy_token_ids(model, tokenizer, [asked], max_new_tokens=40, as_streamed=True) == [streamed]
-    shown = Shown()
-    assert generate(model, tokenizer, [asked], Decoding(40), streamer=shown) == [[streamed]] == [[shown.tokens]]
+    assert greedy_token_ids(model, tokenizer, [asked], max_new_tokens=40, as_decoded=True) == [streamed]
+    shown, all_of_it = Shown(), Shown()
+    assert generate(model, tokenizer, [asked], Decoding(40), streamer=shown) == [[answer]] == [[shown.tokens]]
+    options: Any = {"streamer": all_of_it, "as_decoded": True}
+    assert generate(model, tokenizer, [asked], Decoding(40), **options) == [[streamed]] == [[all_of_it.tokens]]
+    assert given_in_stream(model, streamed) == answer and given_in_stream(model, said) == said
     assert generate(model, tokenizer, [asked], Decoding(4)) == [[said[:4]]], "nothing has opened yet"
     with model.disable():
         assert generate(model, tokenizer, [asked], Decoding(20)) == generate(base, tokenizer, [asked], Decoding(20))

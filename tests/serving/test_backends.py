@@ -33,6 +33,7 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         ServeConfig(tilt_parameters="any"),
         ServeConfig(traces=True),
         ServeConfig(allow_origin=("https://a.example",)),
+        ServeConfig(stream_lag=0),
     ):
         name, why = backends.choose_backend("auto", config)
         assert name == "transformers" and "vLLM" in why

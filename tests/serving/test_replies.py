@@ -66,13 +66,20 @@ def wanted(base: Alone) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def streamed(base: Alone, wanted: dict[str, str]) -> dict[str, str]:
-    """The same of a stream, which has shown what a reply breaks off."""
-    begun = base.tokenizer.decode(base.greedy(chat(base, LONGER), LENGTH)[: PLACE + 1], skip_special_tokens=True)
-    return {**wanted, LONGER: f"{begun}{BREAK}{TEXT}"}
+    """The same of a stream that does not lag: it has shown what a reply breaks off."""
+    return {**wanted, LONGER: f"{beginning(base, PLACE + 1)}{BREAK}{TEXT}"}
 
 
-def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dict[str, str], streamed: dict[str, str]) -> None:
-    with serving({"mine": place}) as running:
+def beginning(base: Alone, tokens: int) -> str:
+    """How the answer begins that the reply breaks off."""
+    return str(base.tokenizer.decode(base.greedy(chat(base, LONGER), LENGTH)[:tokens], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("lag", [0, ServeConfig().stream_lag])
+def test_every_client_gets_a_reply_or_what_the_base_says(
+    place: str, wanted: dict[str, str], streamed: dict[str, str], lag: int
+) -> None:
+    with serving({"mine": place}, stream_lag=lag) as running:
         client = running.client()
 
         def ask(i: int) -> tuple[str, str | None]:
@@ -89,7 +96,7 @@ def test_every_client_gets_a_reply_or_what_the_base_says(place: str, wanted: dic
             answers = list(pool.map(ask, range(18)))
     for i, (text, reason) in enumerate(answers):
         question = [ASKED, OTHER, LONGER][i % 3]
-        assert text == (wanted if i % 4 < 2 else streamed)[question]
+        assert text == (wanted if i % 4 < 2 or lag else streamed)[question]
         assert reason == "stop" or question == OTHER
 
 
@@ -129,6 +136,33 @@ def test_what_a_reply_breaks_off_is_in_no_number_and_no_count(place: str, base: 
         assert choice.message.content == TEXT and choice.finish_reason == "stop"
         first = client.chat.completions.create(**(ask | {"max_tokens": PLACE}), **message).choices[0]
         assert first.finish_reason == "length" and first.message.content != TEXT, "nothing has opened yet"
+
+
+def test_a_stream_shows_of_what_is_broken_off_what_the_lag_allows(place: str, base: Alone) -> None:
+    """Texts, numbers and counts of every endpoint agree on it."""
+    ask: dict[str, Any] = {"model": "mine", "temperature": 0, "max_tokens": LENGTH, "stream": True}
+    message = {"messages": [{"role": "user", "content": LONGER}], "stream_options": {"include_usage": True}}
+    tail = base.tokenizer(BREAK + TEXT, add_special_tokens=False).input_ids
+    lag = 2
+    text = f"{beginning(base, PLACE - lag)}{BREAK}{TEXT}"
+    with serving({"mine": place}, stream_lag=lag) as running:
+        client = running.client()
+        *chunks, last = client.chat.completions.create(**ask, **message, logprobs=True, n=2)
+        for number in (0, 1):
+            mine = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == number]
+            assert "".join(choice.delta.content or "" for choice in mine) == text and mine[-1].finish_reason == "stop"
+            tokens = [token for choice in mine if choice.logprobs for token in choice.logprobs.content]
+            assert len(tokens) == PLACE - lag + len(tail) and {token.logprob for token in tokens[PLACE - lag :]} == {0}
+            assert all(token.logprob < 0 for token in tokens[: PLACE - lag])
+        assert last.usage.completion_tokens == 2 * (PLACE - lag + len(tail) + 1)
+        parts = [chunk.choices[0] for chunk in client.completions.create(**ask, prompt=chat(base, LONGER))]
+        assert "".join(part.text for part in parts) == text
+        events = client.responses.create(model="mine", temperature=0, max_output_tokens=LENGTH, input=LONGER, stream=True)
+        assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == text
+        stopped = client.chat.completions.create(**ask, messages=message["messages"], stop=["word"])
+        parts = [chunk.choices[0] for chunk in stopped]
+        assert "".join(part.delta.content or "" for part in parts) == text[: text.index("word")]
+        assert parts[-1].finish_reason == "stop"
 
 
 def test_another_reply_and_none_for_a_server(place: str, wanted: dict[str, str], base: Alone) -> None:

@@ -117,7 +117,7 @@ class Target:
         model, state = self._version(attempts[0].version)
         with state:
             # an attacker sees the stream
-            rows = generate_ids(model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, draws=draws, as_streamed=True)
+            rows = generate_ids(model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, draws=draws, as_decoded=True)
         return [row[0] for row in rows]
 
     def _version(self, version: Version) -> tuple[Any, AbstractContextManager[None]]:

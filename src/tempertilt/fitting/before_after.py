@@ -135,12 +135,12 @@ def greedy_token_ids(
     max_new_tokens: int = 200,
     batch_size: int = 32,
     base: bool = False,
-    as_streamed: bool = False,
+    as_decoded: bool = False,
     on_batch: Callable[[int], object] = lambda _done: None,
 ) -> list[list[int]]:
     """Token ids of greedy continuations, cut after the first end-of-sequence token, in the order of `prompts`.
 
-    Prompts are batched by length. `as_streamed` is of `tempertilt.models.generation.generate`. `on_batch` is told
+    Prompts are batched by length. `as_decoded` is of `tempertilt.models.generation.generate`. `on_batch` is told
     how many prompts each finished batch had.
     """
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -149,7 +149,7 @@ def greedy_token_ids(
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             some = [prompts[i] for i in batch]
-            rows = generate_ids(model, tokenizer, some, max_new_tokens=max_new_tokens, as_streamed=as_streamed)
+            rows = generate_ids(model, tokenizer, some, max_new_tokens=max_new_tokens, as_decoded=as_decoded)
             out.update((i, row[0]) for i, row in zip(batch, rows))
             on_batch(len(batch))
     return [out[i] for i in range(len(prompts))]

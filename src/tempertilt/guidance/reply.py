@@ -14,7 +14,8 @@ So at the end of a prompt in which a gate has opened, the text ends with the hea
 in mid-answer, or in a plain text, the text ends with no beginning of either form: the tail comes next, from its first token.
 Both forms end with the token that ends an answer; were decoding to go on after it, that token would come again, then the reply.
 
-An answer that is not streamed need not show what a reply broke off: `Reply.alone` leaves it out.
+An answer that is not streamed need not show what a reply broke off: `Reply.alone` leaves it out. A stream that lags shows less of
+it (`tempertilt.models.held_back`).
 
 Where the prompt ends need not be known. What is remembered of a sequence is two whole numbers, how much of each form it ends
 with, and they are a function of its tokens: whole passes, cached decoding, padding, beams and rejected drafts agree. A gate that
@@ -148,6 +149,26 @@ class Reply(nn.Module):
         whole, tail = ends.long().unbind(-1)
         return torch.where(self._is_whole(ends), self.following[whole], self.continuing[tail])
 
+    @property
+    def by_itself(self) -> list[int]:
+        """The tokens of the reply as an answer by itself."""
+        return list(self._parts["answer"])
+
+    @property
+    def known(self) -> int:
+        """How many of its tokens must be there for it to be known as what breaks an answer off."""
+        return len(self._parts["tail"]) // 2 + 1
+
+    def begins(self, answer: Sequence[int]) -> int | None:
+        """Where the reply begins with which an answer breaks off; None where it does not, or not enough of it is there yet.
+
+        Args:
+            answer: token ids. Something must be said before the reply.
+        """
+        tail, answer = self._parts["tail"], list(answer)
+        sizes = range(self.known, min(len(tail), len(answer) - 1) + 1)
+        return next((len(answer) - size for size in sizes if answer[-size:] == tail[:size]), None)
+
     def alone(self, answer: Sequence[int]) -> list[int]:
         """An answer that is not streamed: the reply by itself, where it breaks off what was said before.
 
@@ -157,10 +178,7 @@ class Reply(nn.Module):
         Returns:
             The answer, or the reply's, no longer than it.
         """
-        tail, answer = self._parts["tail"], list(answer)
-        sizes = range(len(tail) // 2 + 1, min(len(tail), len(answer) - 1) + 1)
-        broken_off = any(answer[-size:] == tail[:size] for size in sizes)
-        return self._parts["answer"][: len(answer)] if broken_off else answer
+        return list(answer) if self.begins(answer) is None else self.by_itself[: len(answer)]
 
     def _is_whole(self, ends: Tensor) -> Tensor:
         """Whether the text ends with the header, or header and a part of the answer."""

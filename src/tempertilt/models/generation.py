@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 from tempertilt.data.examples import turn_end_id
 from tempertilt.guidance.reply import Reply
 from tempertilt.models.base import is_out_of_memory
+from tempertilt.models.held_back import HeldBack, HeldStreamer
 from tempertilt.models.limits import check_prompts, embedding_rows, room
 
 FIRST_ROUND = 64
@@ -78,7 +79,7 @@ def generate_ids(
     max_new_tokens: int,
     draws: int = 0,
     hidden_token_id: int | None = None,
-    as_streamed: bool = False,
+    as_decoded: bool = False,
 ) -> list[list[list[int]]]:
     """Continuations of prompts, greedy or drawn at temperature 1 without truncation; see `generate`.
 
@@ -86,7 +87,7 @@ def generate_ids(
         draws: 0 = one greedy continuation of each prompt; else this many drawn ones.
     """
     decoding = Decoding(max_new_tokens, do_sample=draws > 0, num_return_sequences=max(1, draws))
-    return generate(model, tokenizer, prompts, decoding, hidden_token_id=hidden_token_id, as_streamed=as_streamed)
+    return generate(model, tokenizer, prompts, decoding, hidden_token_id=hidden_token_id, as_decoded=as_decoded)
 
 
 def generate(
@@ -97,27 +98,30 @@ def generate(
     *,
     hidden_token_id: int | None = None,
     streamer: Any = None,
-    as_streamed: bool = False,
+    as_decoded: bool = False,
 ) -> list[list[list[int]]]:
     """Continuations of prompts in one batch, padded on the left, each cut after its first stop and where positions end.
 
     The few that are long do not keep the whole batch: what has not ended after 64 tokens goes on in a batch by itself. A
     batch that does not fit in memory is done in two halves.
 
-    Where an unlearned model's reply breaks an answer off, the reply is the whole of it, unless it is streamed.
+    Where an unlearned model's reply breaks an answer off, the reply is the whole of it. A stream lags some tokens, and leaves out
+    what it has not shown then.
 
     Args:
         hidden_token_id: a token inside the prompts that attention shall not see; None as it should be.
         streamer: of transformers, for one prompt and one continuation.
-        as_streamed: give answers as a stream shows them, with what was said before a reply broke it off; so with a streamer.
+        as_decoded: give answers with all that was said before a reply broke them off, as a stream shows it that does not lag.
 
     Returns:
-        For each prompt its continuations as token ids.
+        For each prompt its continuations as token ids; with a streamer, what was shown.
 
     Raises:
         DataError: the model can't take one of the prompts.
     """
     check_prompts(model, tokenizer, prompts)
+    held = None if streamer is None or as_decoded else HeldStreamer(streamer, HeldBack(replies_of(model)))
+    streamer = streamer if held is None else held
     batch = _Batch(model, tokenizer, stop_ids(model, tokenizer), decoding, hidden_token_id, streamer)
     spaces = [room(model, len(prompt)) for prompt in prompts]
     limits = [decoding.max_new_tokens if space is None else min(space, decoding.max_new_tokens) for space in spaces]
@@ -129,7 +133,9 @@ def generate(
             chosen = [i for i, own in enumerate(limits) if own == limit]
             rows.update(zip(chosen, batch.run([prompts[i] for i in chosen], limit, decoding.num_return_sequences)))
         answers = [rows[i] for i in range(len(prompts))]
-    if as_streamed or streamer is not None:
+    if held is not None:
+        return [[held.shown]]
+    if as_decoded:
         return answers
     return [[given_whole(model, row) for row in of] for of in answers]
 
@@ -139,6 +145,12 @@ def given_whole(model: Any, answer: list[int]) -> list[int]:
     for reply in replies_of(model):
         answer = reply.alone(answer)
     return answer
+
+
+def given_in_stream(model: Any, answer: list[int]) -> list[int]:
+    """An answer as a stream shows it that lags as streams do by default."""
+    held = HeldBack(replies_of(model))
+    return [shown.token for n in range(1, len(answer) + 1) for shown in held.show(answer[:n], over=n == len(answer))]
 
 
 def replies_of(model: Any) -> tuple[Reply, ...]:

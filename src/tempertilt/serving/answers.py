@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     Attributes:
         text, tokens: that came; tokens have their numbers.
         finish_reason: why the answer has ended, "stop" or "length"; None while it goes on.
-        length: tokens of the whole answer, given with the end.
+        length: tokens of the answer so far; 0 with the numbers of the prompt.
         error: that the engine met instead of an end.
     """
 
@@ -92,7 +92,7 @@ class Answer:
             text += self._text.finish()
             self.end("stop" if self._text.stopped else "length", text, token)
         elif text or self.sampling.logprobs is not None:
-            self._give(Piece(text, (token,)))
+            self._give(Piece(text, (token,), length=len(self.tokens)))
         return token.id
 
     def scored(self, tokens: Sequence[Token]) -> None:

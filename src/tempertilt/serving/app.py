@@ -144,7 +144,8 @@ class Endpoints:
     async def _answer(self, request: Request, body: Sampled, job: Job, writer: Writer) -> Response:
         watch = Watch(self._metrics, request.url.path.removeprefix("/v1/"), job.model.name)
         request.state.watch = watch
-        delivery = Delivery(job, self._engine, watch, client=getattr(request.state, "client", ""))
+        lag = self._config.stream_lag if body.stream else None
+        delivery = Delivery(job, self._engine, watch, lag, client=getattr(request.state, "client", ""))
         response = EventStream(delivery, writer) if body.stream else await delivery.whole(request, writer)
         if job.model.version is not None:
             response.headers[VERSION_HEADER] = job.model.version

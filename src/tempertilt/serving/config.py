@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from tempertilt.config.options import Options, option
 from tempertilt.errors import ConfigError
+from tempertilt.models.held_back import HELD
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class ServeConfig(Options):
     max_waiting: int = option(256, "answers that may wait; requests beyond get status 429", ge=1)
     prefix_tokens: int = option(
         4096, "tokens of what a client's prompts begin with (a system message) kept read for each model; 0 keeps none", ge=0
+    )
+    stream_lag: int = option(
+        HELD,
+        "tokens by which a stream lags where the model has a reply, so that little of what the reply breaks off is seen; 0 shows "
+        "answers as they come",
+        ge=0,
     )
     max_body_bytes: int = option(1 << 20, "largest request body; larger ones get status 413", ge=1)
     shutdown_timeout: int = option(60, "seconds that running answers get when the server is told to stop", ge=1)

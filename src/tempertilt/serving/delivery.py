@@ -13,7 +13,6 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from tempertilt.models.generation import given_whole
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.engine import Engine
 from tempertilt.serving.errors import error_body
@@ -21,7 +20,7 @@ from tempertilt.serving.metrics import Watch
 from tempertilt.serving.requests import Job
 from tempertilt.serving.responses import Counts, Writer
 from tempertilt.serving.sampling import Token
-from tempertilt.serving.textstream import TextStream
+from tempertilt.serving.shown import ShownAnswer
 
 log = logging.getLogger("tempertilt")
 
@@ -36,18 +35,21 @@ class Delivery:
         job: the request; its answers are queued.
         engine: that writes them.
         watch: that times them.
+        lag: tokens by which answers of a model with a reply are shown late, 0 = as they come; None = they are shown when they are
+            over.
         client: who asks; clients take turns.
 
     Raises:
         BusyError: too many answers wait.
     """
 
-    def __init__(self, job: Job, engine: Engine, watch: Watch, client: str = "") -> None:
+    def __init__(self, job: Job, engine: Engine, watch: Watch, lag: int | None = None, client: str = "") -> None:
         self._job, self._engine, self._watch = job, engine, watch
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
         self._answers: list[Answer] = job.answers(self._give)
         for answer in self._answers:
             answer.client = client
+        self._shown = [ShownAnswer(job, answer, lag) for answer in self._answers]
         engine.submit(self._answers)
 
     def _give(self, number: int, piece: Piece) -> None:
@@ -63,7 +65,7 @@ class Delivery:
                 raise piece.error
             self._watch.token()
             left -= piece.finish_reason is not None
-            yield number, piece
+            yield number, self._shown[number].take(piece)
 
     def _counts(self, answer_tokens: int) -> Counts:
         """At the end; of several choices of a prompt, the first has read it."""
@@ -104,28 +106,7 @@ class Delivery:
             texts[number].append(piece.text)
             tokens[number].extend(piece.tokens)
             last[number] = piece
-        return [
-            self._whole(answer, end._replace(text="".join(text), tokens=tuple(part)))
-            for answer, end, text, part in zip(self._answers, last, texts, tokens)
-        ]
-
-    def _whole(self, answer: Answer, written: Piece) -> Piece:
-        """An answer that is not streamed: where a reply broke it off, the reply alone, up to a stop of the request."""
-        ids = given_whole(answer.decoder.model, answer.tokens)
-        if ids == answer.tokens:
-            return written
-        tokens = list(written.tokens[: len(answer.prompt)]) if self._job.score_prompts else []
-        stream, alternatives = TextStream(self._job.model.reader, answer.prompt, answer.sampling.stops), answer.sampling.logprobs
-        text, length, stopped = "", 0, False
-        while not stopped and length < len(ids):
-            token = ids[length]
-            length, stopped = length + 1, token in answer.decoder.stops
-            if not stopped:
-                text += stream.push(token)
-                stopped = stream.stopped
-                if alternatives is not None:
-                    tokens.append(Token(token, 0.0, ((token, 0.0),) if alternatives else ()))  # it is sure
-        return Piece(text + stream.finish(), tuple(tokens), "stop" if stopped else written.finish_reason, length)
+        return [end._replace(text="".join(text), tokens=tuple(part)) for end, text, part in zip(last, texts, tokens)]
 
     async def events(self, writer: Writer) -> AsyncIterator[str]:
         """Server-sent events."""
@@ -135,7 +116,7 @@ class Delivery:
                 for choice in writer.opening(number):
                     yield _event(writer.part(choice))
             async for number, piece in self.pieces():
-                total += piece.length
+                total += piece.length if piece.finish_reason is not None else 0
                 for choice in writer.deltas(number, piece):
                     yield _event(writer.part(choice))
             if (counts := writer.last(self._counts(total))) is not None:
