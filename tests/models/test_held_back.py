@@ -78,7 +78,7 @@ def test_a_streamer_gets_what_may_be_shown() -> None:
         def end(self) -> None:
             got.append([-1])
 
-    streamer = HeldStreamer(Streamer(), HeldBack([REPLY], 1))
+    streamer = HeldStreamer(Streamer(), HeldBack([REPLY], 1), 100)
     for value in ([[7, 8]], *([token] for token in (100, 101, 102, 103, *TAIL))):
         streamer.put(torch.tensor(value))
     streamer.end()

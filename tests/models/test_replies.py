@@ -151,7 +151,14 @@ def test_what_was_broken_off_is_left_out_unless_it_was_decoded(tokenizer: Any, c
     options: Any = {"streamer": all_of_it, "as_decoded": True}
     assert generate(model, tokenizer, [asked], Decoding(40), **options) == [[streamed]] == [[all_of_it.tokens]]
     assert given_in_stream(model, streamed) == answer and given_in_stream(model, said) == said
-    assert generate(model, tokenizer, [asked], Decoding(4)) == [[said[:4]]], "nothing has opened yet"
+    for most in (1, 3, 4, 5, 6):  # the gate opens at the fourth token
+        assert generate(model, tokenizer, [asked], Decoding(most)) == [[answer[:most]]]
+        shown = Shown()
+        assert generate(model, tokenizer, [asked], Decoding(most), streamer=shown) == [[answer[:most]]] == [[shown.tokens]]
+        assert generate_ids(model, tokenizer, [asked], max_new_tokens=most, as_decoded=True) == [[streamed[:most]]]
+    other = encode_question("Who wrote it?", tokenizer, CONFIG)
+    for most in (1, 7):
+        assert generate(model, tokenizer, [other], Decoding(most)) == generate(base, tokenizer, [other], Decoding(most))
     with model.disable():
         assert generate(model, tokenizer, [asked], Decoding(20)) == generate(base, tokenizer, [asked], Decoding(20))
     base.guidance = None  # of models that are none of ours, an attribute of that name says nothing

@@ -134,8 +134,55 @@ def test_what_a_reply_breaks_off_is_in_no_number_and_no_count(place: str, base: 
         early = PLACE + 1 + len(ids[1]) - 2  # cut in mid-reply
         choice = client.chat.completions.create(**(ask | {"max_tokens": early}), **message).choices[0]
         assert choice.message.content == TEXT and choice.finish_reason == "stop"
-        first = client.chat.completions.create(**(ask | {"max_tokens": PLACE}), **message).choices[0]
-        assert first.finish_reason == "length" and first.message.content != TEXT, "nothing has opened yet"
+
+
+@pytest.mark.parametrize("most", [1, PLACE - 1, PLACE, PLACE + 1, PLACE + 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_small_limit_does_not_get_round_the_reply(place: str, base: Alone, most: int, stream: bool) -> None:
+    """The answer is cut before the gate opens, and yet it is the reply's beginning; what no reply breaks off is as it was."""
+    ask: dict[str, Any] = {"model": "mine", "temperature": 0, "max_tokens": most, "stream": stream}
+    with serving({"mine": place}) as running:
+        for question in (LONGER, OTHER):
+            if stream:
+                usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
+                made = running.client().chat.completions.create(
+                    **ask, **usage, messages=[{"role": "user", "content": question}], logprobs=True
+                )
+                *chunks, last = made
+                parts, counts = [chunk.choices[0] for chunk in chunks], last.usage
+                text, reason = "".join(part.delta.content or "" for part in parts), parts[-1].finish_reason
+                numbers = [token for part in parts if part.logprobs for token in part.logprobs.content]
+            else:
+                whole = running.client().chat.completions.create(
+                    **ask, messages=[{"role": "user", "content": question}], logprobs=True
+                )
+                choice, counts = whole.choices[0], whole.usage
+                text, reason, numbers = choice.message.content, choice.finish_reason, choice.logprobs.content
+            ids = make_reply(TEXT, base.tokenizer).by_itself if question == LONGER else base.greedy(chat(base, OTHER), LENGTH)  # type: ignore[union-attr]
+            assert text == base.tokenizer.decode(ids[:most], skip_special_tokens=True)
+            assert reason == "length" and len(numbers) == most == counts.completion_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_to_end_at_does_not_get_round_the_reply(place: str, base: Alone, stream: bool) -> None:
+    """It comes just before the gate opens; in an answer that no reply breaks off, it ends it as ever."""
+    said = {question: base.greedy(chat(base, question), LENGTH) for question in (LONGER, OTHER)}
+    with serving({"mine": place}) as running:
+        for question, ids in said.items():
+            stop = base.tokenizer.decode(ids[PLACE - 1 : PLACE + 1])
+            options: dict[str, Any] = {"model": "mine", "temperature": 0, "max_tokens": LENGTH, "stream": stream, "stop": [stop]}
+            made = running.client().completions.create(**options, prompt=chat(base, question))
+            choices = [part.choices[0] for part in made] if stream else [made.choices[0]]
+            text = "".join(choice.text for choice in choices)
+            whole = base.tokenizer.decode(ids, skip_special_tokens=True)
+            assert text == (TEXT if question == LONGER else whole[: whole.index(stop)]) and choices[-1].finish_reason == "stop"
+
+
+def test_no_answer_is_written_beyond_the_positions(place: str, base: Alone) -> None:
+    prompt = chat(base, OTHER)
+    with serving({"mine": place}, max_model_len=len(prompt) + 3) as running:
+        made = running.client().completions.create(model="mine", prompt=prompt, max_tokens=3, temperature=0)
+    assert made.usage.completion_tokens == 3 and made.choices[0].text
 
 
 def test_a_stream_shows_of_what_is_broken_off_what_the_lag_allows(place: str, base: Alone) -> None:

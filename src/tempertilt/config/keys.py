@@ -18,7 +18,7 @@ PROTOCOLS = {
     "head": 2,
     "calibration": 1,
     "measure": 3,
-    "reply": 1,
+    "reply": 2,
     "finetune": 1,
     "rehearsal": 2,
     "audit": 4,

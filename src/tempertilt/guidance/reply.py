@@ -165,9 +165,10 @@ class Reply(nn.Module):
         Args:
             answer: token ids. Something must be said before the reply.
         """
-        tail, answer = self._parts["tail"], list(answer)
+        tail = self._parts["tail"]
+        end = list(answer[-len(tail) :])
         sizes = range(self.known, min(len(tail), len(answer) - 1) + 1)
-        return next((len(answer) - size for size in sizes if answer[-size:] == tail[:size]), None)
+        return next((len(answer) - size for size in sizes if end[-size:] == tail[:size]), None)
 
     def alone(self, answer: Sequence[int]) -> list[int]:
         """An answer that is not streamed: the reply by itself, where it breaks off what was said before.

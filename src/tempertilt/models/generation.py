@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from tempertilt.data.examples import turn_end_id
 from tempertilt.guidance.reply import Reply
 from tempertilt.models.base import is_out_of_memory
-from tempertilt.models.held_back import HeldBack, HeldStreamer
+from tempertilt.models.held_back import HeldBack, HeldStreamer, tokens_ahead
 from tempertilt.models.limits import check_prompts, embedding_rows, room
 
 FIRST_ROUND = 64
@@ -106,7 +106,8 @@ def generate(
     batch that does not fit in memory is done in two halves.
 
     Where an unlearned model's reply breaks an answer off, the reply is the whole of it. A stream lags some tokens, and leaves out
-    what it has not shown then.
+    what it has not shown then. An answer of a model with a reply is decoded some tokens beyond its limit: a reply that begins
+    there breaks it off, too.
 
     Args:
         hidden_token_id: a token inside the prompts that attention shall not see; None as it should be.
@@ -120,11 +121,14 @@ def generate(
         DataError: the model can't take one of the prompts.
     """
     check_prompts(model, tokenizer, prompts)
-    held = None if streamer is None or as_decoded else HeldStreamer(streamer, HeldBack(replies_of(model)))
+    replies = () if as_decoded or decoding.num_beams > 1 else replies_of(model)
+    spaces = [room(model, len(prompt)) for prompt in prompts]
+    most = [decoding.max_new_tokens if space is None else min(space, decoding.max_new_tokens) for space in spaces]
+    further = decoding.max_new_tokens + (tokens_ahead(replies) if decoding.max_new_tokens else 0)
+    limits = [further if space is None else min(space, further) for space in spaces]
+    held = None if streamer is None or as_decoded else HeldStreamer(streamer, HeldBack(replies), most[0])
     streamer = streamer if held is None else held
     batch = _Batch(model, tokenizer, stop_ids(model, tokenizer), decoding, hidden_token_id, streamer)
-    spaces = [room(model, len(prompt)) for prompt in prompts]
-    limits = [decoding.max_new_tokens if space is None else min(space, decoding.max_new_tokens) for space in spaces]
     if decoding.num_beams == 1:
         answers = batch.in_rounds(prompts, limits)
     else:
@@ -137,7 +141,7 @@ def generate(
         return [[held.shown]]
     if as_decoded:
         return answers
-    return [[given_whole(model, row) for row in of] for of in answers]
+    return [[given_whole(model, row)[:limit] for row in of] for of, limit in zip(answers, most)]
 
 
 def given_whole(model: Any, answer: list[int]) -> list[int]:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:  # settings are read without torch
 HELD = 16  # tokens
 
 
+def tokens_ahead(replies: Sequence[Reply]) -> int:
+    """How many tokens an answer is written beyond its limit, to see whether a reply breaks it off there; 0 without replies."""
+    return max((HELD + reply.known for reply in replies), default=0)
+
+
 class Shown(NamedTuple):
     """A token to show, and its place in the answer; None where it is of the reply that stands for all of it."""
 
@@ -47,21 +52,17 @@ class HeldBack:
         if self._broken is None:
             begun = ((reply, reply.begins(answer)) for reply in self.replies)
             self._broken = next(((reply, at, self._shown) for reply, at in begun if at is not None), None)
-        found = self._certain(answer, over)
-        new, self._shown = found[self._shown :], max(self._shown, len(found))
+        if self._broken is None:
+            certain = len(answer) if over else 0 if self._lag is None else len(answer) - self._lag
+            new = [Shown(answer[place], place) for place in range(self._shown, certain)]
+        else:
+            reply, begin, before = self._broken
+            if before:
+                new = [Shown(answer[place], place) for place in range(begin + self._shown - before, len(answer))]
+            else:
+                new = [Shown(token, None) for token in reply.by_itself[self._shown : len(answer)]]
+        self._shown += len(new)
         return new
-
-    def _certain(self, answer: Sequence[int], over: bool) -> list[Shown]:
-        """All that may be shown so far."""
-        every = [Shown(token, place) for place, token in enumerate(answer)]
-        if self._broken is not None:
-            reply, begin, shown = self._broken
-            if shown:
-                return every[:shown] + every[begin:]
-            return [Shown(token, None) for token in reply.by_itself[: len(answer)]]
-        if over:
-            return every
-        return [] if self._lag is None else every[: max(0, len(every) - self._lag)]
 
 
 class HeldStreamer:
@@ -70,11 +71,12 @@ class HeldStreamer:
     Args:
         streamer: takes the prompt, then token by token.
         held: of one answer.
+        most: tokens to hand on.
     """
 
-    def __init__(self, streamer: Any, held: HeldBack) -> None:
+    def __init__(self, streamer: Any, held: HeldBack, most: int) -> None:
         self.shown: list[int] = []
-        self._streamer, self._held, self._answer = streamer, held, list[int]()
+        self._streamer, self._held, self._most, self._answer = streamer, held, most, list[int]()
         self._prompt: Tensor | None = None
 
     def put(self, value: Tensor) -> None:
@@ -92,7 +94,7 @@ class HeldStreamer:
         self._streamer.end()
 
     def _show(self, over: bool) -> None:
-        for token, _ in self._held.show(self._answer, over):
+        for token, _ in self._held.show(self._answer, over)[: self._most - len(self.shown)]:
             self.shown.append(token)
             assert self._prompt is not None
             self._streamer.put(self._prompt.new_tensor([token]))

@@ -56,10 +56,12 @@ class Answer:
         self.cancelled = False  # set by any thread: the client has gone
         self.score_prompt = score_prompt
         self.client = ""  # who waits for it
+        self.ahead = 0  # tokens to write beyond `max_tokens`, or a text that it is to end at
+        self._stopped: int | None = None  # its length at the end of such a text
         self.reused = 0  # tokens of the prompt that were read for an earlier one
         tokens = getattr(decoder.tokenizer, "added_tokens_encoder", {})
         named = {tokens[text] for text in sampling.stops if text in tokens}  # special tokens leave no text to be found in
-        self._give, self._stops = give, decoder.stops | named
+        self._give, self.stops = give, decoder.stops | named
         self._sampler = Sampler(sampling)
         self._text = TextStream(decoder.tokenizer, prompt, sampling.stops)
 
@@ -76,19 +78,19 @@ class Answer:
     @property
     def longest(self) -> int:
         """Tokens of prompt and answer at most."""
-        return len(self.prompt) + self.sampling.max_tokens
+        return len(self.prompt) + self.sampling.max_tokens + self.ahead
 
     def step(self, logits: Tensor, best: int) -> int:
         """Draw a token from guided logits `(V,)`, whose greatest is `best`; give what it adds, and return it."""
         token = self._sampler.choose(logits, best)
         self.tokens.append(token.id)
-        if token.id in self._stops:
+        if token.id in self.stops:
             self.end("stop", self._text.finish())
             return token.id
         text = self._text.push(token.id)
-        if self._text.stopped:
-            self.end("stop", text, token)
-        elif len(self.tokens) >= self.sampling.max_tokens:
+        if self._text.stopped and self._stopped is None:
+            self._stopped = self.length
+        if self.length >= (self.longest if self._stopped is None else min(self.longest, self._stopped + self.ahead)):
             text += self._text.finish()
             self.end("stop" if self._text.stopped else "length", text, token)
         elif text or self.sampling.logprobs is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tempertilt.models.generation import replies_of
-from tempertilt.models.held_back import HeldBack, Shown
+from tempertilt.models.held_back import HeldBack, Shown, tokens_ahead
 from tempertilt.serving.answers import Answer, Piece
 from tempertilt.serving.requests import Job
 from tempertilt.serving.sampling import Token
@@ -13,6 +13,9 @@ from tempertilt.serving.textstream import TextStream
 class ShownAnswer:
     """An answer on its way from the engine to the client; of a model without a reply it is shown as it comes.
 
+    The answer of a model with a reply is written some tokens beyond its limit, and beyond a text that it is to end at: a reply
+    that begins there breaks it off, too.
+
     Args:
         job: the request.
         answer: one of its answers.
@@ -21,7 +24,9 @@ class ShownAnswer:
 
     def __init__(self, job: Job, answer: Answer, lag: int | None) -> None:
         replies = () if lag == 0 else replies_of(answer.decoder.model)
-        self._answer, self._held = answer, HeldBack(replies, lag)
+        self._answer, self._held, self._most = answer, HeldBack(replies, lag), answer.sampling.max_tokens
+        if self._most:
+            answer.ahead = min(tokens_ahead(replies), job.model.max_model_len - answer.longest)
         self._text = TextStream(job.model.reader, answer.prompt, answer.sampling.stops)
         self._numbers: list[Token] = []
         self._length, self._over = 0, False  # of what is shown: tokens, and whether there is no more
@@ -34,17 +39,18 @@ class ShownAnswer:
         over = piece.finish_reason is not None
         text, tokens = "", list[Token]()
         for shown in self._held.show(self._answer.tokens[: piece.length], over):
-            if self._over:
+            if self._over or self._length == self._most:
                 break
             self._length += 1
-            self._over = shown.token in self._answer.decoder.stops
+            self._over = shown.token in self._answer.stops
             if not self._over:
                 text += self._text.push(shown.token)
                 self._over = self._text.stopped
                 tokens += self._number(shown)
         if not over:
             return Piece(text, tuple(tokens))
-        return Piece(text + self._text.finish(), tuple(tokens), "stop" if self._over else piece.finish_reason, self._length)
+        text += self._text.finish()
+        return Piece(text, tuple(tokens), "stop" if self._over or self._text.stopped else "length", self._length)
 
     def _number(self, shown: Shown) -> list[Token]:
         """The numbers of a token, where they are wanted; of a reply that stands for the answer it is sure."""
