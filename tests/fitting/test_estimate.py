@@ -201,13 +201,16 @@ def test_neighbours_say_what_is_common_here(pair: Pair) -> None:
 # --- guesses -------------------------------------------------------------------------------------------------------------
 
 
+GUESSED = 12  # tokens; the first of each comes in the record's own context
+
+
 def guesses_of(pair: Pair) -> list[Example]:
     """Answers that say nothing of the records, each about the document of one of them."""
     rng = np.random.default_rng(5)
     made = []
     for one in pair.forget:
         prompt = one.input_ids[: one.first_scored].tolist()
-        ids = [*prompt, *rng.integers(3, 320, 12).tolist()]
+        ids = [*prompt, *rng.integers(3, 320, GUESSED).tolist()]
         made.append(replace(example(ids, len(prompt)), document=one.document))
     return made
 
@@ -225,7 +228,7 @@ def test_in_guesses_only_what_the_base_knows_too_well_is_lowered(pair: Pair, by_
 
     whole = torch.cat([direct(pair.base, one) for one in guesses])
     likeliest = whole.argmax(-1)
-    used = [i for i, token in enumerate(likeliest.tolist()) if token in both.token_ids.tolist()]
+    used = [i for i, token in enumerate(likeliest.tolist()) if token in both.token_ids.tolist() and i % GUESSED]
     assert torch.equal(both.token_ids[both.rows[n:]], likeliest[used])
     torch.testing.assert_close(both.base[n:].double(), whole[used][:, both.token_ids], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(both.target.exp().sum(-1) + both.target_rest.exp(), torch.ones(len(both.rows)))
@@ -257,6 +260,7 @@ def test_what_a_likeliest_token_may_have_in_a_guess(pair: Pair) -> None:
     ends = [[values[int(np.clip(place, 0, len(values) - 1))] for place in (below - 2, below + 1)]
             for below in np.searchsorted(places, rows @ solution)]  # fmt: skip
     used = np.flatnonzero(np.isin(torch.cat(asked[0]).numpy(), targets.token_ids.numpy()))
+    used = used[used % GUESSED > 0]
     as_base = ((targets.target[n:] - targets.base[n:]).abs().amax(1) < 1e-6).numpy()
     sure = 0
     for number, i in enumerate(used):
@@ -268,6 +272,26 @@ def test_what_a_likeliest_token_may_have_in_a_guess(pair: Pair) -> None:
             assert as_base[number]
             sure += 1
     assert sure > 0.8 * len(used) > 20
+
+
+@pytest.mark.parametrize("common", [0, 1, 4])
+def test_the_record_decides_as_far_as_a_guess_repeats_it(pair: Pair, common: int) -> None:
+    """Where both begin alike, the base's likeliest token is the record's, and no guess says that it may stay."""
+    options: Any = (pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
+    alone = Estimator(*options).targets()
+    same = Estimator(*options).targets(pair.forget)
+    assert same.summary["guess_contexts"] == 0 and same.rows.shape == alone.rows.shape
+    guesses, kept = [], []
+    for one in pair.forget:
+        ids, alike = one.input_ids.tolist(), min(common, one.n_scored - 1)
+        first = one.first_scored + alike  # where they differ
+        ids = [*ids[:first], 3 if ids[first] != 3 else 4, *range(20, 26)]
+        guesses.append(replace(example(ids, one.first_scored), document=one.document))
+        kept += direct(pair.base, guesses[-1]).argmax(-1).tolist()[alike + 1 :]
+    found = Estimator(*options).targets(guesses)
+    token_ids, n = found.token_ids.tolist(), len(alone.rows)
+    assert found.token_ids[found.rows[n:]].tolist() == [token for token in kept if token in token_ids]
+    assert len(kept) == 6 * len(guesses)
 
 
 def replace_rows(targets: Targets, n: int) -> Targets:
@@ -295,7 +319,11 @@ def test_a_documents_own_words_are_no_likelier_in_guesses_about_it() -> None:
 def test_own_words_are_lowered_in_guesses_about_the_same_document(pair: Pair) -> None:
     """A guess that repeats the record: the base knows what follows, and is to know it no better than in the record."""
     estimator = Estimator(pair.base, pair.contrast, pair.forget, {"holdout": pair.unseen}, pair.retain, EstimateConfig())
-    repeated = estimator.targets(pair.forget)
+    guesses = [
+        replace(one, input_ids=one.input_ids[[0, *range(len(one))]], scored=one.scored[[0, *range(len(one))]])
+        for one in pair.forget
+    ]
+    repeated = estimator.targets(guesses)
     n = len(estimator.targets().rows)
     new = [token not in one.input_ids[:i] for one in pair.forget for i, token in enumerate(one.input_ids) if one.scored[i]]
     wanted: dict[tuple[str, int], float] = {}

@@ -13,7 +13,7 @@ PROTOCOLS = {
     "examples": 2,
     "background": 2,
     "features": 1,
-    "estimate": 4,
+    "estimate": 5,
     "gate": 14,
     "head": 2,
     "calibration": 1,

@@ -249,6 +249,7 @@ class Estimator:
         self._ratios = (wanted - contexts.own.log_probs).clamp(max=0.0)
         self._own_words = _own_words(documents_of(forget), contexts.tokens, wanted, facts.new)
         self._records = contexts._replace(wanted=wanted).only(chosen)
+        self._own_contexts = set(_prefixes(forget))
         self._entropy = float(calm.entropies.mean())
         self._summary = {
             "score": "n-grams" if contrast is None else "contrast model",
@@ -337,6 +338,7 @@ class Estimator:
 
         At records that the base never saw its likeliest tokens have both: what is known of them, and their probability. A word
         that is a document's own is to have no more where a guess about the document says it first than where its answers do.
+        Contexts that are a record's own are left out: as far as a guess says what the record says, the record decides.
         """
         (known, known_facts), (contexts, facts) = (
             self._look(answers, likeliest_tokens(self._base, answers.base.states))
@@ -346,7 +348,9 @@ class Estimator:
         said = zip(facts.new.tolist(), documents_of(guesses).tolist(), contexts.tokens.tolist())
         most = [self._own_words.get((document, token), 0.0) if new else 0.0 for new, document, token in said]
         wanted = wanted.minimum(torch.tensor(most)).minimum(contexts.own.log_probs)
-        return contexts._replace(wanted=wanted).only(_fitted_contexts(contexts.tokens, self._untouched, len(wanted)))
+        chosen = _fitted_contexts(contexts.tokens, self._untouched, len(wanted))
+        others = torch.tensor([context not in self._own_contexts for context in _prefixes(guesses)])
+        return contexts._replace(wanted=wanted).only(chosen[others[chosen]])
 
 
 def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples: Sequence[Example]) -> tuple[Tensor, bool]:
@@ -356,6 +360,12 @@ def _expected(facts: TokenFacts, unseen: TokenFacts, log_probs: Tensor, examples
     """
     scores = make_scores(facts, unseen, log_probs, documents_of(examples))
     return map_quantiles(scores.forget, scores.unseen, log_probs).clamp(max=CERTAIN), scores.by_neighbours
+
+
+def _prefixes(examples: Sequence[Example]) -> list[int]:
+    """For each scored token a number that stands for all tokens before it."""
+    ids = [example.input_ids.astype(np.int64) for example in examples]
+    return [hash(part[:i].tobytes()) for part, example in zip(ids, examples) for i in np.flatnonzero(example.scored)]
 
 
 def _own_words(documents: NDArray[np.str_], tokens: Tensor, wanted: Tensor, new: Tensor) -> dict[tuple[str, int], float]:
