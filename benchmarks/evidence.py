@@ -1,6 +1,6 @@
-"""Print the tables of docs/evidence.md from the results in results/second_version.
+"""Print the tables of docs/evidence.md, and two of results/second_version.md, from the results in results/second_version.
 
-python benchmarks/evidence.py [tofu|lume]
+python benchmarks/evidence.py [tofu|lume|forms|silence]
 
 A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
 A folder of LUME has the results of some models (`target.json`, `t3.json`, ...), and `hearing.json` of t3.json. What is missing
@@ -16,10 +16,21 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results") / "second_version"
+PRESENT = "tofu30-guesses"
 NAMES = {
-    "tofu30": "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
-    "tofu30-guesses": "the same, present code",
+    PRESENT: "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
+}
+QUESTIONS = {
+    "retain": "retain",
+    "real_authors_perturbed": "real authors",
+    "world_facts_perturbed": "world facts",
+    "mt_bench": "MT-bench, first turns",
+    "vicuna_bench": "Vicuna",
+    "xstest_prompts": "XSTest, safe ones",
+    "test_570": "MMLU sample",
+    "retain, after a turn about the records": "retain, after a turn about the records",
+    "world_facts_perturbed, after a turn about the records": "world facts, after a turn about the records",
 }
 OTHERS = ("real_authors_perturbed", "world_facts_perturbed", "mt_bench", "vicuna_bench", "xstest_prompts", "test_570")
 RELATIVE = ("utility_score", "privleak")  # another figure where no run of a target and of a reference was named
@@ -122,22 +133,60 @@ def lume() -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("suite", nargs="?", choices=("tofu", "lume"), default="tofu")
-    if parser.parse_args().suite == "lume":
-        print("\n".join(lume()))
-        return
+def heard_by_seed() -> list[Any]:
+    """What hearing.py printed of each seed."""
+    return [read(seed / "hearing.json") for seed in sorted((RESULTS / PRESENT).iterdir())]
+
+
+def forms() -> list[str]:
+    """The lines of the table of leaks in each form: by likeness to the record's answer, and by fact."""
+    seeds = [found["hearing"] for found in heard_by_seed()]
+    lines = ["| form | base leaks | `t3`, seeds 0, 1, 2 | base gives a fact | `t3`, seeds 0, 1, 2 |", "|---|---|---|---|---|"]
+    for form, first in seeds[0].items():
+        leaks, facts = (", ".join(str(seed[form][key]) for seed in seeds) for key in ("unlearned", "facts"))
+        lines.append(f"| {form} | {first['base']} | {leaks} | {first['base_facts']} | {facts} |")
+    sums = {key: ", ".join(str(sum(form[key] for form in seed.values())) for seed in seeds) for key in ("unlearned", "facts")}
+    base = {key: sum(form[key] for form in seeds[0].values()) for key in ("base", "base_facts")}
+    lines.append(f"| **all** | {base['base']} | {sums['unlearned']} | {base['base_facts']} | {sums['facts']} |")
+    return lines
+
+
+def silence() -> list[str]:
+    """The lines of the table of questions about something else."""
+    seeds = [found["silence"] for found in heard_by_seed()]
+    keys = ("opened", "changed", "base_named_a_forgotten_person")
+    lines = [
+        "| questions | n | a gate opens, seeds 0, 1, 2 | answers change | of these the base names such a person |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in QUESTIONS.items():
+        cells = [", ".join(str(seed[name][key]) if name in seed else "–" for seed in seeds) for key in keys]
+        lines.append(f"| {title} | {seeds[0][name]['questions']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def tofu() -> list[str]:
+    """The lines of TOFU's table: for each folder a column."""
     folders = [RESULTS / name for name in NAMES if (RESULTS / name).is_dir()]
     columns = [column(folder) for folder in folders]
     titles = [title for title, _, _ in METRICS] + [
-        "leaks in 30 forms of 24 (12) questions; worst form",
+        "leaks in 30 forms of 24 questions; worst form",
         "a gate opens on questions about others",
     ]
-    print("| | " + " | ".join(NAMES[folder.name] for folder in folders) + " |\n|---" + "|---" * len(folders) + "|")
+    lines = ["| | " + " | ".join(NAMES[folder.name] for folder in folders) + " |", "|---" + "|---" * len(folders) + "|"]
     for number, title in enumerate(titles):
-        print(f"| {title} | " + " | ".join("; ".join(found[number]) for found in columns) + " |")
+        lines.append(f"| {title} | " + " | ".join("; ".join(found[number]) for found in columns) + " |")
+    return lines
+
+
+TABLES = {"tofu": tofu, "lume": lume, "forms": forms, "silence": silence}
+
+
+def main() -> None:
+    """Print Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", nargs="?", choices=tuple(TABLES), default="tofu")
+    print("\n".join(TABLES[parser.parse_args().table]()))
 
 
 if __name__ == "__main__":

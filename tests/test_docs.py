@@ -211,6 +211,13 @@ def test_the_page_of_evidence_has_the_tables_of_its_script(suite: str) -> None:
     assert run.stdout.strip() in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("table", ["forms", "silence"])
+def test_the_page_of_the_second_version_has_the_tables_of_its_script(table: str) -> None:
+    run = subprocess.run([sys.executable, ROOT / "benchmarks" / "evidence.py", table], capture_output=True, text=True, check=True)
+    page = (ROOT / "benchmarks" / "results" / "second_version.md").read_text(encoding="utf-8")
+    assert run.stdout.count("\n") > 9 and run.stdout.strip() in page
+
+
 def test_the_page_of_evidence_has_the_table_of_rivals() -> None:
     script, folder = ROOT / "benchmarks" / "rivals_hearing.py", ROOT / "benchmarks" / "results" / "rivals_hearing"
     run = subprocess.run([sys.executable, script, "--output-dir", folder], capture_output=True, text=True, check=True)
