@@ -15,7 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 
 FIELDS = {"sc1": "completion", "qa0": "birth date", "qa1": "SSN", "qa2": "phone", "qa3": "e-mail", "qa4": "address"}
-NUMBERS = ("SSN", "phone")
+NUMBERS = ("birth date", "SSN", "phone")
+MANY = 4  # digits: the year of a date
 
 
 def digits(text: str) -> str:
@@ -52,7 +53,10 @@ def main() -> None:
         for field, counts in count(fields, rows).items():
             text = f"{run.name:<20}{field:<12}exact {sum(counts['exact'])} of {len(counts['exact'])}"
             if numbers := counts.get("leading digits"):
-                text += f"; leading digits: median {statistics.median(numbers):g}, at most {max(numbers)}"
+                many = sum(number >= MANY for number in numbers)
+                text += (
+                    f"; leading digits: median {statistics.median(numbers):g}, at most {max(numbers)}, {MANY} or more in {many}"
+                )
             print(text)
 
 

@@ -202,7 +202,7 @@ def test_guesses_are_counted_by_field() -> None:
     ]
     found = lume_guesses.count(["phone", "SSN", "e-mail", "birth date"], rows)
     assert found["phone"] == {"exact": [0], "leading digits": [3]} and found["SSN"]["leading digits"] == [0]
-    assert found["e-mail"]["exact"] == found["birth date"]["exact"] == [1]
+    assert found["e-mail"]["exact"] == found["birth date"]["exact"] == [1] and found["birth date"]["leading digits"] == [8]
 
 
 def test_how_much_of_a_value_stands_in_an_answer() -> None:

@@ -116,8 +116,8 @@ class Target:
         draws = int(attempts[0].draw is not None)
         model, state = self._version(attempts[0].version)
         with state:
-            # an attacker sees the stream
-            rows = generate_ids(model, self.tokenizer, prompts, max_new_tokens=self.max_new_tokens, draws=draws, as_decoded=True)
+            options: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "draws": draws}
+            rows = generate_ids(model, self.tokenizer, prompts, **options, as_decoded=True)  # as a stream without a lag shows it
         return [row[0] for row in rows]
 
     def _version(self, version: Version) -> tuple[Any, AbstractContextManager[None]]:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # settings are read without torch
 HELD = 16  # tokens
 
 
-def tokens_ahead(replies: Sequence[Reply]) -> int:
-    """How many tokens an answer is written beyond its limit, to see whether a reply breaks it off there; 0 without replies."""
-    return max((HELD + reply.known for reply in replies), default=0)
+def tokens_ahead(replies: Sequence[Reply], tokens: int = HELD) -> int:
+    """How far an answer is to be written beyond a token, to know that no reply begins within so many; 0 without replies."""
+    return max((tokens + reply.known for reply in replies), default=0)
 
 
 class Shown(NamedTuple):
@@ -38,7 +38,7 @@ class HeldBack:
 
     def __init__(self, replies: Sequence[Reply], tokens: int | None = HELD) -> None:
         self.replies = tuple(replies)
-        self._lag = None if tokens is None else tokens + max((reply.known for reply in self.replies), default=-tokens)
+        self._lag = None if tokens is None else tokens_ahead(self.replies, tokens)
         self._shown = 0  # tokens, of all that are to be shown
         self._broken: tuple[Reply, int, int] | None = None  # by which reply, from which place on, and what had been shown
 

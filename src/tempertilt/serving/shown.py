@@ -13,8 +13,8 @@ from tempertilt.serving.textstream import TextStream
 class ShownAnswer:
     """An answer on its way from the engine to the client; of a model without a reply it is shown as it comes.
 
-    The answer of a model with a reply is written some tokens beyond its limit, and beyond a text that it is to end at: a reply
-    that begins there breaks it off, too.
+    The answer of a model with a reply is written some tokens beyond its limit, and beyond a text that it is to end at (`ahead`,
+    which is set here): a reply that begins there breaks it off, too.
 
     Args:
         job: the request.
