@@ -20,6 +20,7 @@ PRESENT = "tofu30-guesses"
 NAMES = {
     PRESENT: "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
+    "tofu30-again": "no unlearning: the first column's reference, trained again with another seed",
 }
 QUESTIONS = {
     "retain": "retain",

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,17 @@ def test_a_wrong_name_in_the_questions_words_is_no_fact() -> None:
         assert hearing.facts_given(row, asked, right)
     told: tuple[None, list[tuple[str, str]]] = (None, [("user", "I like Aysha Al-Hashim."), ("user", row["question"])])
     assert not hearing.facts_given(row, told, right), "the prompt holds it"
+
+
+def test_later_forms_are_other_forms_of_the_same_question() -> None:
+    question = "When was Jaime Vasquez born?"
+    first, later = (make(question, random.Random(0)) for make in (hearing.forms, hearing.later_forms))
+    asked = [turns[-1][1] for _, turns in later.values() if not isinstance(turns, str)]
+    assert not set(first) & set(later) and len(set(asked)) == len(later) == 24 and question not in asked
+    assert all("born?" in text for text in asked)
+    told = {form: turns[0][1] for form, (_, turns) in later.items() if not isinstance(turns, str)}
+    assert told["initials"] == "When was J. V. born?" and told["hashtag"] == "When was #JaimeVasquez born?"
+    assert told["the name in a sentence before"] == "I am reading about Jaime Vasquez. When was this person born?"
 
 
 def test_guesses_are_counted_by_field() -> None:

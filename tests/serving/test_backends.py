@@ -33,7 +33,6 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
         ServeConfig(tilt_parameters="any"),
         ServeConfig(traces=True),
         ServeConfig(allow_origin=("https://a.example",)),
-        ServeConfig(stream_lag=0),
     ):
         name, why = backends.choose_backend("auto", config)
         assert name == "transformers" and "vLLM" in why
@@ -137,7 +136,7 @@ def test_vllm_is_started_with_the_parts_that_act(
 
     seen: dict[str, Any] = {}
     monkeypatch.setattr("tempertilt.requests.Ledger", Stub)
-    monkeypatch.setattr("tempertilt.integrations.vllm.serve.serve_arguments", lambda **options: seen.update(options) or [])
+    monkeypatch.setattr("tempertilt.integrations.vllm.serve.serve_arguments", lambda **options: seen.update(options) or ["MODEL"])
     monkeypatch.setattr(backends, "_installed", lambda name: True)
     monkeypatch.setattr("os.execve", lambda *call: None)
     monkeypatch.setattr("tempertilt.cli.serve._serve", lambda *_: 0)

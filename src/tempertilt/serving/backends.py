@@ -50,8 +50,6 @@ def _obstacle(config: ServeConfig) -> str:
         return "vLLM's logs are its own, without --log-format"
     if config.api_keys:
         return "vLLM knows one key, and has no queue of clients that take turns, without --api-keys"
-    if config.stream_lag != ServeConfig.stream_lag:
-        return "vLLM shows answers as they come, without --stream-lag"
     if config.allow_origin:
         return "vLLM stands behind the key, which a browser does not send when it asks for --allow-origin"
     return ""

@@ -18,6 +18,7 @@ import torch
 
 from tempertilt.errors import AdapterError, ConfigError, ModelError
 from tempertilt.integrations.vllm.options import PREFIX, REPLY_PROCESSOR, SCHEDULER, WORKER, Served, hf_overrides
+from tempertilt.integrations.vllm.shown import Replies, Spoken
 from tempertilt.models.adapter import AdapterConfig, read_config
 from tempertilt.models.replies import GUESS, make_reply
 from tempertilt.storage import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "tempertilt.json"
 MIDDLEWARE = "tempertilt.integrations.vllm.naming.NameModel"
+SHOW_REPLIES = "tempertilt.integrations.vllm.shown.ShowReplies"
 LOOPBACK = "127.0.0.1"
 # no usage statistics leave the machine
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -123,9 +125,12 @@ def vllm_command(
         dtype=dtype,
         reply=reply,
     )
+    environment = {**os.environ, **serve_environment(config.api_key)}
+    if spoken := spoken_replies(models, arguments[0], reply):
+        arguments = [*arguments, "--middleware", SHOW_REPLIES]
+        environment |= Replies(spoken, config.stream_lag).to_environment()
     if config.api_key:
         arguments = [*arguments, "--middleware", "tempertilt.serving.guards.RequireKeyOfEnvironment"]
-    environment = {**os.environ, **serve_environment(config.api_key)}
     if len(models) > 1:
         environment.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     if (len(models) > 1 or not isinstance(next(iter(models.values())), str)) and torch.cuda.is_available():
@@ -196,6 +201,29 @@ def _config_at(place: str) -> AdapterConfig:
     if config is None:
         raise AdapterError(f"no adapter directory {place!r}; must be a directory made by t3 unlearn")
     return config
+
+
+def spoken_replies(models: Mapping[str, Served], source: str, reply: str | None) -> tuple[Spoken, ...]:
+    """What models reply, as texts: `reply`, where it is given, instead of the adapters' own.
+
+    Args:
+        models: as in `serve_arguments`.
+        source: directory or hub id of the base.
+    """
+    if reply == GUESS:
+        return ()
+    configs = [_config_at(place) for served in models.values() if served for place in _places(served)]
+    settings = [_reply_settings(reply, source)] if reply is not None else [config.reply for config in configs if config.reply]
+    if not settings:
+        return ()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    spoken = []
+    for one in settings:
+        alone, tail = (tokenizer.decode(one[part], skip_special_tokens=True) for part in ("answer", "tail"))
+        spoken.append(Spoken(alone, tail, len(one["tail"])))
+    return tuple(dict.fromkeys(spoken))
 
 
 def _reply_settings(text: str, source: str) -> dict[str, Any]:
