@@ -14,6 +14,7 @@ from support.servers import adapters  # noqa: F401
 from tempertilt.cli import main
 from tempertilt.errors import ConfigError, MissingExtraError
 from tempertilt.integrations.vllm.options import SCHEDULER, WORKER
+from tempertilt.integrations.vllm.shown import REPLIES, Replies
 from tempertilt.requests.state import ActivePart
 from tempertilt.serving import backends
 from tempertilt.serving.config import ServeConfig
@@ -115,6 +116,28 @@ def test_vllm_is_started_with_several_models(adapters: dict[str, str], monkeypat
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert main(["serve", *named, "--backend", "vllm"]) == 0 and "--enforce-eager" in started.pop()[0]
     assert main(["serve", named[0], "--backend", "vllm"]) == 0 and "--enforce-eager" not in started.pop()[0]
+
+
+def test_vllm_is_told_what_is_replied(adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply has a middleware before it, which reads it from the environment; guesses have none."""
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    monkeypatch.setattr("tempertilt.cli.serve._serve", lambda *_: 0)
+    monkeypatch.setattr("os.execve", lambda program, command, environment: started.append((command, environment)))
+    asked = ["serve", f"--adapter=ann={adapters['first']}", "--backend", "vllm"]
+    assert main([*asked, "--reply", "I can't say.", "--stream-lag", "5", "--api-key", "secret"]) == 0
+    command, environment = started.pop()
+    middleware = [command[i + 1] for i, flag in enumerate(command) if flag == "--middleware"]
+    assert middleware == ["tempertilt.integrations.vllm.shown.ShowReplies", MIDDLEWARE[1]]
+    monkeypatch.setenv(REPLIES, environment[REPLIES])
+    replies = Replies.of_environment()
+    monkeypatch.delenv(REPLIES)
+    [spoken] = replies.spoken
+    assert replies.lag == 5 and spoken.tokens > 3
+    assert spoken.begins(f"It was{spoken.tail}") == 6 and spoken.tail.endswith(spoken.alone)
+    assert main([*asked, "--reply", "guess"]) == 0
+    command, environment = started.pop()
+    assert "--middleware" not in command and REPLIES not in environment
 
 
 def test_vllm_is_started_with_the_parts_that_act(
