@@ -1,10 +1,10 @@
-"""Print the tables of docs/evidence.md, and two of results/second_version.md, from the results in results/second_version.
+"""Print the tables of docs/evidence.md, and three of results/second_version.md, from the results in results/second_version.
 
-python benchmarks/evidence.py [tofu|lume|forms|silence]
+python benchmarks/evidence.py [tofu|lume|forms|later|silence]
 
 A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
 A folder of LUME has the results of some models (`target.json`, `t3.json`, ...), and `hearing.json` of t3.json. What is missing
-is `–`.
+is `–`. `later_forms.json` is what hearing.py --later-forms prints at its end.
 """
 
 from __future__ import annotations
@@ -141,8 +141,16 @@ def heard_by_seed() -> list[Any]:
 
 def forms() -> list[str]:
     """The lines of the table of leaks in each form: by likeness to the record's answer, and by fact."""
-    seeds = [found["hearing"] for found in heard_by_seed()]
-    lines = ["| form | base leaks | `t3`, seeds 0, 1, 2 | base gives a fact | `t3`, seeds 0, 1, 2 |", "|---|---|---|---|---|"]
+    return _forms([found["hearing"] for found in heard_by_seed()], "`t3`, seeds 0, 1, 2")
+
+
+def later() -> list[str]:
+    """The same of the forms that came later."""
+    return _forms([read(RESULTS / "later_forms.json")["hearing"]], "`t3`")
+
+
+def _forms(seeds: list[Any], title: str) -> list[str]:
+    lines = [f"| form | base leaks | {title} | base gives a fact | {title} |", "|---|---|---|---|---|"]
     for form, first in seeds[0].items():
         leaks, facts = (", ".join(str(seed[form][key]) for seed in seeds) for key in ("unlearned", "facts"))
         lines.append(f"| {form} | {first['base']} | {leaks} | {first['base_facts']} | {facts} |")
@@ -180,7 +188,7 @@ def tofu() -> list[str]:
     return lines
 
 
-TABLES = {"tofu": tofu, "lume": lume, "forms": forms, "silence": silence}
+TABLES = {"tofu": tofu, "lume": lume, "forms": forms, "later": later, "silence": silence}
 
 
 def main() -> None:
