@@ -70,7 +70,7 @@ def figure(name: str, digits: int) -> Callable[[Mapping[str, Any]], str]:
         compared = results["metrics"].get("forget_quality", {}).get("value") is not None
         if found is None or found["value"] is None or (name in RELATIVE and not compared):
             return "–"
-        return f"{found['value']:.{digits}f}"
+        return f"{round(found['value'], digits) + 0.0:.{digits}f}"  # no -0
 
     return value
 
