@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -20,6 +18,7 @@ from tempertilt.serving.metrics import Watch
 from tempertilt.serving.requests import Job
 from tempertilt.serving.responses import Counts, Writer
 from tempertilt.serving.sampling import Token
+from tempertilt.serving.sent import event_text
 from tempertilt.serving.shown import ShownAnswer
 
 log = logging.getLogger("tempertilt")
@@ -114,13 +113,13 @@ class Delivery:
         try:
             for number in range(len(self._answers)):
                 for choice in writer.opening(number):
-                    yield _event(writer.part(choice))
+                    yield event_text(writer.part(choice))
             async for number, piece in self.pieces():
                 total += piece.length if piece.finish_reason is not None else 0
                 for choice in writer.deltas(number, piece):
-                    yield _event(writer.part(choice))
+                    yield event_text(writer.part(choice))
             if (counts := writer.last(self._counts(total))) is not None:
-                yield _event(counts)
+                yield event_text(counts)
             yield writer.closing
             outcome = OK
         except (GeneratorExit, asyncio.CancelledError):
@@ -128,7 +127,7 @@ class Delivery:
         except Exception as error:
             log.error("a stream failed", exc_info=error)
             outcome = ERROR
-            yield _event(error_body("the answer could not be finished", "server_error"))
+            yield event_text(error_body("the answer could not be finished", "server_error"))
         finally:
             self.done(outcome)
 
@@ -146,8 +145,3 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._delivery.done(DISCONNECTED)
-
-
-def _event(value: dict[str, Any]) -> str:
-    name = f"event: {value['type']}\n" if "type" in value else ""
-    return f"{name}data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"

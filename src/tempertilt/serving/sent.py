@@ -1,8 +1,12 @@
-"""What is known of an answer as it is sent: for logs and traces."""
+"""How an answer is sent: the text of an event, and what is known of it for logs and traces."""
 
 from __future__ import annotations
 
-from starlette.types import Message, Scope, Send
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Scope, Send
 
 
 class Sent:
@@ -17,6 +21,12 @@ class Sent:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
+
+
+def event_text(value: dict[str, Any]) -> str:
+    """A server-sent event, with its name where it has a `type`. `ValueError` for numbers that JSON does not have."""
+    name = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{name}data: {json.dumps(value, ensure_ascii=False, allow_nan=False)}\n\n"
 
 
 def route_of(scope: Scope) -> str | None:

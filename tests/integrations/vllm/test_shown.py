@@ -33,9 +33,9 @@ def events(data: bytes) -> list[Any]:
     return [block if block == "[DONE]" else json.loads(block) for block in blocks]
 
 
-def stream(given: Sequence[Any], path: str = "/v1/chat/completions", replies: Replies = REPLIES) -> list[list[Any]]:
+def stream(given: Sequence[Any], replies: Replies = REPLIES) -> list[list[Any]]:
     """What is sent after each event, and after the last."""
-    shown, out = EventStream(replies, path), []
+    shown, out = EventStream(replies), []
     for event in given:
         data = event if isinstance(event, str) else json.dumps(event)
         out.append(events(shown.push(f"data: {data}\n\n".encode())))
@@ -71,7 +71,7 @@ def test_what_a_reply_breaks_off_is_not_shown(before: int, path: str) -> None:
     """It is the reply alone, or what had been shown and the reply; the last tokens before it are never shown."""
     make = (lambda text, finish=None: chat({"content": text}, finish)) if "chat" in path else completion
     texts = [*WORDS[:before], *reply_pieces()]
-    sent = flat(stream([*(make(text) for text in texts), make("", "stop"), "[DONE]"], path))
+    sent = flat(stream([*(make(text) for text in texts), make("", "stop"), "[DONE]"]))
     text = said(sent, name="content" if "chat" in path else "text")
     pieces_until_known = 5  # of 9, each four characters: more than half
     shown = "".join(WORDS[: max(0, before + pieces_until_known - 1 - HELD)])
@@ -92,8 +92,7 @@ def test_any_partition_into_events_and_bytes_gives_the_same_kind_of_answer() -> 
         texts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)])]
         data = b"".join(f"data: {json.dumps(chat({'content': text}))}\r\n\r\n".encode() for text in texts)
         data += b": still here\n\n" + f"data: {json.dumps(chat({}, 'stop'))}\n\ndata: [DONE]\n\n".encode()
-        data = data.replace(b"\r\n", b"\n")
-        shown, out, at = EventStream(REPLIES, "/v1/chat/completions"), b"", 0
+        shown, out, at = EventStream(REPLIES), b"", 0
         while at < len(data):
             step = rng.randint(1, 200)
             out, at = out + shown.push(data[at : at + step]), at + step
@@ -137,7 +136,7 @@ def test_events_of_the_responses_interface() -> None:
     texts = [*WORDS[:4], *reply_pieces()]
     raw = [{"type": "response.created", "response": {}}, *map(delta, texts), *ends]
     data = "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in raw).encode()
-    shown = EventStream(REPLIES, "/v1/responses")
+    shown = EventStream(REPLIES)
     out = shown.push(data) + shown.push(b"", over=True)
     sent = events(out)
     assert [event["type"] for event in sent][:1] == ["response.created"] and sent[-1]["type"] == "response.completed"
@@ -151,7 +150,7 @@ def test_events_of_the_responses_interface() -> None:
     assert b" w" not in out and b'logprobs": [1]' not in out
     assert out.startswith(b"event: response.created\ndata: ")
     plain = [delta("so it is"), {"type": "response.output_text.done", "text": "so it is"}]
-    assert flat(stream(plain, "/v1/responses")) == plain
+    assert flat(stream(plain)) == plain
 
 
 def test_events_of_the_messages_interface() -> None:
@@ -161,11 +160,11 @@ def test_events_of_the_messages_interface() -> None:
     end = [{"type": "content_block_stop", "index": 0}, {"type": "message_delta", "delta": {"stop_reason": "end_turn"}}]
     start = [{"type": "message_start", "message": {"content": []}}, {"type": "ping"}]
     given = [*start, *map(delta, [*WORDS[:4], *reply_pieces()]), *end, {"type": "message_stop"}]
-    sent = flat(stream(given, "/v1/messages"))
+    sent = flat(stream(given))
     assert "".join(event["delta"].get("text", "") for event in sent if "delta" in event) == TEXT
     assert [event for event in sent if event["type"] != "content_block_delta"] == [*start, *end, {"type": "message_stop"}]
     plain = [*start, delta("so it is"), *end]
-    assert flat(stream(plain, "/v1/messages")) == plain
+    assert flat(stream(plain)) == plain
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,10 @@ def spoken_replies(models: Mapping[str, Served], source: str, reply: str | None)
     Args:
         models: as in `serve_arguments`.
         source: directory or hub id of the base.
+
+    Raises:
+        AdapterError: an adapter can't be read.
+        ConfigError: the reply is empty or too long.
     """
     if reply == GUESS:
         return ()

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tempertilt.integrations.vllm.naming import ASKS
+from tempertilt.serving.sent import event_text
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REPLIES = "TEMPERTILT_REPLIES"
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
 _TEXTS = ("reasoning", "reasoning_content", "thinking", "content", "text")  # fields that hold what was said, in this order
 _NUMBERS = ("logprobs", "token_ids")  # of the tokens that were said
 
@@ -91,17 +93,16 @@ class ShowReplies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; of its answer send what may be shown."""
-        path = scope.get("path", "").rstrip("/")
-        shown = path in (CHAT, COMPLETIONS, RESPONSES, MESSAGES) and scope["type"] == "http"
-        await self.app(scope, receive, _Sender(self._replies, path, send) if shown else send)
+        shown = scope["type"] == "http" and scope["path"].rstrip("/") in ASKS
+        await self.app(scope, receive, _Sender(self._replies, send) if shown else send)
 
 
 class _Sender:
     """An ASGI `send` that changes answers: a stream event by event, another one when it is whole."""
 
-    def __init__(self, replies: Replies, path: str, send: Send) -> None:
+    def __init__(self, replies: Replies, send: Send) -> None:
         self._replies, self._send = replies, send
-        self._stream = EventStream(replies, path)
+        self._stream = EventStream(replies)
         self._start: Message | None = None  # of an answer that is read as a whole
         self._body, self._kind = bytearray(), b""
 
@@ -262,7 +263,8 @@ class _Track:
 
     def _release(self, keep: int) -> list[dict[str, Any]]:
         """Hand on all but the last events."""
-        free, self.held = self.held[: max(0, len(self.held) - keep)], self.held[max(0, len(self.held) - keep) :]
+        cut = max(0, len(self.held) - keep)
+        free, self.held = self.held[:cut], self.held[cut:]
         self.sent = free[-1][1] if free else self.sent
         return [event for event, _ in free]
 
@@ -280,11 +282,10 @@ class EventStream:
 
     Args:
         replies: of the models.
-        path: of the endpoint.
     """
 
-    def __init__(self, replies: Replies, path: str) -> None:
-        self._replies, self._names_events = replies, path in (RESPONSES, MESSAGES)
+    def __init__(self, replies: Replies) -> None:
+        self._replies = replies
         self._tracks: dict[tuple[Any, ...], _Track] = {}
         self._rest = b""
 
@@ -315,7 +316,7 @@ class EventStream:
             if piece.ends is not None:
                 out += self._end(piece.ends)
             if piece.text is None:
-                if self._names_events:
+                if "type" in piece.event:  # choices repeat no text
                     self._show_ends(piece.event)
                 out += self._write([piece.event])
         return out
@@ -341,5 +342,4 @@ class EventStream:
                     self._show_ends(text)
 
     def _write(self, events: Sequence[dict[str, Any]]) -> bytes:
-        kinds = (f"event: {event['type']}\n" if self._names_events and "type" in event else "" for event in events)
-        return "".join(f"{kind}data: {json.dumps(event, ensure_ascii=False)}\n\n" for kind, event in zip(kinds, events)).encode()
+        return "".join(map(event_text, events)).encode()
