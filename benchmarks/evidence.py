@@ -1,6 +1,6 @@
-"""Print the tables of docs/evidence.md, and three of results/second_version.md, from the results in results/second_version.
+"""Print the tables of docs/evidence.md, and four of results/second_version.md, from the results in results/second_version.
 
-python benchmarks/evidence.py [tofu|lume|forms|later|silence]
+python benchmarks/evidence.py [tofu|lume|said|forms|later|silence]
 
 A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
 A folder of LUME has the results of some models (`target.json`, `t3.json`, ...), and `hearing.json` of t3.json. What is missing
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).with_name("results") / "second_version"
-PRESENT = "tofu30-guesses"
+PRESENT, AGAIN = "tofu30-guesses", "tofu30-again"
 NAMES = {
     PRESENT: "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
-    "tofu30-again": "no unlearning: the first column's reference, trained again with another seed",
+    AGAIN: "no unlearning: the first column's reference, trained again with another seed",
 }
 QUESTIONS = {
     "retain": "retain",
@@ -47,6 +47,22 @@ METRICS = (
     ("utility over the target's", "utility_score", 3),
     ("Min-K++ AUC", "mia_min_k_plus_plus", 2),
     ("privleak", "privleak", 0),
+)
+
+SAID = (
+    ("perplexity of guesses under the reference", (("forget_reference_perplexity", 2),)),
+    ("the same under the model before", (("forget_perplexity", 2),)),
+    ("answers that end", (("forget_ended", 3),)),
+    ("KL from the reference; same top token", (("reference_kl", 2), ("reference_same_top", 3))),
+    ("forget quality; D", (("forget_quality", 2), ("ks_distance", 3))),
+    (
+        "KS distance of log-probabilities; of standardised ones",
+        (("forget_ks_log_probs", 2), ("forget_ks_standardised", 2)),
+    ),
+    ("answers with a fact; misattribution", (("forget_leaked", 3), ("misattribution", 3))),
+    ("Min-K++ AUC; privleak", (("mia_min_k_plus_plus", 2), ("privleak", 0))),
+    ("P(answer), forget; retain", (("forget_Q_A_Prob", 3), ("retain_Q_A_Prob", 3))),
+    ("model utility; MU-ROUGE", (("model_utility", 3), ("mu_rouge", 3))),
 )
 
 
@@ -179,7 +195,7 @@ def tofu() -> list[str]:
     folders = [RESULTS / name for name in NAMES if (RESULTS / name).is_dir()]
     columns = [column(folder) for folder in folders]
     titles = [title for title, _, _ in METRICS] + [
-        "leaks in 30 forms of 24 questions; worst form",
+        "leaks in 30 forms of 24 (22) questions; worst form",
         "a gate opens on questions about others",
     ]
     lines = ["| | " + " | ".join(NAMES[folder.name] for folder in folders) + " |", "|---" + "|---" * len(folders) + "|"]
@@ -188,7 +204,25 @@ def tofu() -> list[str]:
     return lines
 
 
-TABLES = {"tofu": tofu, "lume": lume, "forms": forms, "later": later, "silence": silence}
+def said() -> list[str]:
+    """The lines of the table of what is said at the records: each seed, the reference, and the reference trained again."""
+    seeds = [read(seed / "results.json") for seed in sorted((RESULTS / PRESENT).iterdir())]
+    reference, again = (
+        read(RESULTS.parent / "tofu30" / "reference" / "results.json"),
+        read(RESULTS / AGAIN / "seed1" / "results.json"),
+    )
+    own = reference["metrics"]["forget_perplexity"]  # a run without an adapter: of the answers under the model itself
+    reference["metrics"] = {**reference["metrics"], "forget_reference_perplexity": own, "forget_perplexity": None}
+    again["metrics"]["forget_perplexity"] = None
+    columns = [f"seed {i}" for i in range(len(seeds))] + ["reference", "reference trained again"]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" + "|---" * len(columns) + "|"]
+    for title, metrics in SAID:
+        cells = ("; ".join(figure(name, digits)(run) for name, digits in metrics) for run in (*seeds, reference, again))
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return lines
+
+
+TABLES = {"tofu": tofu, "lume": lume, "said": said, "forms": forms, "later": later, "silence": silence}
 
 
 def main() -> None:
