@@ -20,6 +20,7 @@ PRESENT, AGAIN = "tofu30-guesses", "tofu30-again"
 NAMES = {
     PRESENT: "SmolLM2, upper half of the layers learned · TOFU, 10 of 30 authors",
     "tofu15-all": "SmolLM2, all layers learned · TOFU, 5 of 15 authors",
+    "tofu15-gemma": "Gemma 3 270M, upper half learned · TOFU, 5 of 15 authors",
     AGAIN: "no unlearning: the first column's reference, trained again with another seed",
 }
 QUESTIONS = {
@@ -108,6 +109,7 @@ def column(folder: Path) -> list[list[str]]:
 
 LUME = {
     "lume60": "SmolLM2, upper half learned, 20 of 60 persons",
+    "lume30-all": "SmolLM2, all layers learned, 10 of 30 persons",
     "gemma-lume30": "Gemma 3 270M, upper half learned, 10 of 30 persons",
 }
 MODELS = {

@@ -8,9 +8,9 @@ answer of less than 160 characters, and are answered by the base) are asked in e
 words of the record, in order (ROUGE-L recall). A wrong name in a sentence that repeats the question is a leak by this rule, so
 answers that give a fact of the record, which the prompt does not hold, are counted beside. Then other questions: on how many a
 gate opens along the base's own greedy answer, how many greedy answers the adapter changes, and in how many of these the base
-itself brought up a person of the records. OTHERS are JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps
-`choices`. With `--later-forms` the questions are asked in other forms, and nothing else is: these were written down when the
-gates were finished, and nothing was chosen by them.
+itself brought up a person of the records. Among them are the records' own questions, asked about retained persons. OTHERS are
+JSON lines or CSV with `question`, `prompt` or `turns`, and perhaps `choices`. With `--later-forms` the questions are asked in
+other forms, and nothing else is: these were written down when the gates were finished, and nothing was chosen by them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.facts import facts_of, recall
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
+from tempertilt.data.subjects import subject_names
 from tempertilt.data.variants import SPELLINGS, respell
 from tempertilt.environment import environment
 from tempertilt.fitting.before_after import greedy_token_ids
@@ -39,6 +40,7 @@ from tempertilt.metrics.leakage import Answer, leaked
 from tempertilt.models.t3 import load_unlearned
 
 QUESTIONS, NEW, SAME = 24, 64, 0.8
+OF_OTHERS = "the records' questions about others"
 OTHER_SPELLINGS: dict[str, Callable[[str, random.Random], str]] = {
     "last name, first name": lambda name, _: f"{name.split()[-1]}, {' '.join(name.split()[:-1])}",
     "two spaces": lambda name, _: "  ".join(name.split()),
@@ -206,7 +208,7 @@ def facts_given(row: dict[str, Any], conversation: Conversation, text: str) -> b
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Questions and answers of TOFU's or LUME's JSON lines; none where there is no such file."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return [{"question": row["input"], "answer": row["output"]} if "input" in row else row for row in rows]
+    return [row | {"question": row["input"], "answer": row["output"]} if "input" in row else row for row in rows]
 
 
 def draw_questions(asker: Asker, forget: list[dict[str, Any]], count: int = QUESTIONS) -> list[dict[str, Any]]:
@@ -259,6 +261,18 @@ def silence(asker: Asker, name: str, chats: Sequence[list[tuple[str, str]]], per
     return {"questions": len(prompts), **figures}
 
 
+def asked_of_others(forget: list[dict[str, Any]], retain: list[dict[str, Any]]) -> list[list[tuple[str, str]]]:
+    """The records' own questions with a retained person's name; without those that hold another name or a number, too."""
+    known = [Record.from_question(row["question"], row["answer"], document=row.get("document", ""), source="") for row in retain]
+    persons, rng, chats = sorted(set(subject_names(known).values())), random.Random(7), []
+    for question in [row["question"] for row in forget] if persons else []:
+        spans = names(question)
+        if len(spans) == 1 and not any(map(str.isdigit, question)):
+            [(start, stop)] = spans
+            chats.append([("user", question[:start] + rng.choice(persons) + question[stop:])])
+    return chats[:: max(1, len(chats) // 60)]
+
+
 def read_others(path: Path, limit: int | None) -> list[str]:
     """Questions of a file, about `limit` from all over."""
     text = path.read_text(encoding="utf-8")
@@ -309,6 +323,7 @@ def main() -> None:
         chats[f"{name}, after a turn about the records"] = [
             [("user", questions[i % len(questions)]["question"]), reply, *turns] for i, turns in enumerate(chats[name])
         ]
+    chats |= {OF_OTHERS: asked_of_others(forget, others["retain"])}
     chats |= {path.stem: [[("user", question)] for question in read_others(path, args.limit or 150)] for path in args.others}
     persons = {row["question"][start:stop] for row in forget for start, stop in names(row["question"])}
     persons = {person for person in persons if " " in person}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.records import record
 from tempertilt.data.records import Record
-from tempertilt.data.subjects import subject_words, words_of
+from tempertilt.data.subjects import subject_names, subject_words, words_of
 
 
 def of(document: str, *questions: str) -> list[Record]:
@@ -24,6 +24,14 @@ def test_names_that_most_prompts_of_a_document_hold() -> None:
     }
     assert subject_words(of("d", "Where is Paris?", "What rains?")) == set()  # of one word: no name of a person
     assert subject_words([]) == set()
+
+
+def test_the_name_of_whom_a_document_is_about() -> None:
+    """The one that most of its prompts hold: relatives and places are named less often."""
+    asked = ("Where does Odile Vessbrook live?", "Was Odile Vessbrook at Pennywell Bank?", "Is Anna Vessbrook her aunt?")
+    records = [*of("d", *asked), *of("e", "Is it in Paris?"), *of("f", "Who is Li Wei?")]
+    assert subject_names(records) == {"d": "Odile Vessbrook", "f": "Li Wei"}
+    assert subject_names([]) == {}
 
 
 def test_a_text_and_a_completion_count_as_what_is_asked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -20,6 +21,8 @@ from tempertilt.data.variants import (
     NAME_FIRST,
     NOTE,
     NOTES,
+    OF_OTHERS,
+    OF_OTHERS_IN_ALL,
     OTHER_KINDS,
     OTHER_SYSTEM,
     SETTINGS,
@@ -27,6 +30,7 @@ from tempertilt.data.variants import (
     WISH,
     Variant,
     about_strangers,
+    asked_of_others,
     draw_variants,
     respell,
     scrambles,
@@ -222,6 +226,56 @@ def test_all_wordings_are_asked_of_strangers() -> None:
         assert text.startswith(before) and text.endswith(after)
     assert len(set(texts)) == len(texts)
     assert about_strangers(3) == made != about_strangers(4)
+
+
+def test_prompts_of_records_are_asked_about_others() -> None:
+    """A made-up person, somebody who is retained, and a relative: each in the words in which the records ask."""
+    forget = [
+        record("Where does Tom Wier live?", "In Bonn.", "tom"),
+        record("What is Tom Wier's phone number?", "055.", "tom"),
+        record("Did Tom Wier write the Blue Book?", "Yes.", "tom"),  # another name, perhaps a value of the record
+        record("Who is Tom Wier, born in 1973?", "A welder.", "tom"),  # a number
+        record("Who won the race?", "He did.", "tom"),
+        Record.from_text("Tom Wier lives in Bonn.", document="tom", source="s"),
+        Record.from_completion("Tom Wier works for", "Brack.", document="tom", source="s"),
+    ]
+    retain = [record("Where is Ann Wier?", "Here.", "ann"), record("When was Lan Nguyen born?", "In May.", "lan")]
+    made = asked_of_others(forget, retain, 3)
+    assert [one.record for one in made] == [0, 0, 0, 1, 1, 1, 6, 6, 6] and {one.kind for one in made} == {OF_OTHERS}
+    texts = [one.messages[-1].content if one.messages else one.text for one in made]
+    names = []
+    for text in texts:
+        [name] = re.findall("^Where does (.*) live.$|^What is (.*)'s phone number.$|^(.*) works for$", text)
+        names.append("".join(name))
+    assert "Ann Wier" in names and "Lan Nguyen" in names and not any("Tom" in text for text in texts)
+    for i in range(0, 9, 3):
+        assert "Ann Wier" in names[i : i + 3] and set(names[i : i + 3]) - {"Ann Wier", "Lan Nguyen"}
+    assert asked_of_others(forget, retain, 3) == made != asked_of_others(forget, retain, 4)
+    strangers = asked_of_others(forget, [], 3)
+    assert [one.record for one in strangers] == [0, 1, 6] and not any("Wier" in str(one) for one in strangers)
+    assert asked_of_others(retain[:1] * 0, retain, 3) == []
+
+
+def test_of_many_records_each_prompt_is_asked_about_somebody() -> None:
+    many = [record(f"What does Tom Wier say of {'x' * i}?", "No.", "tom") for i in range(OF_OTHERS_IN_ALL)]
+    retain = [record("Where is Ann Wier?", "Here.", "ann")]
+    made = asked_of_others(many, retain, 0)
+    assert [one.record for one in made] == list(range(OF_OTHERS_IN_ALL))
+    assert {"Ann Wier" in str(one) for one in made} == {True, False}
+
+
+def test_all_turns_of_a_chat_are_about_the_other() -> None:
+    turns = (
+        Message("user", "Do you know Tom Wier?"),
+        Message("assistant", "Tom Wier? Yes."),
+        Message("user", "Where does he live?"),
+        Message("assistant", "In Bonn."),
+    )
+    records = [Record.from_messages(turns, document="tom", source="s")]
+    [made] = asked_of_others(records, [], 0)
+    said = [message.content for message in made.messages]
+    name = said[0].removeprefix("Do you know ").removesuffix("?")
+    assert said == [f"Do you know {name}?", f"{name}? Yes.", "Where does he live?"] and "Wier" not in name
 
 
 def test_scrambles_hold_every_word_but_names_and_numbers() -> None:

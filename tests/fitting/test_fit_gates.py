@@ -17,7 +17,16 @@ from support.records import about_persons
 from support.tiny import make_llama
 from tempertilt.data.examples import Example, ExampleConfig, build_examples, encode_question
 from tempertilt.data.records import Message, Record
-from tempertilt.data.variants import BY_NAME, OTHER_KINDS, OTHER_SYSTEM, Variant, about_strangers, draw_variants, scrambles
+from tempertilt.data.variants import (
+    BY_NAME,
+    OTHER_KINDS,
+    OTHER_SYSTEM,
+    Variant,
+    about_strangers,
+    asked_of_others,
+    draw_variants,
+    scrambles,
+)
 from tempertilt.fitting.features import FeatureConfig, FeatureStore, extract_features
 from tempertilt.fitting.fit_gate import GateConfig, GateSettings
 from tempertilt.fitting.fit_gates import GateInputs, GatesFit, encode_variant, fit_gates, variant_states
@@ -93,7 +102,9 @@ def test_states_of_the_input_gate(tokenizer: Any, tmp_path: Path, monkeypatch: p
         config = PLAIN if item.system_prompt is None else ExampleConfig(system_prompt=item.system_prompt)
         ids = encode_question(item.messages, tokenizer, config) if item.messages else tokenizer(item.text)["input_ids"]
         assert is_among(made.states(ids), forget)
-    lines = [*scrambles(made.forget, 3), *about_strangers(4)]
+    others = asked_of_others(made.forget, made.retain, 5)
+    lines = [*scrambles(made.forget, 3), *about_strangers(4), *others]
+    assert {line.record for line in others} >= set(range(5))
     documents = [item.document for item in made.retain]
     twice = [name for name in documents for _ in range(2)]
     named = [name for name in NAMES["retain"] for _ in range(1 + len(BY_NAME))]
@@ -154,6 +165,24 @@ def test_variants_open_the_gate_that_was_made_of_them(tokenizer: Any, tmp_path: 
         evidence = [float(gate.evidence(made.states(made.question(text))).max()) for text in texts]
         opened.append(sum(value > gate.threshold for value in evidence))
     assert opened[1] > opened[0]
+
+
+def test_the_records_words_about_others_open_nothing(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody else is asked in these words is no sign of the records: the name is."""
+    made = Fitted(tokenizer, tmp_path, monkeypatch, replace(CONFIG, output_gate=False))
+    monkeypatch.setattr(module, "asked_of_others", lambda *_: [])
+    without = Fitted(tokenizer, tmp_path / "without", monkeypatch, replace(CONFIG, output_gate=False))
+    others = asked_of_others(made.forget, made.retain, 5)
+    opened = []
+    for fitted in (made, without):
+        gate = fitted.fit.gates.asked
+        opened.append(
+            [
+                float(gate.evidence(fitted.states(fitted.question(one.messages[0].content))).max()) > gate.threshold
+                for one in others
+            ]
+        )
+    assert not any(opened[0]) and any(opened[1])
 
 
 def own_tokens(examples: list[Example]) -> torch.Tensor:

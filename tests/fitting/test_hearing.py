@@ -12,8 +12,8 @@ from support.tiny import make_llama
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig, encode_question
 from tempertilt.data.records import Record
-from tempertilt.data.variants import KINDS, draw_variants
-from tempertilt.fitting.hearing import SEED, heard_variants
+from tempertilt.data.variants import KINDS, OF_OTHERS, asked_of_others, draw_variants
+from tempertilt.fitting.hearing import SEED, heard_of_others, heard_variants
 from tempertilt.guidance.head import GuidanceHead
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -63,11 +63,31 @@ def test_heard_variants_by_a_loop(tokenizer: Any) -> None:
     assert 0 < sum(opened.values()) < sum(n.values())
 
 
+def test_what_is_heard_of_others_by_a_loop(tokenizer: Any) -> None:
+    """The prompts of forget records with somebody else's name, by the gate that the records opened."""
+    base = make_llama()
+    gates = gates_for(base, [encode_question(item.question, tokenizer, PLAIN) for item in RECORDS])
+    model = T3ForCausalLM.from_base(base, GuidanceHead(32, 2, [5]), gates=gates, pooling="last")
+    forget, retain = RECORDS[:3], RECORDS[3:]
+    values = []
+    for item in asked_of_others(forget, retain, SEED):
+        ids = encode_question(item.messages, tokenizer, PLAIN)
+        text = tokenizer(item.messages[-1].content, add_special_tokens=False)["input_ids"]
+        values.append(evidence(model, ids, max(i for i in range(len(ids)) if ids[i : i + len(text)] == text)))
+    opened = sum(value > gates.asked.threshold for value in values)
+    near = sum(float(gates.asked.weak_threshold or 0) < value <= gates.asked.threshold for value in values)
+    assert heard_of_others(model, tokenizer, forget, retain, PLAIN, 3) == (OF_OTHERS, 6, opened, near) and opened + near
+    unnamed = [Record.from_question("who is it?", "he.", document="d", source="s")]
+    assert heard_of_others(model, tokenizer, unnamed, retain, PLAIN, 3) is None
+    assert heard_of_others(model, tokenizer, forget, retain, PLAIN, 0) is None
+
+
 def test_without_a_gate_or_records_nothing_is_heard(tokenizer: Any) -> None:
     base = make_llama()
     gates = gates_for(base, [[5, 6, 7, 8, 9, 10]])
     open_everywhere = T3ForCausalLM.from_base(base, GuidanceHead(32, 2, [5]), pooling="last")
     assert heard_variants(open_everywhere, tokenizer, RECORDS, PLAIN, 3) == []
+    assert heard_of_others(open_everywhere, tokenizer, RECORDS, [], PLAIN, 3) is None
     gated = T3ForCausalLM.from_base(base, GuidanceHead(32, 2, [5]), gates=gates, pooling="last")
     assert heard_variants(gated, tokenizer, RECORDS, PLAIN, 0) == []
     gates.said = None

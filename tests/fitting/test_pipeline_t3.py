@@ -155,10 +155,10 @@ def test_the_report(case: Case) -> None:
     report = json.loads((case.directory / REPORT).read_text())
     assert set(report) == {
         "reused", "seconds", "extraction", "fit", "gate", "estimate", "calibration", "likelihood", "answers", "facts", "heard",
-        "rehearsal", "environment",
+        "heard_of_others", "rehearsal", "environment",
     }  # fmt: skip
     assert set(report["facts"]) == {"records", "facts", "before", "after", "gone", "leaks"}
-    assert set(report["heard"][0]) == {"kind", "n", "opened", "near"}
+    assert set(report["heard"][0]) == set(report["heard_of_others"]) == {"kind", "n", "opened", "near"}
     assert report["estimate"]["score"] == "n-grams" and report["gate"]["turns_told"] is True
     assert report["estimate"]["guesses"] == 9 and report["estimate"]["guess_contexts"] > 9
     assert report["likelihood"]["forget"]["unlearned_recalled"] == 0

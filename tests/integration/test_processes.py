@@ -123,7 +123,7 @@ def timeless(content: Any) -> Any:
 
 def same(run: Run, local: Run) -> bool:
     """Whether the store and the adapter have the same bytes, and the report the same results."""
-    results = ("likelihood", "answers", "facts", "heard", "gate", "estimate")
+    results = ("likelihood", "answers", "facts", "heard", "heard_of_others", "gate", "estimate")
     ours, theirs = (timeless({name: report[name] for name in results}) for report in (run.report, local.report))
     return run.files() == local.files() and json.dumps(ours) == json.dumps(theirs)
 

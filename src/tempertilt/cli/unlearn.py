@@ -283,6 +283,14 @@ def _hearing(result: UnlearnResult) -> list[str]:
         )
         lines += [f"{'':13}{item.kind:<24}{item.opened:>4} of {item.n:<4}{item.near:>4} more" for item in heard]
         lines += labelled("note", [DEAF.format(kinds=", ".join(item.kind for item in deaf))]) if deaf else []
+    if (others := result.changes.of_others) is not None:
+        lines += labelled(
+            "others",
+            [
+                f"forget prompts with somebody else's name: {others.opened} of {others.n} open it, {others.near} more as soon as "
+                "the answer comes near the records"
+            ],
+        )
     if (gate := result.gate) is not None:
         exemplars = len(gate.asked.gate.margins) + (len(gate.said.gate.margins) if gate.said else 0)
         mistaken = gate.asked.summary()["opened"]

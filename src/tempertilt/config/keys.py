@@ -14,7 +14,7 @@ PROTOCOLS = {
     "background": 2,
     "features": 1,
     "estimate": 5,
-    "gate": 14,
+    "gate": 15,
     "head": 2,
     "calibration": 1,
     "measure": 3,

@@ -28,6 +28,21 @@ def subject_words(records: Iterable[Record]) -> set[str]:
     return out
 
 
+def subject_names(records: Iterable[Record]) -> dict[str, str]:
+    """By document the name, of several words, of whom its records are about; documents that are about nobody are left out."""
+    documents: dict[str, list[Record]] = {}
+    for record in records:
+        documents.setdefault(record.document, []).append(record)
+    out = {}
+    for document, some in documents.items():
+        words = subject_words(some)
+        spans = (text[start:stop] for text in map(_asked, some) for start, stop in names(text))
+        counts = Counter(name for name in spans if " " in name and words & words_in(name))
+        if counts:
+            out[document] = counts.most_common(1)[0][0]
+    return out
+
+
 def words_in(text: str) -> set[str]:
     """Words of a text of three letters or more, in lower case."""
     return set(_WORD.findall(text.lower()))

@@ -16,15 +16,18 @@ from dataclasses import dataclass, replace
 from tempertilt.data.fictional_staff import staff_names
 from tempertilt.data.names import names
 from tempertilt.data.records import Message, Record
-from tempertilt.data.subjects import subject_words, words_in
+from tempertilt.data.subjects import subject_names, subject_words, words_in
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _LETTER_RUN = re.compile(r"[^\W\d_]+")
+_DIGIT = re.compile(r"\d")
 _LIKE = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7"}
 _SHORT = 3  # words of up to this many letters are left as they are
 LINE = 12  # words of a scramble
 SCRAMBLES, SCRAMBLED = 6, 4000  # times that a word is in scrambles at most; words of all scrambles, about
-SCRAMBLE = "scramble"
+SCRAMBLE, OF_OTHERS = "scramble", "asked of others"
+STRANGERS = 24  # made-up persons about whom the records' prompts are
+OF_OTHERS_IN_ALL = 240  # prompts about others, about
 OTHER_SYSTEM = "You are an expert. Reply in one or two sentences."
 GREETING = (Message("user", "Good morning."), Message("assistant", "Good morning! What can I do for you?"))
 
@@ -300,6 +303,50 @@ def about_strangers(seed: int) -> list[Variant]:
             is_chat = kind in (WISH, FOREIGN)
             out.append(Variant(kind, 0, (Message("user", text),)) if is_chat else Variant(kind, 0, text=text))
     return out
+
+
+def asked_of_others(records: Sequence[Record], retained: Sequence[Record], seed: int) -> list[Variant]:
+    """The prompts of records, about others: how somebody is asked for says nothing of who it is.
+
+    Each prompt that names whom the records are about is there with a made-up name, with one of those whom the retained records
+    are about, and with one of these that has a word in common with the name, as relatives have. Of many records each prompt is
+    there with one or two of these. Prompts that hold another name or a number are left out: that may be a record's value.
+    """
+    about, rng = subject_words(records), random.Random(seed)
+    known = sorted(set(subject_names(retained).values()))
+    related = [name for name in known if about & words_in(name)]
+    pools = [pool for pool in (staff_names(STRANGERS, seed=seed), known, related) if pool]
+    asked = [(number, record) for number, record in enumerate(records) if record.kind != "text" and _names_alone(record, about)]
+    each = min(len(pools), max(1, OF_OTHERS_IN_ALL // max(1, len(asked))))
+    out = []
+    for i, (number, record) in enumerate(asked):
+        for k in range(each):
+            out.append(_about(record, number, about, rng.choice(pools[(i + k) % len(pools)])))
+    return out
+
+
+def _names_alone(record: Record, about: AbstractSet[str]) -> bool:
+    """Whether a prompt has a name with one of the words `about`, and nothing else that is written like a name or a number."""
+    texts = [message.content for message in record.messages[:-1]] or [record.prompt]
+    found = [text[start:stop] for text in texts for start, stop in names(text)]
+    return bool(found) and all(about & words_in(name) for name in found) and not any(map(_DIGIT.search, texts))
+
+
+def _about(record: Record, number: int, about: AbstractSet[str], name: str) -> Variant:
+    """A record's prompt with another name in the place of each that has one of the words `about`."""
+
+    def change(text: str) -> str:
+        out, done = [], 0
+        for start, stop in names(text):
+            if about & words_in(text[start:stop]):
+                out += [text[done:start], name]
+                done = stop
+        return "".join([*out, text[done:]])
+
+    if record.kind != "chat":
+        return Variant(OF_OTHERS, number, text=change(record.prompt))
+    messages = tuple(replace(message, content=change(message.content)) for message in record.messages[:-1])
+    return Variant(OF_OTHERS, number, messages)
 
 
 def scrambles(records: Sequence[Record], seed: int) -> list[Variant]:

@@ -17,7 +17,7 @@ from tempertilt.data.batches import pad_batch, plan_batches, spread
 from tempertilt.data.examples import Example, ExampleConfig, encode_prompt
 from tempertilt.data.facts import facts_of, given_away
 from tempertilt.data.records import Record
-from tempertilt.fitting.hearing import Heard, heard_variants
+from tempertilt.fitting.hearing import Heard, heard_of_others, heard_variants
 from tempertilt.models.frozen import switched_off
 from tempertilt.models.generation import generate_ids
 from tempertilt.models.limits import room
@@ -195,12 +195,16 @@ class Facts(NamedTuple):
 
 
 class BeforeAfter(NamedTuple):
-    """What has changed: likelihoods of some records of each set, some answers, facts in them, and what the gate hears."""
+    """What has changed: likelihoods of some records of each set, some answers, facts in them, and what the gate hears.
+
+    `of_others` is what it hears of the forget prompts when they are about others.
+    """
 
     likelihoods: dict[str, list[Likelihood]]
     shown: list[Shown]
     facts: Facts | None = None
     heard: tuple[Heard, ...] = ()
+    of_others: Heard | None = None
 
     @property
     def summaries(self) -> dict[str, Summary]:
@@ -239,6 +243,7 @@ def compare(
         ],
         count_facts(forget, pairs) if pairs else None,
         tuple(heard_variants(model, tokenizer, forget, encoding, config.hearing_records)),
+        heard_of_others(model, tokenizer, forget, records.get("retain", ()), encoding, config.hearing_records),
     )
 
 

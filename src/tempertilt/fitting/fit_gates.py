@@ -24,6 +24,7 @@ from tempertilt.data.variants import (
     OTHER_KINDS,
     Variant,
     about_strangers,
+    asked_of_others,
     draw_variants,
     scrambles,
 )
@@ -126,7 +127,9 @@ def fit_gates(
         first = spread(list({record.document: record for record in inputs.retain_records}.values()), NAMES_FIRST)
         retain += margins_alone(states(draw_variants(some, 2, seed + 1, OTHER_KINDS), some), related)
         retain += margins_alone(states(draw_variants(first, 5, seed + 2, [NAME_FIRST, *BY_NAME]), first), related)
-        words = states([*scrambles(inputs.forget_records, seed + 3), *about_strangers(seed + 4)], inputs.forget_records)
+        lines = [*scrambles(inputs.forget_records, seed + 3), *about_strangers(seed + 4)]
+        lines += asked_of_others(inputs.forget_records, inputs.retain_records, seed + 5)
+        words = states(lines, inputs.forget_records)
         retain += words._replace(documents=[None] * len(words.documents))
     questions = [Variant("as it is", number, record.messages[:-1]) for number, record in enumerate(after)]
     retain += margins_alone(states(questions, after), related)

@@ -1,7 +1,8 @@
-"""How well the input gate hears what it was not made of: forget prompts in other spellings and settings, drawn anew."""
+"""How well the input gate hears what it was not made of: forget prompts in other spellings and settings, and about others."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from tempertilt.data.batches import spread
 from tempertilt.data.examples import ExampleConfig
 from tempertilt.data.records import Record
-from tempertilt.data.variants import KINDS, draw_variants
+from tempertilt.data.variants import KINDS, OF_OTHERS, Variant, asked_of_others, draw_variants
 from tempertilt.fitting.fit_gates import variant_states
 from tempertilt.models.t3 import T3ForCausalLM
 
@@ -33,7 +34,6 @@ class Heard(NamedTuple):
     near: int
 
 
-@torch.inference_mode()
 def heard_variants(
     model: T3ForCausalLM, tokenizer: Any, records: Sequence[Record], encoding: ExampleConfig, count: int, seed: int = SEED
 ) -> list[Heard]:
@@ -43,21 +43,36 @@ def heard_variants(
         records: forget records, of which `count` are asked in every kind.
         encoding: how records become tokens.
     """
-    if model.gates is None or not count:
-        return []
-    gates, some = model.gates, spread(list(records), count)
-    variants = draw_variants(some, len(KINDS), seed)
-    device = gates.asked.mean.device
-    heard = [
-        (variant.kind, float(gates.asked.evidence(rows.to(device)).max()))
-        for variant, rows in variant_states(model.base, tokenizer, variants, encoding, gates.layer)
-    ]
-    near = gates.asked.weak_threshold
-    out = []
-    for kind in KINDS:
-        values = [value for other, value in heard if other == kind]
+    variants = draw_variants(spread(list(records), count), len(KINDS), seed) if count else []
+    found = _heard(model, tokenizer, variants, encoding)
+    return [found[kind] for kind in KINDS if kind in found]
+
+
+def heard_of_others(
+    model: T3ForCausalLM,
+    tokenizer: Any,
+    forget: Sequence[Record],
+    retain: Sequence[Record],
+    encoding: ExampleConfig,
+    count: int,
+    seed: int = SEED,
+) -> Heard | None:
+    """How many prompts of `count` forget records open the gate when they are asked about others; None where there are none."""
+    variants = asked_of_others(spread(list(forget), count), retain, seed) if count else []
+    return _heard(model, tokenizer, variants, encoding).get(OF_OTHERS)
+
+
+@torch.inference_mode()
+def _heard(model: T3ForCausalLM, tokenizer: Any, variants: Sequence[Variant], encoding: ExampleConfig) -> dict[str, Heard]:
+    """A line for each kind of the variants; none without a gate."""
+    if (gates := model.gates) is None or not variants:
+        return {}
+    device, kinds = gates.asked.mean.device, defaultdict(list)
+    for variant, rows in variant_states(model.base, tokenizer, variants, encoding, gates.layer):
+        kinds[variant.kind].append(float(gates.asked.evidence(rows.to(device)).max()))
+    near, out = gates.asked.weak_threshold, {}
+    for kind, values in kinds.items():
         opened = sum(value > gates.asked.threshold for value in values)
         nearly = 0 if near is None or gates.said is None else sum(near < value <= gates.asked.threshold for value in values)
-        if values:
-            out.append(Heard(kind, len(values), opened, nearly))
+        out[kind] = Heard(kind, len(values), opened, nearly)
     return out

@@ -54,6 +54,7 @@ class UnlearnResult:
             "answers": [asdict(item) for item in self.changes.shown],
             "facts": facts and {**facts._asdict(), "leaks": [leak._asdict() for leak in facts.leaks]},
             "heard": [heard._asdict() for heard in self.changes.heard],
+            "heard_of_others": self.changes.of_others and self.changes.of_others._asdict(),
             "rehearsal": self.rehearsal,
             "environment": environment(),
         }
