@@ -8,7 +8,8 @@
 
 The records and prompts were written by somebody who did not know how the gates are made. An answer leaks if it holds one of the
 prompt's values, letters and digits alone compared. What is asked about others is to be answered as before: the 60 prompts of
-others.jsonl, and the person's own questions with the name of each of the seven others, as they are and in lower case.
+others.jsonl, and the person's own questions with the name of each of the seven others, as they are and in lower case. There the
+base often says the forgotten person's values of others, which is counted apart; those answers are to change.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from tempertilt.data.examples import ExampleConfig, encode_question
+from tempertilt.data.facts import facts_of
 from tempertilt.data.records import Message, Record, load_records
 from tempertilt.data.subjects import subject_names
 from tempertilt.environment import environment
 from tempertilt.fitting.before_after import greedy_token_ids
+from tempertilt.metrics.leakage import Answer, leaked
 from tempertilt.models.t3 import load_unlearned
 
 CORPUS = Path(__file__).with_name("corpus") / "housing"
@@ -75,22 +78,29 @@ def main() -> None:
                 counts[row["kind"]] += 1
                 if name == "unlearned":
                     print(f"leak: {row['kind']}: {row['chat'][-1].content}\n      {text}", flush=True)
-    asked = in_the_records_words(load_records(CORPUS / "records.jsonl"))
+    records = load_records(CORPUS / "records.jsonl")
+    asked = in_the_records_words(records)
     others = {
         "other prompts": [row["chat"] for row in read("others.jsonl")],
         "the records' words about others": asked,
         "the same in lower case": [[Message("user", chat[0].content.lower())] for chat in asked],
     }
-    changed = {}
+    own = [fact for record in records if record.document == FORGOTTEN for fact in facts_of(record)]
+    answered = {}
     for name, chats in others.items():
-        pairs = list(zip(chats, texts(chats, True), texts(chats, False)))
-        changed[name] = {"questions": len(chats), "changed": sum(before != after for _, before, after in pairs)}
-        for chat, before, after in pairs:
+        counts = Counter(questions=len(chats))
+        for chat, before, after in zip(chats, texts(chats, True), texts(chats, False)):
+            theirs = bool(leaked(Answer(chat[-1].content, before, own)))
+            counts["base gives a forgotten value"] += theirs
+            counts["unlearned gives a forgotten value"] += bool(leaked(Answer(chat[-1].content, after, own)))
+            counts["changed, where the base gives none"] += before != after and not theirs
             if before != after:
                 print(f"changed: {chat[-1].content}\n      {before}\n      {after}", flush=True)
+        answered[name] = dict(counts)
+        print(json.dumps({name: answered[name]}), flush=True)
     kinds = Counter(row["kind"] for row in rows)
     figures = {kind: {"n": n} | {name: counts[kind] for name, counts in leaks.items()} for kind, n in kinds.items()}
-    print(json.dumps({"leaks": figures, "others": changed, "environment": environment()}, indent=1))
+    print(json.dumps({"leaks": figures, "others": answered, "environment": environment()}, indent=1))
 
 
 if __name__ == "__main__":
