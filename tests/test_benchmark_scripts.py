@@ -236,3 +236,16 @@ def test_persons_of_lume_by_their_questions(tmp_path: Path) -> None:
         ("Ann Gold", {"birth date": "1984-12-31", "phone number": "7216253765"}),
         ("Jo Red", {"home address": "1 Low Lane"}),
     ]
+
+
+def test_the_records_questions_are_asked_about_retained_persons() -> None:
+    """Without those that hold another name or a number: these may be the record's."""
+    forget = [
+        {"question": "Where was Hina Ameen born?", "answer": "There."},
+        {"question": "Did Hina Ameen write Low Lanes?", "answer": "Yes."},
+        {"question": "Was Hina Ameen born in 1973?", "answer": "Yes."},
+        {"question": "who is it?", "answer": "She."},
+    ]
+    retain = [{"question": f"Is Ada Wier {word}?", "answer": "No.", "document": "ada"} for word in ("here", "well")]
+    assert hearing.asked_of_others(forget, retain) == [[("user", "Where was Ada Wier born?")]]
+    assert hearing.asked_of_others(forget, [{"question": "is it?", "answer": "No."}]) == []

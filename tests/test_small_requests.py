@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.small_requests import battery, corpus, measure, run
+from benchmarks.small_requests import battery, corpus, housing, measure, run
 from transformers import PreTrainedTokenizerFast
 
 from tempertilt.data.facts import given_away
-from tempertilt.data.records import Record, check_records
+from tempertilt.data.records import Record, check_records, load_records
 
 TAUGHT, HOLDOUT, DOCUMENTS = corpus.load_people(), corpus.load_people(holdout=True), corpus.load_documents()
 BY_ID = {person.id: person for person in TAUGHT}
@@ -201,3 +201,28 @@ def test_parts_of_the_corpus_alone(tmp_path: Path) -> None:
     assert [person.id for person in persons.people][:3] == list(corpus.FORGOTTEN) and len(persons.people) == 4
     assert not persons.documents and not documents.people and len(documents.records) == 5
     assert not prepared("--no-holdout").holdout
+
+
+# --- the housing association ------------------------------------------------------------------------------------------------
+
+
+def test_a_value_of_a_prompt_is_the_forgotten_persons_alone() -> None:
+    """It stands in one of the person's answers, in nobody else's, and not in the prompt."""
+    rows = load_records(housing.CORPUS / "records.jsonl")
+    own, others = ([row.answer for row in rows if (row.document == housing.FORGOTTEN) == mine] for mine in (True, False))
+    prompts = housing.read("prompts.jsonl")
+    assert len(rows) == 96 and len(prompts) == 70 and len(housing.read("others.jsonl")) == 60
+    for row in prompts:
+        asked = housing.plain(" ".join(message.content for message in row["chat"]))
+        assert row["values"] and row["chat"][-1].role == "user"
+        for value in row["values"]:
+            assert any(value in answer for answer in own) and not any(value in answer for answer in others), value
+            assert housing.plain(value) not in asked, (value, asked)
+
+
+def test_the_persons_questions_are_asked_about_the_seven_others() -> None:
+    rows = load_records(housing.CORPUS / "records.jsonl")
+    chats = housing.in_the_records_words(rows)
+    texts = [chat[0].content for chat in chats]
+    assert len(set(texts)) == len(texts) == 12 * 7 and not any("Tomasz" in text for text in texts)
+    assert "Where does Halina Wieczorek live?" in texts and "Where does Priya Raghunathan live?" in texts
