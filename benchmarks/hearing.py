@@ -261,8 +261,11 @@ def silence(asker: Asker, name: str, chats: Sequence[list[tuple[str, str]]], per
     return {"questions": len(prompts), **figures}
 
 
-def asked_of_others(forget: list[dict[str, Any]], retain: list[dict[str, Any]]) -> list[list[tuple[str, str]]]:
-    """The records' own questions with a retained person's name; without those that hold another name or a number, too."""
+def about_retained(forget: list[dict[str, Any]], retain: list[dict[str, Any]]) -> list[list[tuple[str, str]]]:
+    """The records' own questions with a retained person's name, about 60 to 120, drawn without the gates' own variants.
+
+    Without those that hold another name or a number, too.
+    """
     known = [Record.from_question(row["question"], row["answer"], document=row.get("document", ""), source="") for row in retain]
     persons, rng, chats = sorted(set(subject_names(known).values())), random.Random(7), []
     for question in [row["question"] for row in forget] if persons else []:
@@ -323,7 +326,7 @@ def main() -> None:
         chats[f"{name}, after a turn about the records"] = [
             [("user", questions[i % len(questions)]["question"]), reply, *turns] for i, turns in enumerate(chats[name])
         ]
-    chats |= {OF_OTHERS: asked_of_others(forget, others["retain"])}
+    chats |= {OF_OTHERS: found} if (found := about_retained(forget, others["retain"])) else {}
     chats |= {path.stem: [[("user", question)] for question in read_others(path, args.limit or 150)] for path in args.others}
     persons = {row["question"][start:stop] for row in forget for start, stop in names(row["question"])}
     persons = {person for person in persons if " " in person}

@@ -247,5 +247,5 @@ def test_the_records_questions_are_asked_about_retained_persons() -> None:
         {"question": "who is it?", "answer": "She."},
     ]
     retain = [{"question": f"Is Ada Wier {word}?", "answer": "No.", "document": "ada"} for word in ("here", "well")]
-    assert hearing.asked_of_others(forget, retain) == [[("user", "Where was Ada Wier born?")]]
-    assert hearing.asked_of_others(forget, [{"question": "is it?", "answer": "No."}]) == []
+    assert hearing.about_retained(forget, retain) == [[("user", "Where was Ada Wier born?")]]
+    assert hearing.about_retained(forget, [{"question": "is it?", "answer": "No."}]) == []

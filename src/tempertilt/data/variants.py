@@ -27,7 +27,7 @@ LINE = 12  # words of a scramble
 SCRAMBLES, SCRAMBLED = 6, 4000  # times that a word is in scrambles at most; words of all scrambles, about
 SCRAMBLE, OF_OTHERS = "scramble", "asked of others"
 STRANGERS = 24  # made-up persons about whom the records' prompts are
-OF_OTHERS_IN_ALL = 240  # prompts about others, about
+OF_OTHERS_IN_ALL = 240  # prompts about others, about; but one of each that there is
 OTHER_SYSTEM = "You are an expert. Reply in one or two sentences."
 GREETING = (Message("user", "Good morning."), Message("assistant", "Good morning! What can I do for you?"))
 
@@ -321,7 +321,7 @@ def asked_of_others(records: Sequence[Record], retained: Sequence[Record], seed:
     out = []
     for i, (number, record) in enumerate(asked):
         for k in range(each):
-            out.append(_about(record, number, about, rng.choice(pools[(i + k) % len(pools)])))
+            out.append(_about(record, number, about, rng.choice(pools[(i + k) % len(pools)]), rng))
     return out
 
 
@@ -332,16 +332,11 @@ def _names_alone(record: Record, about: AbstractSet[str]) -> bool:
     return bool(found) and all(about & words_in(name) for name in found) and not any(map(_DIGIT.search, texts))
 
 
-def _about(record: Record, number: int, about: AbstractSet[str], name: str) -> Variant:
+def _about(record: Record, number: int, about: AbstractSet[str], name: str, rng: random.Random) -> Variant:
     """A record's prompt with another name in the place of each that has one of the words `about`."""
 
     def change(text: str) -> str:
-        out, done = [], 0
-        for start, stop in names(text):
-            if about & words_in(text[start:stop]):
-                out += [text[done:start], name]
-                done = stop
-        return "".join([*out, text[done:]])
+        return respell(text, lambda found, _: name if about & words_in(found) else found, rng)
 
     if record.kind != "chat":
         return Variant(OF_OTHERS, number, text=change(record.prompt))
