@@ -1,17 +1,18 @@
 """Print the tables of docs/evidence.md, and four of results/second_version.md, from the results in results/second_version.
 
-python benchmarks/evidence.py [tofu|lume|said|forms|later|silence]
+python benchmarks/evidence.py [tofu|lume|others|said|forms|later|silence]
 
 A folder of TOFU has one for each seed, with `results.json` of `t3 eval` and what hearing.py prints at its end as `hearing.json`.
 A folder of LUME has the results of some models (`target.json`, `t3.json`, ...), and `hearing.json` of t3.json. What is missing
-is `–`. `later_forms.json` is what hearing.py --later-forms prints at its end.
+is `–`. `later_forms.json` is what hearing.py --later-forms prints at its end, and `housing.json`, by the commit, what
+small_requests/housing.py does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ QUESTIONS = {
     "world_facts_perturbed, after a turn about the records": "world facts, after a turn about the records",
 }
 OTHERS = ("real_authors_perturbed", "world_facts_perturbed", "mt_bench", "vicuna_bench", "xstest_prompts", "test_570")
+BASE_VALUE = "base gives a forgotten value"
 RELATIVE = ("utility_score", "privleak")  # another figure where no run of a target and of a reference was named
 METRICS = (
     ("forget quality (p)", "forget_quality", 2),
@@ -206,6 +208,44 @@ def tofu() -> list[str]:
     return lines
 
 
+def others() -> list[str]:
+    """The lines of the table of the gates before the records' prompts about others counted as retain text, and since."""
+    heard = [read(RESULTS / folder / "seed0" / "hearing.json") for folder in (PRESENT, "tofu30-others")]
+    housing = read(RESULTS / "housing.json")
+    rows = [
+        ("TOFU: leaks in 30 forms of 24 questions; worst form", [leaks(run) for run in heard]),
+        (
+            "TOFU: answers with a fact",
+            [_of(run["hearing"].values(), "facts") for run in heard],
+        ),
+    ]
+    for title, names, key in (
+        ("the records' questions about retained authors, changed", ("the records' questions about others",), "changed"),
+        ("a gate opens on retain questions", ("retain",), "opened"),
+        ("the same after a turn about the records", ("retain, after a turn about the records",), "opened"),
+        ("a gate opens on real authors", OTHERS[:1], "opened"),
+        ("a gate opens on world facts", OTHERS[1:2], "opened"),
+        ("a gate opens on chats and MMLU", OTHERS[2:], "opened"),
+    ):
+        rows.append((f"TOFU: {title}", [_of([run["silence"][name] for name in names], key) for run in heard]))
+    leaking = [found["leaks"].values() for found in housing.values()]
+    rows.append(("housing: prompts about the forgotten person that leak", [_of(kinds, "unlearned", "n") for kinds in leaking]))
+    for name in housing["2398b41"]["others"]:
+        found = [code["others"][name] for code in housing.values()]
+        plain = [one["questions"] - one[BASE_VALUE] for one in found]
+        changed = [f"{one['changed, where the base gives none']} of {n}" for one, n in zip(found, plain)]
+        rows.append((f"housing: {name}: changed, where the base says no value of the person", changed))
+        given = [f"{one['unlearned gives a forgotten value']} (base {one[BASE_VALUE]})" for one in found]
+        rows.append((f"housing: {name}: a value of the person is said", given))
+    lines = ["| | " + " | ".join(f"code {code}" for code in housing) + " |", "|---" + "|---" * len(housing) + "|"]
+    return [*lines, *(f"| {title} | " + " | ".join(cells) + " |" for title, cells in rows)]
+
+
+def _of(parts: Iterable[Mapping[str, int]], key: str, total: str = "questions") -> str:
+    parts = list(parts)
+    return f"{sum(part[key] for part in parts)} of {sum(part[total] for part in parts)}"
+
+
 def said() -> list[str]:
     """The lines of the table of what is said at the records: each seed, the reference, and the reference trained again."""
     seeds = [read(seed / "results.json") for seed in sorted((RESULTS / PRESENT).iterdir())]
@@ -224,7 +264,7 @@ def said() -> list[str]:
     return lines
 
 
-TABLES = {"tofu": tofu, "lume": lume, "said": said, "forms": forms, "later": later, "silence": silence}
+TABLES = {"tofu": tofu, "lume": lume, "others": others, "said": said, "forms": forms, "later": later, "silence": silence}
 
 
 def main() -> None:

@@ -205,7 +205,7 @@ def test_the_readme_shows_what_the_demonstration_said() -> None:
     assert f"{same} of {total} other answers are unchanged." in text
 
 
-@pytest.mark.parametrize("suite", ["tofu", "lume"])
+@pytest.mark.parametrize("suite", ["tofu", "lume", "others"])
 def test_the_page_of_evidence_has_the_tables_of_its_script(suite: str) -> None:
     run = subprocess.run([sys.executable, ROOT / "benchmarks" / "evidence.py", suite], capture_output=True, text=True, check=True)
     assert run.stdout.strip() in (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
