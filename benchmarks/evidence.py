@@ -214,10 +214,7 @@ def others() -> list[str]:
     housing = read(RESULTS / "housing.json")
     rows = [
         ("TOFU: leaks in 30 forms of 24 questions; worst form", [leaks(run) for run in heard]),
-        (
-            "TOFU: answers with a fact",
-            [_of(run["hearing"].values(), "facts") for run in heard],
-        ),
+        ("TOFU: answers with a fact", [_of(run["hearing"].values(), "facts") for run in heard]),
     ]
     for title, names, key in (
         ("the records' questions about retained authors, changed", ("the records' questions about others",), "changed"),

@@ -57,7 +57,13 @@ def heard_of_others(
     count: int,
     seed: int = SEED,
 ) -> Heard | None:
-    """How many prompts of `count` forget records open the gate when they are asked about others; None where there are none."""
+    """What a model's input gate hears of forget prompts about others, drawn anew; None without a gate or such prompts.
+
+    Args:
+        forget: records, of which `count` are asked about others.
+        retain: records, whose persons are among the others.
+        encoding: how records become tokens.
+    """
     variants = asked_of_others(spread(list(forget), count), retain, seed) if count else []
     return _heard(model, tokenizer, variants, encoding).get(OF_OTHERS)
 
